@@ -1,0 +1,39 @@
+"""UniMed-CLIP, ViT-L/14 at 336 px with BiomedBERT-base: the published recipe (arXiv 2412.10372).
+
+    python -m unimed_jax.train --config=configs/unimed_vit_l14_336_base_text.py --workdir=DIR
+    --config.data.root=DIR2
+
+DIR2 holds one converted corpus per part, in folders named as in input_pipeline/unimed_parts.py.
+Published: mean of 21 zero-shot sets 64.84. Not run here yet; as in unimed_vit_b16.py, the image
+tower starts from random weights until image weights can be imported (docs/status.md).
+"""
+
+from ml_collections import ConfigDict
+
+from input_pipeline.unimed_parts import CAPTION_RULES
+from unimed_jax.config import base_config, choose_variant, edit, source
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    choose_variant(variant, ("",))
+    config = base_config("contrastive")
+    config.num_epochs = 10.0
+    config.checkpoint.every_steps = 1000
+    with edit(config):
+        for part, rule in CAPTION_RULES.items():  # drawn in proportion to their size
+            config.data.sources[part] = source(path=part, caption_rule=rule)
+    config.tokenizer = "hf:microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
+    config.init.text = config.tokenizer
+
+    config.model.embed_dim = 768
+    config.model.visual.image_size = 336
+    config.model.visual.patch_size = 14
+    config.model.visual.width = 1024
+    config.model.visual.layers = 24
+    config.model.visual.heads = 16
+    config.model.visual.mlp_width = 4096
+    config.model.compute_dtype = "bfloat16"  # published: float16 with loss scaling
+    config.model.remat = "full"
+
+    config.optimizer.learning_rate = 4e-4
+    return config

@@ -1,0 +1,1 @@
+"""Corpus -> TFRecord shards -> deterministic batches. Imports TensorFlow and NumPy, never torch."""

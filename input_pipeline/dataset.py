@@ -1,0 +1,368 @@
+"""Corpus directories -> batches: the batch at step k is a function of (sources, seed, k) alone.
+
+Nothing of the iterator is saved. ``train_dataset`` is built at any step by the arithmetic of
+``order.py``; what a record becomes is the business of the task's ``decode``, which sees the record
+and a seed that belongs to this visit. Worker threads, hosts and interruptions change neither order
+nor pixels.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from input_pipeline import manifest as manifest_lib
+from input_pipeline import order
+from input_pipeline.errors import ConfigError, CorpusError
+
+# decode(serialized (), seed (2,), source ()) -> features; in-graph
+DecodeFn = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Mapping[str, tf.Tensor]]
+
+NO_SEED = np.zeros(2, np.int64)
+BAD_SAMPLE_POLICIES = ("error", "replace")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One component of the mixture: a split of a corpus directory and its share of the draws."""
+
+    name: str
+    directory: str
+    split: str
+    weight: float | None  # None: in proportion to its number of samples
+
+
+def open_sources(
+    sources: Sequence[Source], num_streams: int, verify_checksums: bool = False
+) -> list[manifest_lib.Manifest]:
+    """Reads and verifies the manifests of a mixture.
+
+    Raises:
+      CorpusError: a manifest or shard is missing, truncated or altered, or a split is empty.
+      ConfigError: the shards of a source cannot be dealt evenly to the streams.
+    """
+    manifests = []
+    for source in sources:
+        manifest = manifest_lib.load(source.directory)
+        manifest_lib.verify(source.directory, manifest, source.split, checksums=verify_checksums)
+        num_shards = len(manifest.splits[source.split].shards)
+        if num_shards % num_streams:
+            raise ConfigError(
+                f"data.num_streams={num_streams} does not divide the {num_shards} shards of source "
+                f"{source.name!r} ({source.directory}, split {source.split!r}); choose a divisor "
+                f"of {num_shards} or convert the corpus with another --num_shards"
+            )
+        if any(shard.num_samples == 0 for shard in manifest.splits[source.split].shards):
+            raise CorpusError(
+                f"{source.directory}: split {source.split!r} has shards without samples; convert "
+                "it again with fewer --num_shards"
+            )
+        manifests.append(manifest)
+    return manifests
+
+
+def mixture_weights(
+    sources: Sequence[Source], manifests: Sequence[manifest_lib.Manifest]
+) -> list[float]:
+    """Weights as given, or the number of samples of a source where none is given."""
+    return [
+        float(m.splits[s.split].num_samples if s.weight is None else s.weight)
+        for s, m in zip(sources, manifests, strict=True)
+    ]
+
+
+def position(
+    sources: Sequence[Source],
+    manifests: Sequence[manifest_lib.Manifest],
+    *,
+    seed: int,
+    batch_size: int,
+    num_streams: int,
+    block_size: int,
+    step: int,
+) -> dict[str, object]:
+    """All that decides which batches follow ``step``: stored in checkpoints, compared on resume."""
+    return {
+        "step": step,
+        "seed": seed,
+        "batch_size": batch_size,
+        "num_streams": num_streams,
+        "block_size": block_size,
+        "sources": {
+            s.name: {"split": s.split, "weight": w, "fingerprint": m.fingerprint}
+            for s, m, w in zip(sources, manifests, mixture_weights(sources, manifests), strict=True)
+        },
+    }
+
+
+def _shuffled_records(
+    paths: np.ndarray, plans: Sequence[order.EpochPlan], block_size: int, seed: int
+) -> tf.data.Dataset:
+    """Serialized records of a source in a stream, epoch after epoch, shuffled block by block."""
+    all_paths = tf.constant(np.concatenate([paths[plan.shards] for plan in plans]))
+    ends = np.cumsum([len(plan.shards) for plan in plans])
+    per_epoch = {
+        "epoch": [plan.epoch for plan in plans],
+        "begin": ends - [len(plan.shards) for plan in plans],
+        "end": ends,
+        "skip_records": [plan.skip_records for plan in plans],
+        "first_block": [plan.first_block for plan in plans],
+        "skip_in_block": [plan.skip_in_block for plan in plans],
+    }
+
+    def read_epoch(plan: Mapping[str, tf.Tensor]) -> tf.data.Dataset:
+        def shuffle(block_index: tf.Tensor, block: tf.Tensor) -> tf.Tensor:
+            key = tf.stack([tf.constant(seed, tf.int64), plan["epoch"] * 2**32 + block_index])
+            return tf.random.experimental.stateless_shuffle(block, key)
+
+        return (
+            tf.data.Dataset.from_tensor_slices(all_paths[plan["begin"] : plan["end"]])
+            .flat_map(tf.data.TFRecordDataset)
+            .skip(plan["skip_records"])
+            .batch(block_size)
+            .enumerate(start=plan["first_block"])
+            .map(shuffle)
+            .unbatch()
+            .skip(plan["skip_in_block"])
+        )
+
+    columns = {key: np.asarray(values, np.int64) for key, values in per_epoch.items()}
+    return tf.data.Dataset.from_tensor_slices(columns).flat_map(read_epoch)
+
+
+def _stream(
+    sources: Sequence[Source],
+    manifests: Sequence[manifest_lib.Manifest],
+    stream: int,
+    *,
+    num_streams: int,
+    seed: int,
+    block_size: int,
+    start: int,
+    stop: int,
+) -> tf.data.Dataset:
+    """(serialized, seed (2,), source ()) of the draws ``start`` to ``stop`` of one stream."""
+    weights = mixture_weights(sources, manifests)
+    draws = order.source_draws(weights, seed, stream, stop)
+    components = []
+    for index, (source, manifest) in enumerate(zip(sources, manifests, strict=True)):
+        shards = manifest.splits[source.split].shards
+        first = int(np.count_nonzero(draws[:start] == index))
+        plans = order.plan_epochs(
+            [shard.num_samples for shard in shards],
+            num_streams=num_streams,
+            stream=stream,
+            source=index,
+            seed=seed,
+            block_size=block_size,
+            start=first,
+            stop=max(int(np.count_nonzero(draws == index)), first + 1),
+        )
+        paths = np.array([str(Path(source.directory) / shard.file) for shard in shards])
+        visit_key = tf.constant(order.example_seed(seed, index, stream), tf.int64)
+
+        def tag(
+            visit: tf.Tensor, record: tf.Tensor, key: tf.Tensor = visit_key, index: int = index
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            return record, tf.stack([key, visit]), tf.constant(index, tf.int64)
+
+        block_key = order.block_seed(seed, index, stream)
+        component = _shuffled_records(paths, plans, block_size, block_key)
+        components.append(component.enumerate(start=first).map(tag))
+    if len(components) == 1:
+        return components[0]
+    choice = tf.data.Dataset.from_tensor_slices(draws[start:]).map(lambda i: tf.cast(i, tf.int64))
+    return tf.data.Dataset.choose_from_datasets(components, choice, stop_on_empty_dataset=True)
+
+
+def _decoded(dataset: tf.data.Dataset, decode: DecodeFn, num_threads: int) -> tf.data.Dataset:
+    """Applies ``decode``; a record that fails keeps its place, as zeros with ``valid`` False."""
+
+    def features(record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {**decode(record, seed, source), "valid": tf.constant(True)}
+
+    spec = dataset.map(features).element_spec
+    blank = {
+        key: tf.zeros([0 if d is None else d for d in value.shape], value.dtype)
+        if value.dtype != tf.string
+        else tf.fill(value.shape, "")
+        for key, value in spec.items()
+    }
+
+    def decode_or_blank(record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor) -> tf.data.Dataset:
+        good = tf.data.Dataset.from_tensors((record, seed, source)).map(features)
+        identity = {"id": tf.io.FixedLenFeature((), tf.string, default_value="")}
+        failed = {**blank, **tf.io.parse_single_example(record, identity)}
+        return good.ignore_errors().concatenate(tf.data.Dataset.from_tensors(failed)).take(1)
+
+    parallelism = num_threads or tf.data.AUTOTUNE
+    # One element per inner dataset: interleave is then an ordered parallel map that survives a bad
+    # record.
+    return dataset.interleave(
+        decode_or_blank,
+        cycle_length=num_threads or 16,
+        num_parallel_calls=parallelism,
+        deterministic=True,
+    )
+
+
+def _with_options(dataset: tf.data.Dataset, num_threads: int) -> tf.data.Dataset:
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.enabled = num_threads == 0
+    if num_threads:
+        options.threading.private_threadpool_size = num_threads
+    return dataset.with_options(options)
+
+
+def train_dataset(
+    sources: Sequence[Source],
+    manifests: Sequence[manifest_lib.Manifest],
+    decode: DecodeFn,
+    *,
+    batch_size: int,
+    num_streams: int,
+    streams: range,
+    seed: int,
+    block_size: int,
+    start_step: int,
+    stop_step: int,
+    num_threads: int = 0,
+) -> tf.data.Dataset:
+    """Host batches of the steps ``start_step`` <= k < ``stop_step``.
+
+    Args:
+      sources: the mixture; its order and names are part of the stream's identity.
+      manifests: of the sources, from ``open_sources``.
+      decode: the task's features of a record; must return ``id`` (string).
+      batch_size: rows of the global batch; divisible by ``num_streams``.
+      num_streams: logical streams of the run, however many hosts there are.
+      streams: the contiguous range of streams that this host serves.
+      num_threads: of the decoding pool; 0 lets tf.data choose. Does not affect what is produced.
+
+    Returns:
+      A dataset of dicts with leading dim ``batch_size * len(streams) / num_streams``, rows in
+      stream order, among them ``valid`` (bool): False where a record could not be decoded.
+    """
+    rows = batch_size // num_streams
+    parts = tuple(
+        _stream(
+            sources,
+            manifests,
+            stream,
+            num_streams=num_streams,
+            seed=seed,
+            block_size=block_size,
+            start=start_step * rows,
+            stop=stop_step * rows,
+        ).batch(rows, drop_remainder=True)
+        for stream in streams
+    )
+    joined = tf.data.Dataset.zip(parts).map(
+        lambda *batches: tuple(tf.concat(column, axis=0) for column in zip(*batches, strict=True))
+    )
+    dataset = _decoded(joined.unbatch(), decode, num_threads)
+    dataset = dataset.batch(rows * len(streams), drop_remainder=True)
+    dataset = dataset.take(stop_step - start_step).prefetch(2)
+    return _with_options(dataset, num_threads)
+
+
+def evaluation_dataset(
+    directory: str,
+    manifest: manifest_lib.Manifest,
+    split: str,
+    decode: DecodeFn,
+    *,
+    batch_size: int,
+    host: int = 0,
+    num_hosts: int = 1,
+    num_threads: int = 0,
+) -> tf.data.Dataset:
+    """Every record of a split once, in file order; rows that fill the last batch are not ``valid``.
+
+    Global batch j holds the records j*batch_size to (j+1)*batch_size; host h decodes its contiguous
+    share of the rows, so every host yields the same number of batches.
+    """
+    rows = batch_size // num_hosts
+    paths = [str(Path(directory) / shard.file) for shard in manifest.splits[split].shards]
+    dataset = tf.data.Dataset.from_tensor_slices(paths).flat_map(tf.data.TFRecordDataset)
+    padding = -manifest.splits[split].num_samples % batch_size
+    # an empty record fails to decode and so becomes a row that is not valid
+    dataset = dataset.concatenate(tf.data.Dataset.from_tensors("").repeat(padding))
+    dataset = dataset.enumerate().filter(lambda i, _: (i % batch_size) // rows == host)
+    dataset = dataset.map(lambda _, record: (record, NO_SEED, tf.zeros((), tf.int64)))
+    dataset = _decoded(dataset, decode, num_threads).batch(rows, drop_remainder=True)
+    return _with_options(dataset.prefetch(2), num_threads)
+
+
+def numpy_batches(
+    dataset: tf.data.Dataset, directories: Mapping[str, manifest_lib.Manifest]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Iterates, and says which file is damaged where TensorFlow only says that one is.
+
+    Args:
+      dataset: from ``train_dataset`` or ``evaluation_dataset``.
+      directories: corpus directory -> manifest, of everything that the dataset reads.
+
+    Raises:
+      CorpusError: a shard was removed or altered since its manifest was written.
+    """
+    try:
+        yield from dataset.as_numpy_iterator()
+    except tf.errors.OpError as error:
+        for directory, manifest in directories.items():
+            for split in manifest.splits:
+                manifest_lib.verify(directory, manifest, split, checksums=True)
+        reason = (error.message or str(error)).splitlines()[0]
+        raise CorpusError(f"reading {', '.join(directories)} failed: {reason}") from error
+
+
+def replace_bad_rows(
+    batches: Iterator[Mapping[str, np.ndarray]], policy: str, rows_per_stream: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Deals with records that could not be decoded.
+
+    Args:
+      batches: host batches of ``train_dataset``.
+      policy: ``error`` stops; ``replace`` logs the id, counts it, and puts the nearest valid row of
+        the same stream in its place, so that the batch stays a function of the step alone.
+      rows_per_stream: rows that each stream gives to a batch.
+
+    Raises:
+      CorpusError: under ``error``, or when a stream has no valid row in a batch.
+    """
+    replaced = 0
+    for batch in batches:
+        valid = batch["valid"]
+        batch = {key: value for key, value in batch.items() if key != "valid"}
+        if not valid.all():
+            batch = {
+                key: value.copy() for key, value in batch.items()
+            }  # TensorFlow's are read-only
+        for row in np.flatnonzero(~valid):
+            sample_id = batch["id"][row].decode()
+            if policy == "error":
+                raise CorpusError(
+                    f"sample {sample_id!r} cannot be decoded; remove it by converting the corpus "
+                    "again, or set data.on_bad_sample='replace' to put its neighbour in its place"
+                )
+            begin = row - row % rows_per_stream
+            candidates = begin + np.flatnonzero(valid[begin : begin + rows_per_stream])
+            if not len(candidates):
+                raise CorpusError(
+                    f"no sample near {sample_id!r} can be decoded; the corpus is damaged"
+                )
+            donor = candidates[np.argmin(np.abs(candidates - row))]
+            replaced += 1
+            logging.warning(
+                "sample %r cannot be decoded: replaced by %r (%d replaced so far)",
+                sample_id,
+                batch["id"][donor].decode(),
+                replaced,
+            )
+            for key in batch:
+                batch[key][row] = batch[key][donor]
+        yield batch

@@ -1,0 +1,97 @@
+"""Text -> token ids with the Rust tokenizers, on whole batches, outside the tf.data graph.
+
+The ids are those of Hugging Face's BERT tokenizer for the same files because it is the same code.
+"""
+
+import functools
+import hashlib
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import ftfy
+import numpy as np
+import tokenizers
+
+from input_pipeline.errors import ConfigError
+
+FILE_NAMES = ("tokenizer.json", "vocab.txt")
+
+
+@functools.lru_cache(maxsize=100_000)
+def clean(text: str) -> str:
+    """Repairs mojibake, un-escapes HTML twice, collapses white space, as open_clip does."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return re.sub(r"\s+", " ", text).strip()
+
+
+class Tokenizer:
+    """A WordPiece tokenizer with a fixed context length.
+
+    Attributes:
+      vocab_size: number of entries of the vocabulary.
+      pad_id: id that fills a row up.
+      sha256: of the tokenizer's canonical JSON; equal hashes give equal ids.
+    """
+
+    def __init__(self, directory: str | Path, context_length: int) -> None:
+        """Reads ``tokenizer.json``, else ``vocab.txt`` (uncased BERT), from a directory or file.
+
+        Raises:
+          ConfigError: there is no such file, it cannot be read, or BERT's special tokens are
+          missing.
+        """
+        path = Path(directory)
+        if path.is_dir():
+            found = [path / name for name in FILE_NAMES if (path / name).is_file()]
+            if not found:
+                raise ConfigError(f"no tokenizer in {path}: expected {' or '.join(FILE_NAMES)}")
+            path = found[0]
+        try:
+            if path.suffix == ".json":
+                tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            else:
+                tokenizer = _bert_tokenizer(path)
+        except ConfigError:
+            raise
+        except Exception as error:  # the Rust library raises bare Exception
+            raise ConfigError(f"cannot read the tokenizer {path}: {error}") from error
+        pad_id = tokenizer.token_to_id("[PAD]")
+        absent = [
+            t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if tokenizer.token_to_id(t) is None
+        ]
+        if absent:
+            raise ConfigError(f"{path} is no BERT vocabulary: {', '.join(absent)} missing")
+        tokenizer.enable_truncation(context_length)
+        tokenizer.enable_padding(pad_id=pad_id, pad_token="[PAD]", length=context_length)
+        self._tokenizer = tokenizer
+        self.vocab_size: int = tokenizer.get_vocab_size()
+        self.pad_id: int = pad_id
+        self.sha256 = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Cleaned, tokenised, truncated, padded: int32 (len(texts), context_length)."""
+        encodings = self._tokenizer.encode_batch([clean(text) for text in texts])
+        return np.array([encoding.ids for encoding in encodings], np.int32)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes ``tokenizer.json``: a run does not depend on where its tokenizer came from."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        self._tokenizer.save(str(Path(directory) / "tokenizer.json"))
+
+
+def _bert_tokenizer(vocab_file: Path) -> tokenizers.Tokenizer:
+    """The uncased BERT tokenizer of a ``vocab.txt``: one token per line, ids by line number."""
+    tokens = vocab_file.read_text(encoding="utf-8").splitlines()
+    vocab = {token: index for index, token in enumerate(tokens)}
+    if "[UNK]" not in vocab or "[CLS]" not in vocab or "[SEP]" not in vocab:
+        raise ConfigError(f"{vocab_file} is no BERT vocabulary: [UNK], [CLS] or [SEP] missing")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = tokenizers.processors.BertProcessing(
+        ("[SEP]", vocab["[SEP]"]), ("[CLS]", vocab["[CLS]"])
+    )
+    tokenizer.decoder = tokenizers.decoders.WordPiece()
+    return tokenizer

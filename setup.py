@@ -1,0 +1,61 @@
+"""Installs ``unimed_jax`` and ``input_pipeline``; recipes and tools stay in the checkout.
+
+Lower bounds are the versions that the tests have run with. There are no upper pins but those with a
+reason.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION: dict[str, str] = {}
+exec((HERE / "unimed_jax" / "version.py").read_text(), VERSION)
+
+TORCH = ["torch>=2.14", "torchvision>=0.29", "open_clip_torch>=3.3", "transformers>=5.23"]
+
+setup(
+    name="unimed_jax",
+    version=VERSION["__version__"],
+    description="Medical vision-language pretraining in JAX: TFRecords in, a sharded CLIP out",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["unimed_jax*", "input_pipeline*"]),
+    package_data={"unimed_jax": ["*.css", "evals/prompts/*.json"]},
+    install_requires=[
+        "absl-py>=2.5",
+        "flax>=0.12.8,<0.13",  # NNX still changes between minor versions (0.11 changed its state)
+        "ftfy>=6.3",
+        "huggingface_hub>=2.4",
+        "jax>=0.10.2",
+        "ml_collections>=1.1",
+        "numpy>=2.4",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8,<1",  # 1.0 replaces the CheckpointManager API
+        "pillow>=13.0",
+        "safetensors>=0.8",
+        "scikit-learn>=1.9",
+        "scipy>=1.17",
+        "tensorflow-cpu>=2.21; platform_system == 'Linux' and platform_machine == 'x86_64'",
+        "tensorflow>=2.21; platform_system != 'Linux' or platform_machine != 'x86_64'",
+        "tensorflow-datasets>=4.9.10",
+        "tokenizers>=0.23",
+        "tqdm>=4.70",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "cuda12": ["jax[cuda12]>=0.10.2"],
+        "torch": TORCH,
+        "test": [
+            *TORCH,  # the independent implementations that the parity tests compare with
+            "build>=1.3",
+            "hypothesis>=6.170",
+            "pytest>=9.2",
+            "pytest-xdist>=3.8",
+            "ruff>=0.17",
+        ],
+    },
+)

@@ -1,0 +1,38 @@
+"""Eight simulated CPU devices for every test, a tiny phantom corpus, and a tiny config."""
+
+import os
+
+# before jax or TensorFlow is imported
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+_flags = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in _flags:
+    os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=8".strip()
+
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def phantom_corpus(tmp_path_factory) -> Path:
+    """102 training and 34 validation phantoms in 4 and 1 shards, with their vocabulary."""
+    from input_pipeline import phantoms
+
+    directory = tmp_path_factory.mktemp("phantoms")
+    phantoms.write(directory, num_train_per_class=6, num_val_per_class=2, image_size=40)
+    return directory
+
+
+@pytest.fixture
+def tiny_config(phantom_corpus) -> Callable[..., ConfigDict]:
+    """Makes a config that trains a tiny dual encoder on the phantoms; keywords are its keys."""
+    from unimed_jax.testing import tiny_config
+
+    def make(**changes: object) -> ConfigDict:
+        return tiny_config(str(phantom_corpus), changes)
+
+    return make

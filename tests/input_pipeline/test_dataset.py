@@ -1,0 +1,202 @@
+"""The stream of batches: same step, same batch; bad records; damaged files."""
+
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from input_pipeline import dataset, manifest, records, transforms
+from input_pipeline.errors import ConfigError, CorpusError
+
+BATCH, STREAMS, BLOCK = 8, 4, 5
+
+
+def decode(record, seed, source):
+    sample = records.parse(record)
+    image = transforms.random_resized_crop(sample["image"], 16, seed)
+    return {"id": sample["id"], "image": image, "source": source}
+
+
+def read(directories, start, stop, *, streams=range(STREAMS), threads=2, weights=None, seed=3):
+    weights = weights or [None] * len(directories)
+    sources = [
+        dataset.Source(f"s{i}", str(d), "train", w)
+        for i, (d, w) in enumerate(zip(directories, weights, strict=True))
+    ]
+    manifests = dataset.open_sources(sources, STREAMS)
+    batches = dataset.train_dataset(
+        sources, manifests, decode, batch_size=BATCH, num_streams=STREAMS, streams=streams,
+        seed=seed, block_size=BLOCK, start_step=start, stop_step=stop, num_threads=threads,
+    )  # fmt: skip
+    directories = {s.directory: m for s, m in zip(sources, manifests, strict=True)}
+    return list(dataset.numpy_batches(batches, directories))
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+@pytest.fixture(scope="module")
+def corpus(phantom_corpus):
+    return phantom_corpus
+
+
+@pytest.fixture(scope="module")
+def three_epochs(corpus):
+    """102 records in batches of 8: 40 steps end in the fourth epoch."""
+    return read([corpus], 0, 40)
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_the_threads(corpus, three_epochs):
+    assert_same(read([corpus], 0, 12, threads=1), three_epochs[:12])
+    assert_same(read([corpus], 0, 12, threads=5), three_epochs[:12])
+
+
+def test_another_seed_gives_another_order(corpus, three_epochs):
+    other = read([corpus], 0, 1, seed=4)
+    assert list(other[0]["id"]) != list(three_epochs[0]["id"])
+
+
+# 102 / 8 = 12.75: steps 12 and 13 lie on both sides of the first epoch's end, 25 and 26 of the
+# second's
+@pytest.mark.parametrize("step", [1, 3, 7, 12, 13, 25, 26, 39])
+def test_resuming_at_any_step_continues_the_stream(corpus, three_epochs, step):
+    assert_same(read([corpus], step, 40), three_epochs[step:])
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_the_global_batch_does_not_depend_on_the_number_of_hosts(corpus, three_epochs, hosts):
+    share = STREAMS // hosts
+    parts = [
+        read([corpus], 0, 15, streams=range(host * share, (host + 1) * share))
+        for host in range(hosts)
+    ]
+    joined = [
+        {key: np.concatenate([rows[key] for rows in batches]) for key in batches[0]}
+        for batches in zip(*parts, strict=True)
+    ]
+    assert_same(joined, three_epochs[:15])
+
+
+def test_an_epoch_visits_every_record_once(corpus):
+    # each stream's rows are a chain of epochs of its own; together they are epochs of the corpus
+    rows = BATCH // STREAMS
+    batches = read([corpus], 0, 14)
+    counts = [s.num_samples for s in manifest.load(corpus).splits["train"].shards]
+    seen = []
+    for stream in range(STREAMS):
+        ids = np.concatenate([b["id"][stream * rows : (stream + 1) * rows] for b in batches])
+        first_shard = dataset.order.epoch_shards(len(counts), STREAMS, 3, 0, 0, stream)
+        seen.append(ids[: sum(counts[s] for s in first_shard)])
+    seen = np.concatenate(seen)
+    assert len(seen) == len(set(seen)) == sum(counts)
+
+
+def test_crops_differ_between_visits_of_one_image(three_epochs):
+    images = {}
+    for batch in three_epochs:
+        for name, image in zip(batch["id"], batch["image"], strict=True):
+            images.setdefault(name, []).append(image.tobytes())
+    again = [group for group in images.values() if len(group) > 1]
+    assert again
+    # at 40 px two of three visits may well round to the same crop, but seldom all
+    assert np.mean([len(set(group)) > 1 for group in again]) > 0.8
+
+
+@pytest.mark.parametrize("step", [0, 9, 14])
+def test_a_mixture_keeps_its_weights_and_resumes(corpus, tmp_path, step):
+    second = tmp_path / "second"
+    shutil.copytree(corpus, second)
+    whole = read([corpus, second], 0, 30, weights=[3.0, 1.0])
+    assert abs(np.mean([b["source"] for b in whole]) - 0.25) < 0.1
+    assert_same(read([corpus, second], step, 30, weights=[3.0, 1.0]), whole[step:])
+
+
+def _damage(directory, corpus, index):
+    """A copy of the corpus in which the image of one record does not decode; returns its id."""
+    shutil.copytree(corpus, directory)
+    path = directory / manifest.load(corpus).splits["train"].shards[0].file
+    samples = [records.decode(r) for r in tf.data.TFRecordDataset(str(path)).as_numpy_iterator()]
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for i, s in enumerate(samples):
+            image = s.image[: len(s.image) // 8] if i == index else s.image
+            fields = {**s.__dict__, "image": image}
+            writer.write(records.encode(records.Sample(**fields)))
+    content = manifest.load(directory)
+    shard = content.splits["train"].shards[0]
+    text = (directory / "manifest.json").read_text()
+    text = text.replace(f'"num_bytes": {shard.num_bytes}', f'"num_bytes": {path.stat().st_size}')
+    (directory / "manifest.json").write_text(text)
+    return samples[index].id
+
+
+def test_a_bad_image_keeps_its_place_and_is_replaced_or_named(corpus, tmp_path):
+    bad_id = _damage(tmp_path / "damaged", corpus, 4)
+    good, bad = read([corpus], 0, 13), read([tmp_path / "damaged"], 0, 13)
+    place = [(k, row) for k, b in enumerate(bad) for row in np.flatnonzero(~b["valid"])]
+    assert place
+    for k, row in place:
+        assert good[k]["id"][row].decode() == bad[k]["id"][row].decode() == bad_id
+    replaced = list(dataset.replace_bad_rows(iter(bad), "replace", BATCH // STREAMS))
+    for k, batch in enumerate(replaced):
+        assert "valid" not in batch
+        for row in range(BATCH):
+            if (k, row) in place:
+                neighbour = row ^ 1  # the other row of its stream
+                np.testing.assert_array_equal(batch["image"][row], good[k]["image"][neighbour])
+            else:
+                np.testing.assert_array_equal(batch["image"][row], good[k]["image"][row])
+    with pytest.raises(CorpusError, match=bad_id):
+        list(dataset.replace_bad_rows(iter(bad), "error", BATCH // STREAMS))
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated"])
+def test_a_damaged_shard_is_named_before_anything_is_read(corpus, tmp_path, damage):
+    shutil.copytree(corpus, tmp_path / "copy")
+    shard = tmp_path / "copy" / manifest.load(corpus).splits["train"].shards[2].file
+    content = shard.read_bytes()
+    shard.unlink()
+    if damage != "missing":
+        shard.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
+    with pytest.raises(CorpusError, match=shard.name):
+        read([tmp_path / "copy"], 0, 1)
+
+
+def test_a_shard_altered_under_a_running_job_is_named(corpus, tmp_path):
+    shutil.copytree(corpus, tmp_path / "copy")
+    shard = tmp_path / "copy" / manifest.load(corpus).splits["train"].shards[1].file
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    shard.write_bytes(bytes(content))
+    with pytest.raises(CorpusError, match=shard.name):
+        read([tmp_path / "copy"], 0, 13)
+
+
+def test_streams_must_divide_the_shards(corpus):
+    with pytest.raises(ConfigError, match=r"num_streams=3 .* 4 shards"):
+        dataset.open_sources([dataset.Source("x", str(corpus), "train", None)], 3)
+
+
+@pytest.mark.parametrize("batch_size", [8, 16, 34, 40])
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_evaluation_meets_every_record_once(corpus, batch_size, hosts):
+    content = manifest.load(corpus)
+    parts = []
+    for host in range(hosts):
+        batches = dataset.evaluation_dataset(
+            str(corpus), content, "val", decode, batch_size=batch_size, host=host, num_hosts=hosts
+        )
+        parts.append(list(batches.as_numpy_iterator()))
+    assert len({len(p) for p in parts}) == 1
+    ids, valid = [], []
+    for batches in zip(*parts, strict=True):
+        ids += [i for b in batches for i in b["id"]]
+        valid += [v for b in batches for v in b["valid"]]
+    files = [str(corpus / s.file) for s in content.splits["val"].shards]
+    expected = [records.decode(r).id for r in tf.data.TFRecordDataset(files).as_numpy_iterator()]
+    assert [i.decode() for i, v in zip(ids, valid, strict=True) if v] == expected
+    assert len(ids) % batch_size == 0

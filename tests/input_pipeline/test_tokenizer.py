@@ -1,0 +1,59 @@
+"""Token ids against transformers' BERT tokenizer on the same vocabulary."""
+
+import numpy as np
+import pytest
+from transformers import BertTokenizerFast
+
+from input_pipeline import phantoms
+from input_pipeline.errors import ConfigError
+from input_pipeline.tokenizer import Tokenizer, clean
+
+TEXTS = [
+    "Chest x-ray phantom showing a nodule.",
+    "Ground-glass opacities in both lungs; no pleural effusion (COVID-19).",
+    "naïve café — Überprüfung 東京 5 ± 3 mm²",
+    "",
+    "nodule " * 100,
+    "MRI,T1w: tumor!?",
+]
+
+
+@pytest.fixture
+def vocab(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("".join(f"{entry}\n" for entry in phantoms.vocabulary()), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("length", [8, 32])
+def test_ids_are_those_of_transformers(vocab, length):
+    ours = Tokenizer(vocab.parent, length)(TEXTS)
+    reference = BertTokenizerFast(vocab=str(vocab), do_lower_case=True)
+    theirs = reference(
+        [clean(t) for t in TEXTS], padding="max_length", truncation=True, max_length=length
+    )["input_ids"]
+    assert ours.dtype == np.int32
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_saved_copy_is_the_same_tokenizer(vocab, tmp_path):
+    tokenizer = Tokenizer(vocab, 16)
+    tokenizer.save(tmp_path / "copy")
+    copy = Tokenizer(tmp_path / "copy", 16)
+    assert copy.sha256 == tokenizer.sha256
+    np.testing.assert_array_equal(copy(TEXTS), tokenizer(TEXTS))
+
+
+def test_cleaning_repairs_and_collapses():
+    assert clean("  a&amp;lt;b \n\t caf\u00c3\u00a9 ") == "a<b café"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("word\nother\n", "no BERT vocabulary"), (None, "no tokenizer in")]
+)
+def test_a_wrong_vocabulary_is_named(tmp_path, content, message):
+    if content:
+        (tmp_path / "vocab.txt").write_text(content)
+    with pytest.raises(ConfigError, match=message) as error:
+        Tokenizer(tmp_path, 16)
+    assert str(tmp_path) in str(error.value)

@@ -1,0 +1,53 @@
+"""A dual encoder of a few thousand parameters, for tests."""
+
+import copy
+import math
+from typing import Any
+
+_SMALL = {
+    "embed_dim": 24,
+    "visual": {
+        "image_size": 32,
+        "patch_size": 8,
+        "width": 32,
+        "layers": 3,
+        "heads": 2,
+        "mlp_width": 64,
+        "activation": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    },
+    "text": {
+        "vocab_size": 99,
+        "width": 48,
+        "layers": 3,
+        "heads": 4,
+        "mlp_width": 80,
+        "max_positions": 40,
+        "num_token_types": 2,
+        "activation": "gelu",
+        "layer_norm_eps": 1e-12,
+        "dropout": 0.1,
+        "context_length": 16,
+        "pad_id": 0,
+        "projection": "mlp",
+    },
+    "logit_scale_init": math.log(1 / 0.07),
+    "logit_bias_init": None,
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+    "compute_dtype": "float32",
+    "param_dtype": "float32",
+    "remat": "none",
+    "scan_layers": True,
+}
+
+
+def small_config(**changes: Any) -> dict[str, Any]:
+    """The mapping with some values replaced; `visual` and `text` take dicts of changes."""
+    config = copy.deepcopy(_SMALL)
+    for key, value in changes.items():
+        if key in ("visual", "text"):
+            config[key].update(value)
+        else:
+            config[key] = value
+    return config

@@ -1,0 +1,45 @@
+"""The installed package: what it imports, what is in the wheel."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_import_is_light():
+    code = (
+        "import sys, time; start = time.perf_counter(); import unimed_jax;"
+        "print(time.perf_counter() - start);"
+        "print(any(m in sys.modules for m in ('tensorflow', 'torch')))"
+    )
+    command = [sys.executable, "-c", code]
+    seconds, heavy = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert float(seconds) < 2
+    assert heavy == "False"
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_packages_and_their_data_and_nothing_else(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path), "."]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    (wheel,) = tmp_path.glob("unimed_jax-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].partition("-")[0] for name in names} == {
+        "unimed_jax",
+        "input_pipeline",
+    }
+    for path in ("train.py", "evaluate.py", "report.css", "evals/prompts/phantoms.json"):
+        assert f"unimed_jax/{path}" in names
+    assert not any("test_" in name for name in names)
+
+
+def test_every_file_compiles():
+    for folder in ("unimed_jax", "input_pipeline", "configs", "tools", "tests", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            compile(path.read_text(), str(path), "exec")

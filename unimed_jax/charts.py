@@ -1,0 +1,113 @@
+"""Line charts as inline SVG: sharp at any size, a few kilobytes, and coloured by the page's CSS."""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+Point = tuple[float, float]
+
+_WIDTH, _HEIGHT = 420, 220
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 26
+NUM_COLOURS = 8
+_MAX_POINTS = 400  # one per pixel of the plot
+
+
+def line_chart(
+    series: Mapping[str, Sequence[Point]], y_range: tuple[float | None, float | None] = (None, None)
+) -> str:
+    """One SVG element with a line per series over a common x axis (steps).
+
+    Args:
+      series: name -> (x, y) points with x ascending; points that are not finite are gaps.
+      y_range: fixed ends of the y axis; None fits that end to the data.
+
+    Returns:
+      SVG markup; line i has the CSS class `line-(i mod 8)`. Long series are averaged over equal
+      runs of points; series of at most 30 points also get markers with their value as tooltip.
+    """
+    thinned = {name: _thin(points) for name, points in series.items()}
+    finite = [p for points in thinned.values() for p in points if math.isfinite(p[1])]
+    if not finite:
+        return '<p class="empty">no finite values</p>'
+    x_low, x_high = min(p[0] for p in finite), max(p[0] for p in finite)
+    if x_low == x_high:
+        x_low, x_high = x_low - 1, x_high + 1
+    x_ticks = [x for x in ticks(x_low, x_high, 5) if x_low <= x <= x_high]
+    y_ticks = _y_ticks([p[1] for p in finite], y_range)
+    y_low, y_high = y_ticks[0], y_ticks[-1]
+
+    def x_of(x: float) -> float:
+        return _LEFT + (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
+
+    def y_of(y: float) -> float:
+        share = (min(max(y, y_low), y_high) - y_low) / (y_high - y_low)
+        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" class="chart">']
+    for y in y_ticks:
+        at = f"{y_of(y):.1f}"
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at}" y2="{at}"/>'
+        )
+        parts.append(f'<text x="{_LEFT - 7}" y="{at}" dy="0.32em" text-anchor="end">')
+        parts.append(f"{_label(y, y_ticks)}</text>")
+    for x in x_ticks:
+        parts.append(f'<text x="{x_of(x):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">')
+        parts.append(f"{_label(x, x_ticks)}</text>")
+    for i, (name, points) in enumerate(thinned.items()):
+        colour = f"line-{i % NUM_COLOURS}"
+        path, pen = [], "M"
+        for x, y in points:
+            if math.isfinite(y):
+                path.append(f"{pen}{x_of(x):.1f} {y_of(y):.1f}")
+            pen = "L" if math.isfinite(y) else "M"
+        parts.append(f'<path class="{colour}" d="{"".join(path)}"/>')
+        for x, y in points if len(points) <= 30 else ():
+            if math.isfinite(y):
+                tip = html.escape(f"{name}, step {x:g}: {y:.4g}")
+                parts.append(f'<circle class="{colour}" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}"')
+                parts.append(f' r="2.5"><title>{tip}</title></circle>')
+    return "".join([*parts, "</svg>"])
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers, 1, 2 or 5 times a power of ten apart, that span [low, high]."""
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def _y_ticks(values: Sequence[float], y_range: tuple[float | None, float | None]) -> list[float]:
+    low = min(values) if y_range[0] is None else y_range[0]
+    high = max(values) if y_range[1] is None else y_range[1]
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # a constant: centre it
+        margin = 0.1 * abs(low) or 1.0
+        low, high = low - margin, high + margin
+    return ticks(low, high, 5)
+
+
+def _label(value: float, all_ticks: Sequence[float]) -> str:
+    """The tick's number with just the decimals that the spacing needs; 12k, 3e-4 where shorter."""
+    step = all_ticks[1] - all_ticks[0] if len(all_ticks) > 1 else abs(value) or 1.0
+    if abs(value) < step * 1e-6:
+        return "0"
+    if step < 1e-3 or abs(value) >= 1e7:
+        mantissa, exponent = f"{value:.3g}", 0
+        if abs(value) < 1e-2 or abs(value) >= 1e7:
+            exponent = math.floor(math.log10(abs(value)))
+            mantissa = f"{value / 10.0**exponent:.3g}"
+        return f"{mantissa}e{exponent}" if exponent else mantissa
+    if step >= 1000:
+        return f"{value / 1000:g}k"
+    return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
+
+
+def _thin(points: Sequence[Point]) -> Sequence[Point]:
+    """At most _MAX_POINTS points: means over runs of equal length."""
+    run = math.ceil(len(points) / _MAX_POINTS)
+    if run <= 1:
+        return points
+    runs = [points[i : i + run] for i in range(0, len(points), run)]
+    return [(sum(x for x, _ in r) / len(r), sum(y for _, y in r) / len(r)) for r in runs]

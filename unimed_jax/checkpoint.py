@@ -1,0 +1,193 @@
+"""Checkpoints: one folder per step with state, data position and metadata, written by Orbax.
+
+    WORKDIR/checkpoints/STEP/{state, data, meta}
+
+``state`` is {params, opt_state, step}; ``data`` the position of the input stream; ``meta`` the
+resolved config, versions and the task's identity (say, its tokenizer's hash), so that a checkpoint
+can be opened without naming its config. A step folder appears under its name only when it is
+complete.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers
+
+from input_pipeline.errors import UserError
+from unimed_jax import config as config_lib
+from unimed_jax import sharding
+from unimed_jax.version import __version__
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of one work directory, written asynchronously."""
+
+    def __init__(
+        self, workdir: str | Path, *, keep: int = 1, best_metric: str = "", read_only: bool = False
+    ) -> None:
+        """Opens the directory.
+
+        Args:
+          workdir: holds ``checkpoints/``.
+          keep: how many of the newest are kept.
+          best_metric: name of an evaluation metric; the checkpoint where it is highest is kept as
+            well.
+          read_only: nothing is created or removed.
+        """
+        policies: list[Any] = [checkpoint_managers.LatestN(keep)]
+        if best_metric:
+            policies.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: metrics[best_metric],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._best_metric = best_metric
+        self._manager = ocp.CheckpointManager(
+            Path(workdir).absolute() / FOLDER,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+            ),
+            item_names=("state", "data", "meta"),
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest complete step."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        position: Mapping[str, Any],
+        meta: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Starts writing a step, unless it is there; returns when the state is off the devices."""
+        if step in self._manager.all_steps():
+            return
+        metrics = dict(metrics or {})
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=ocp.args.JsonSave(dict(position)),
+                meta=ocp.args.JsonSave(dict(meta)),
+            ),
+            metrics=metrics if self._best_metric in metrics else None,
+        )
+
+    def read(self, step: int, item: str) -> dict[str, Any]:
+        """``data`` or ``meta`` of a step."""
+        args = ocp.args.Composite(**{item: ocp.args.JsonRestore()})
+        return self._manager.restore(step, args=args)[item]
+
+    def restore_state(self, step: int, abstract_state: Any, shardings: Any) -> Any:
+        """The state of a step on any mesh.
+
+        Args:
+          step: a complete step.
+          abstract_state: ShapeDtypeStructs; only the parts named here are read (e.g. params alone).
+          shardings: a tree of the same structure.
+
+        Raises:
+          UserError: names the parameters that are absent or have another shape.
+        """
+        target = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            abstract_state,
+            shardings,
+        )
+        args = ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+        )
+        try:
+            state = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"checkpoint {self._manager.directory}/{step} does not fit the model: {error}"
+            ) from error
+        for path, (want, got) in jax.tree_util.tree_leaves_with_path(
+            jax.tree.map(lambda w, g: (w, g), target, state), is_leaf=lambda x: isinstance(x, tuple)
+        ):
+            if getattr(got, "shape", None) != want.shape:
+                raise UserError(
+                    f"checkpoint {self._manager.directory}/{step}: {sharding.path_string(path)} "
+                    f"has shape {getattr(got, 'shape', 'absent')}, the model needs {want.shape}"
+                )
+        return state
+
+    def wait(self) -> None:
+        """Blocks until everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def make_meta(config: ConfigDict, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``meta`` of a checkpoint."""
+    return {
+        "config": json.loads(config_lib.to_json(config)),
+        "identity": dict(identity),
+        "versions": {"unimed_jax": __version__, "jax": jax.__version__},
+    }
+
+
+def find(path: str | Path) -> tuple[Path, int]:
+    """(work directory, step) of a work directory, its ``checkpoints`` folder, or one step folder.
+
+    Raises:
+      UserError: there is no complete checkpoint.
+    """
+    path = Path(path).absolute()
+    step = int(path.name) if path.name.isdigit() and path.parent.name == FOLDER else None
+    workdir = path.parent.parent if step is not None else path
+    workdir = workdir.parent if workdir.name == FOLDER else workdir
+    if not (workdir / FOLDER).is_dir():
+        raise UserError(
+            f"no checkpoint in {path}: expected a work directory with {FOLDER}/, or {FOLDER}/STEP"
+        )
+    manager = Checkpoints(workdir, read_only=True)
+    steps = manager.steps()
+    manager.close()
+    if not steps or (step is not None and step not in steps):
+        raise UserError(f"no complete checkpoint in {path}; complete steps: {steps or 'none'}")
+    return workdir, steps[-1] if step is None else step
+
+
+def load_config(workdir: Path, step: int) -> ConfigDict:
+    """The resolved config that a checkpoint was trained with."""
+    manager = Checkpoints(workdir, read_only=True)
+    meta = manager.read(step, "meta")
+    manager.close()
+    return config_lib.from_json(json.dumps(meta["config"]))
+
+
+def load_params(workdir: Path, step: int, task: Any, mesh: Mesh) -> Any:
+    """The parameters of a checkpoint, without optimiser state, on any mesh."""
+    abstract = {"params": jax.eval_shape(task.init, jax.random.key(0))}
+    shardings = sharding.state_shardings(abstract, task.parameter_axes, mesh)
+    manager = Checkpoints(workdir, read_only=True)
+    params = manager.restore_state(step, abstract, shardings)["params"]
+    manager.close()
+    logging.info("restored parameters of step %d from %s", step, workdir)
+    return params

@@ -1,0 +1,210 @@
+"""Zero-shot classification: class embeddings by prompt ensembling, logits, scores.
+
+Everything here runs on the host in NumPy: the arrays are small, and a float64 product gives the
+same logits whatever accelerator made the embeddings (a TPU multiplies in bfloat16 by default).
+
+Shapes: N images, C classes, P prompts in all, E the joint embedding dimension.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import logsumexp
+from sklearn import metrics as sk_metrics
+
+from input_pipeline.errors import UserError
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class ClassificationResult:
+    """The logits of one zero-shot task, from which every score and figure is computed.
+
+    Attributes:
+      task: the task's name, e.g. 'modality'.
+      classes: the C candidate classes; column c of `logits` belongs to `classes[c]`.
+      ids: the N sample ids.
+      labels: (N,) integer index of the true class.
+      logits: (N, C) float, logit_scale * cosine similarity.
+      num_left_out: samples that the task does not judge because their label is none of `classes`.
+
+    Raises:
+      UserError: a logit is not finite (the message names the first such sample).
+      ValueError: the shapes disagree, or a label is not a class index.
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    ids: tuple[str, ...]
+    labels: Array
+    logits: Array
+    num_left_out: int = 0
+
+    def __post_init__(self) -> None:
+        num_samples, num_classes = len(self.ids), len(self.classes)
+        if self.labels.shape != (num_samples,) or self.logits.shape != (num_samples, num_classes):
+            raise ValueError(
+                f"task {self.task!r}: {num_samples} ids and {num_classes} classes need labels of "
+                f"shape ({num_samples},) and logits of shape ({num_samples}, {num_classes}), got "
+                f"{self.labels.shape} and {self.logits.shape}"
+            )
+        if not np.issubdtype(self.labels.dtype, np.integer):
+            raise ValueError(f"task {self.task!r}: labels are {self.labels.dtype}, not integers")
+        outside = np.flatnonzero((self.labels < 0) | (self.labels >= num_classes))
+        if outside.size:
+            first = outside[0]
+            raise ValueError(
+                f"task {self.task!r}: sample {self.ids[first]!r} has label {self.labels[first]}, "
+                f"but the {num_classes} classes are numbered from 0"
+            )
+        broken = np.flatnonzero(~np.isfinite(self.logits).all(axis=1))
+        if broken.size:
+            raise UserError(
+                f"task {self.task!r}: the logits of {broken.size} of {num_samples} samples are not "
+                f"finite, first {self.ids[broken[0]]!r}; the parameters have diverged or an image "
+                "embedding is zero"
+            )
+
+    @property
+    def predictions(self) -> Array:
+        """(N,) index of the class with the largest logit; of equal logits the first class wins."""
+        return np.argmax(self.logits, axis=1)
+
+    @property
+    def chance(self) -> float:
+        """Balanced accuracy of a guess that ignores the image: 1 / C, absent classes included."""
+        return 1.0 / len(self.classes)
+
+
+def class_embeddings(prompt_embeddings: Array, class_index: Sequence[int] | Array) -> Array:
+    """Prompt ensembling (Radford et al. 2021, section 3.1.4): one unit vector per class.
+
+        w_c = normalise( mean_{p in c} normalise(t_p) )
+
+    Args:
+      prompt_embeddings: (P, E) text embeddings, of any norm.
+      class_index: (P,) the class of each prompt; each of 0..C-1 occurs at least once.
+
+    Returns:
+      (C, E) float32 with rows of norm 1.
+
+    Raises:
+      UserError: an embedding is not finite, or a vector to normalise is zero.
+      ValueError: the shapes disagree, or a class has no prompt.
+    """
+    prompts = np.asarray(prompt_embeddings, np.float64)
+    index = np.asarray(class_index)
+    if prompts.ndim != 2 or index.shape != prompts.shape[:1] or not len(index):
+        raise ValueError(
+            "need prompt embeddings (P, E) and P class indices with P > 0, got shapes "
+            f"{prompts.shape} and {index.shape}"
+        )
+    counts = np.bincount(index)
+    if not counts.all():
+        raise ValueError(f"class {int(np.argmin(counts))} has no prompt")
+    sums = np.zeros((len(counts), prompts.shape[1]))
+    np.add.at(sums, index, _normalise(prompts, "the embedding of prompt"))
+    return _normalise(sums / counts[:, None], "the mean embedding of class").astype(np.float32)
+
+
+def _normalise(vectors: Array, what: str) -> Array:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    broken = np.flatnonzero(~(np.isfinite(norms) & (norms > 0))[:, 0])
+    if broken.size:
+        problem = "zero" if norms[broken[0], 0] == 0 else "not finite"
+        raise UserError(f"{what} {broken[0]} is {problem}; have the parameters diverged?")
+    return vectors / norms
+
+
+def zero_shot_logits(image_embeddings: Array, class_embeddings: Array, logit_scale: float) -> Array:
+    """logit_scale * cosine(image, class).
+
+    Args:
+      image_embeddings: (N, E) of any norm.
+      class_embeddings: (C, E) with rows of norm 1, from `class_embeddings`.
+      logit_scale: the factor itself, exp of the learned parameter. It moves the probabilities;
+        accuracy and binary AUC do not depend on it.
+
+    Returns:
+      (N, C) float32. An image embedding that is zero or not finite gives a row of NaN, which
+      `ClassificationResult` reports with the sample's id.
+    """
+    images = np.asarray(image_embeddings, np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        images = images / np.linalg.norm(images, axis=1, keepdims=True)
+        logits = logit_scale * images @ np.asarray(class_embeddings, np.float64).T
+    return logits.astype(np.float32)
+
+
+def probabilities(result: ClassificationResult) -> Array:
+    """(N, C) float64 softmax of the logits over the classes."""
+    logits = result.logits.astype(np.float64)
+    return np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
+
+
+def confusion_matrix(result: ClassificationResult) -> Array:
+    """(C, C) integer counts; row = true class, column = predicted class."""
+    if not result.ids:
+        return np.zeros((len(result.classes),) * 2, np.int64)
+    return sk_metrics.confusion_matrix(
+        result.labels, result.predictions, labels=np.arange(len(result.classes))
+    )
+
+
+def per_class_recall(result: ClassificationResult) -> Array:
+    """(C,) share of each class's samples that are predicted as it; NaN for a class without any."""
+    if not result.ids:
+        return np.full(len(result.classes), np.nan)
+    return sk_metrics.recall_score(
+        result.labels,
+        result.predictions,
+        labels=np.arange(len(result.classes)),
+        average=None,
+        zero_division=np.nan,
+    )
+
+
+def macro_auc(result: ClassificationResult) -> float:
+    """Mean one-versus-rest ROC AUC over the classes that have both positives and negatives.
+
+    The score of class c is the log-odds of its softmax probability,
+
+        log p_c / (1 - p_c) = z_c - logsumexp_{k != c} z_k,
+
+    which ranks the samples exactly as p_c does, but does not saturate where p_c rounds to 1. With
+    two classes it is z_1 - z_0 and the mean is the usual binary AUC. NaN where no class qualifies
+    (no samples, one candidate class, or one class in the labels).
+    """
+    logits = result.logits.astype(np.float64)
+    areas = []
+    for c in np.unique(result.labels):
+        positive = result.labels == c
+        if positive.all():
+            return float("nan")
+        score = logits[:, c] - logsumexp(np.delete(logits, c, axis=1), axis=1)
+        areas.append(sk_metrics.roc_auc_score(positive, score))
+    return float(np.mean(areas)) if areas else float("nan")
+
+
+def metrics(result: ClassificationResult) -> dict[str, float]:
+    """The scores of a task.
+
+    Returns:
+      accuracy: share of samples whose prediction is right.
+      balanced_accuracy: mean recall over the classes that occur in the labels. A class that does
+        not occur stays a candidate, so predicting it costs recall, but has no recall of its own.
+      auc: see `macro_auc`.
+      num_samples: N, left-out samples not counted.
+      Scores that are undefined (no samples; AUC with one class) are NaN.
+    """
+    if not result.ids:
+        nan = float("nan")
+        return {"accuracy": nan, "balanced_accuracy": nan, "auc": nan, "num_samples": 0.0}
+    return {
+        "accuracy": float(sk_metrics.accuracy_score(result.labels, result.predictions)),
+        "balanced_accuracy": float(np.nanmean(per_class_recall(result))),
+        "auc": macro_auc(result),
+        "num_samples": float(len(result.ids)),
+    }

@@ -1,0 +1,174 @@
+"""Prompt sets: which classes a zero-shot task has and with which sentences each is described.
+
+A prompt set is a versioned JSON file; packaged ones lie in `unimed_jax/evals/prompts/NAME.json`:
+
+    {"name": "phantoms", "version": 1, "tasks": {
+      "modality": {"field": "modality", "classes": {"xray": ["a chest X-ray", ...], ...}},
+      "busi": {"field": "label", "source": "busi", "classes": {"benign": [...], ...}}}}
+
+`field` says which field of a sample holds the true class; `source`, if given, restricts the task to
+the samples of that source. The order of the classes in the file is the order of the logits.
+"""
+
+import hashlib
+import importlib.resources
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from input_pipeline.errors import ConfigError
+
+FIELDS = ("modality", "label")
+
+
+@dataclass(frozen=True)
+class PromptTask:
+    """One zero-shot task; `prompts[c]` are the sentences that describe `classes[c]`."""
+
+    name: str
+    field: str
+    source: str | None
+    classes: tuple[str, ...]
+    prompts: tuple[tuple[str, ...], ...]
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All P prompts, class after class."""
+        return tuple(sentence for group in self.prompts for sentence in group)
+
+    @property
+    def class_index(self) -> tuple[int, ...]:
+        """The class of each of the P `sentences`, as `classification.class_embeddings` takes it."""
+        return tuple(c for c, group in enumerate(self.prompts) for _ in group)
+
+    def includes(self, source: str) -> bool:
+        """Whether the task is about samples of `source` at all."""
+        return self.source is None or self.source == source
+
+    def class_of(self, modality: str, labels: Iterable[str]) -> int | None:
+        """Index of a sample's true class.
+
+        None where the task cannot judge the sample: its value is none of the classes, or several of
+        its labels are.
+        """
+        values = (modality,) if self.field == "modality" else labels
+        found = {self.classes.index(value) for value in values if value in self.classes}
+        return found.pop() if len(found) == 1 else None
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A validated prompt file. `sha256` is that of the file's bytes; results record it."""
+
+    name: str
+    version: int
+    tasks: tuple[PromptTask, ...]
+    sha256: str
+
+
+def packaged_names() -> tuple[str, ...]:
+    """Names of the prompt sets that are installed with the package."""
+    files = (importlib.resources.files("unimed_jax.evals") / "prompts").iterdir()
+    return tuple(sorted(Path(f.name).stem for f in files if f.name.endswith(".json")))
+
+
+def load_prompts(name_or_path: str | os.PathLike[str]) -> PromptSet:
+    """Reads and validates a prompt set.
+
+    Args:
+      name_or_path: name of a packaged set such as 'phantoms', or the path of a '.json' file.
+
+    Raises:
+      ConfigError: no such set or file, or its content breaks the schema; the message names the file
+        and the key.
+    """
+    name = os.fspath(name_or_path)
+    if name.endswith(".json"):
+        try:
+            content = Path(name).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"cannot read the prompt file {name}: {error.strerror}") from error
+        return parse_prompts(content, name)
+    if name not in packaged_names():
+        raise ConfigError(
+            f"no prompt set is called {name!r}; packaged are {_list(packaged_names())}, and a "
+            "path ending in .json names a file of your own"
+        )
+    resource = importlib.resources.files("unimed_jax.evals") / "prompts" / f"{name}.json"
+    return parse_prompts(resource.read_bytes(), f"{name}.json")
+
+
+def parse_prompts(content: bytes, file: str) -> PromptSet:
+    """Validates the bytes of a prompt file; `file` is its name in error messages."""
+    try:
+        data = json.loads(content, object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: not valid JSON: {error}") from error
+
+    def fail(key: str, problem: str) -> ConfigError:
+        return ConfigError(f"{file}: {key or 'top level'}: {problem}")
+
+    def mapping(value: Any, key: str, required: set[str], optional: set[str]) -> Mapping[str, Any]:
+        if not isinstance(value, dict):
+            raise fail(key, f"must be an object, is {type(value).__name__}")
+        if missing := sorted(required - value.keys()):
+            raise fail(key, f"misses {_list(missing)}")
+        if unknown := sorted(value.keys() - required - optional):
+            known = _list(sorted(required | optional))
+            raise fail(key, f"has unknown key {_list(unknown)}; known are {known}")
+        return value
+
+    def text(value: Any, key: str) -> str:
+        if not isinstance(value, str) or not value.strip():
+            raise fail(key, f"must be a non-empty string, is {value!r}")
+        return value
+
+    def task(name: str, value: Any) -> PromptTask:
+        key = f"tasks.{name}"
+        fields = mapping(value, key, {"field", "classes"}, {"source"})
+        if fields["field"] not in FIELDS:
+            raise fail(f"{key}.field", f"is {fields['field']!r}, must be one of {_list(FIELDS)}")
+        classes = fields["classes"]
+        if not isinstance(classes, dict) or len(classes) < 2:
+            raise fail(f"{key}.classes", "must map at least two classes to lists of prompts")
+        for label, prompts in classes.items():
+            text(label, f"{key}.classes")
+            if not isinstance(prompts, list) or not prompts:
+                raise fail(f"{key}.classes.{label}", "must be a list of at least one prompt")
+            for i, prompt in enumerate(prompts):
+                text(prompt, f"{key}.classes.{label}[{i}]")
+        return PromptTask(
+            name=name,
+            field=fields["field"],
+            source=text(fields["source"], f"{key}.source") if "source" in fields else None,
+            classes=tuple(classes),
+            prompts=tuple(tuple(prompts) for prompts in classes.values()),
+        )
+
+    top = mapping(data, "", {"name", "version", "tasks"}, set())
+    if type(top["version"]) is not int:
+        raise fail("version", f"must be an integer, is {top['version']!r}")
+    if not isinstance(top["tasks"], dict) or not top["tasks"]:
+        raise fail("tasks", "must be an object with at least one task")
+    return PromptSet(
+        name=text(top["name"], "name"),
+        version=top["version"],
+        tasks=tuple(task(name, value) for name, value in top["tasks"].items()),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuses a repeated key, which json would settle silently in favour of the last."""
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice")
+    return data
+
+
+def _list(values: Iterable[str]) -> str:
+    return ", ".join(repr(value) for value in values)

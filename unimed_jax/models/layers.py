@@ -1,0 +1,234 @@
+"""The parts that both towers are made of: activations, dropout, attention, MLP, a stack of blocks.
+
+Shape letters: B batch, T tokens, Q query tokens, D width, H heads, K head width, M MLP width.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from unimed_jax.models.config import Remat
+
+Initializer = jax.nn.initializers.Initializer
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """φ(x) = x · sigmoid(1.702 x), the activation of the original CLIP (arXiv 1606.08415, §2)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """φ(x) = x · ½(1 + erf(x/√2)) (arXiv 1606.08415).
+
+    `jax.nn.gelu` goes through erfc, which the CPU computes about as slowly as two erfs.
+    """
+    return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": gelu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes each element with probability `rate` and scales the rest by 1/(1 - rate).
+
+    `key` None means no dropout. The rate is rounded to a multiple of 2⁻¹⁶, and the scale with it,
+    so that the expectation is exact: two decisions share one 32-bit random word, which halves the
+    cost of the generator. The mask is a function of key and shape alone, hence the same on every
+    mesh (jax's partitionable threefry).
+    """
+    threshold = round(rate * 2**16)
+    if key is None or threshold == 0:
+        return x
+    words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
+    draws = jax.lax.bitcast_convert_type(words, jnp.uint16)
+    draws = draws.reshape(*words.shape[:-1], -1)[..., : x.shape[-1]]
+    scale = 1.0 / (1.0 - threshold / 2**16)
+    return jnp.where(draws >= threshold, x * scale, 0)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """Layer normalisation in float32 whatever the input's dtype, which the output gets back."""
+
+    def __init__(self, width: int, epsilon: float, param_dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        super().__init__(
+            width,
+            epsilon=epsilon,
+            dtype=jnp.float32,
+            param_dtype=param_dtype,
+            use_fast_variance=False,  # E[x²] - E[x]² cancels; torch computes E[(x - E[x])²]
+            rngs=rngs,
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(x).astype(x.dtype)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention with one fused input projection (arXiv 1706.03762).
+
+    Parameters: `qkv` (D, 3, H, K), index 1 being query, key, value; `out` (H, K, D); both biased.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        qkv_init: Initializer,
+        out_init: Initializer,
+        dropout: float,
+        dtype: jnp.dtype,
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.dropout = dropout
+        head_dim = width // heads
+        linear = functools.partial(
+            nnx.LinearGeneral, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
+        self.qkv = linear(width, (3, heads, head_dim), kernel_init=qkv_init)
+        self.out = linear((heads, head_dim), width, axis=(-2, -1), kernel_init=out_init)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        num_queries: int | None = None,
+        mask: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """x (B, T, D) -> (B, Q, D).
+
+        Args:
+            num_queries: Q, attend only from the first Q tokens; None for all T.
+            mask: bool (B, T), False at tokens nobody may attend to.
+            dropout_key: drops attention weights; None for none.
+        """
+        if num_queries is None:
+            q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
+        else:
+            kernel, bias = self.qkv.kernel[...].astype(x.dtype), self.qkv.bias[...].astype(x.dtype)
+            q = jnp.einsum("bqd,dhk->bqhk", x[:, :num_queries], kernel[:, 0]) + bias[0]
+            k, v = jnp.einsum("btd,dshk->sbthk", x, kernel[:, 1:]) + bias[1:, None, None]
+        scores = jnp.einsum("bqhk,bthk->bhqt", q, k, preferred_element_type=jnp.float32)
+        scores *= q.shape[-1] ** -0.5
+        if mask is not None:
+            # Finite, so that a row that is all padding gives a number instead of NaN.
+            scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
+        weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+        weights = dropout(weights, self.dropout, dropout_key)
+        return self.out(jnp.einsum("bhqt,bthk->bqhk", weights, v))
+
+
+class Mlp(nnx.Module):
+    """W₂ φ(W₁ x + b₁) + b₂."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        activation: str,
+        kernel_init: Initializer,
+        bias_init: Callable[[int], Initializer],
+        dtype: jnp.dtype,
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """`bias_init` gets the number of inputs of the layer, on which torch's default depends."""
+        self.activation = ACTIVATIONS[activation]
+        linear = functools.partial(
+            nnx.Linear, kernel_init=kernel_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
+        self.c_fc = linear(width, hidden, bias_init=bias_init(width))
+        self.c_proj = linear(hidden, width, bias_init=bias_init(hidden))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., D) -> (..., D)."""
+        return self.c_proj(self.activation(self.c_fc(x)))
+
+
+class Block(Protocol):
+    """One transformer layer, as `apply_blocks` calls it."""
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None,
+        dropout_key: jax.Array | None,
+        num_queries: int | None,
+    ) -> jax.Array: ...
+
+
+def stack_blocks(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`layers` independent blocks as one module whose parameters have a leading layer axis."""
+    keys = jax.random.split(rngs.params(), layers)
+    return nnx.vmap(lambda key: make(nnx.Rngs(key)))(keys)
+
+
+_CHECKPOINT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def apply_blocks(
+    blocks: nnx.Module,
+    x: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    dropout_key: jax.Array | None = None,
+    remat: Remat,
+    scan_layers: bool,
+) -> jax.Array:
+    """Runs a stack of blocks and returns the first token of the last one: (B, T, D) -> (B, D).
+
+    Both towers pool the first token, so the last block computes keys and values for all tokens and
+    everything else for that one only: the same numbers with 10/12 of that block's work left out.
+
+    Args:
+        blocks: what `stack_blocks` made.
+        mask: bool (B, T), False at tokens that are padding.
+        dropout_key: None for no dropout.
+        remat: what the backward pass computes again: "none", "full" (all of a block) or "dots" (all
+            but products with weights).
+        scan_layers: one compiled block in a loop instead of a copy per layer; the same numbers.
+    """
+    graphdef, params = nnx.split(blocks)
+    layers = jax.tree.leaves(params)[0].shape[0]
+    keys = None if dropout_key is None else jax.random.split(dropout_key, layers)
+
+    def apply(x: jax.Array, layer: tuple, num_queries: int | None = None) -> jax.Array:
+        layer_params, key = layer
+        block: Block = nnx.merge(graphdef, layer_params)
+        return block(x, mask=mask, dropout_key=key, num_queries=num_queries)
+
+    if remat != "none":
+        # Inside a loop nothing can be merged with the forward pass, so no barrier is needed.
+        apply = jax.checkpoint(
+            apply,
+            policy=_CHECKPOINT_POLICIES[remat],
+            prevent_cse=not scan_layers,
+            static_argnums=2,
+        )
+    body, last = (
+        jax.tree.map(lambda leaf, part=part: leaf[part], (params, keys))
+        for part in (slice(None, -1), -1)
+    )
+    x, _ = jax.lax.scan(
+        lambda x, layer: (apply(x, layer, None), None),
+        x,
+        body,
+        length=layers - 1,
+        unroll=1 if scan_layers else max(layers - 1, 1),
+    )
+    return apply(x, last, 1)[:, 0]

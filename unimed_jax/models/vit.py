@@ -1,0 +1,126 @@
+"""The image tower: CLIP's vision transformer (arXiv 2103.00020, after arXiv 2010.11929)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from unimed_jax.models.config import ModelConfig
+from unimed_jax.models.layers import LayerNorm, Mlp, SelfAttention, apply_blocks, stack_blocks
+
+_init = jax.nn.initializers
+# Uniform in ±1/√(inputs): what torch gives a fresh linear or convolution.
+_torch_uniform = _init.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def _torch_uniform_bias(num_inputs: int) -> jax.nn.initializers.Initializer:
+    bound = num_inputs**-0.5
+    return lambda key, shape, dtype=jnp.float32, **_: jax.random.uniform(
+        key, shape, dtype, -bound, bound
+    )
+
+
+class VisionBlock(nnx.Module):
+    """Pre-LN transformer layer: z = x + MHA(LN₁(x)); z + MLP(LN₂(z))."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        sizes = config.visual
+        dtypes = {"dtype": config.compute_dtype, "param_dtype": config.param_dtype, "rngs": rngs}
+        norm = (sizes.width, sizes.layer_norm_eps, config.param_dtype, rngs)
+        self.ln_1 = LayerNorm(*norm)
+        self.attn = SelfAttention(
+            sizes.width,
+            sizes.heads,
+            qkv_init=_init.xavier_uniform(),
+            out_init=_torch_uniform,
+            dropout=0.0,
+            **dtypes,
+        )
+        self.ln_2 = LayerNorm(*norm)
+        self.mlp = Mlp(
+            sizes.width,
+            sizes.mlp_width,
+            activation=sizes.activation,
+            kernel_init=_torch_uniform,
+            bias_init=_torch_uniform_bias,
+            **dtypes,
+        )
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None,
+        dropout_key: jax.Array | None,
+        num_queries: int | None,
+    ) -> jax.Array:
+        """(B, T, D) -> (B, Q, D), Q being `num_queries` or T."""
+        attended = self.attn(
+            self.ln_1(x), num_queries=num_queries, mask=mask, dropout_key=dropout_key
+        )
+        x = x[:, :num_queries] + attended
+        return x + self.mlp(self.ln_2(x))
+
+
+class VisionTransformer(nnx.Module):
+    """uint8 images to un-normalised embeddings."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        self.config = config
+        sizes = config.visual
+        scaled_normal = _init.normal(sizes.width**-0.5)
+        param_dtype = jnp.dtype(config.param_dtype)
+        # Rows in the order of `_patches`: pixel row, pixel column, channel.
+        self.patch_embedding = nnx.Linear(
+            sizes.patch_size**2 * 3,
+            sizes.width,
+            use_bias=False,
+            kernel_init=_torch_uniform,
+            dtype=config.compute_dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.class_embedding = nnx.Param(scaled_normal(rngs.params(), (sizes.width,), param_dtype))
+        self.positional_embedding = nnx.Param(
+            scaled_normal(rngs.params(), (sizes.num_tokens, sizes.width), param_dtype)
+        )
+        norm = (sizes.width, sizes.layer_norm_eps, param_dtype, rngs)
+        self.ln_pre = LayerNorm(*norm)
+        self.blocks = stack_blocks(lambda rngs: VisionBlock(config, rngs), sizes.layers, rngs)
+        self.ln_post = LayerNorm(*norm)
+        self.proj = nnx.Param(
+            scaled_normal(rngs.params(), (sizes.width, config.embed_dim), param_dtype)
+        )
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """uint8 (B, S, S, 3), RGB -> float32 (B, E)."""
+        config = self.config
+        size = config.visual.image_size
+        if images.shape[1:] != (size, size, 3) or images.dtype != jnp.uint8:
+            raise ValueError(
+                f"images: expected uint8 (batch, {size}, {size}, 3), "
+                f"got {images.dtype} {images.shape}"
+            )
+        pixels = (images.astype(jnp.float32) / 255 - jnp.array(config.image_mean)) / jnp.array(
+            config.image_std
+        )
+        patches = _patches(pixels, config.visual.patch_size).astype(config.compute_dtype)
+        x = self.patch_embedding(patches)
+        class_token = jnp.broadcast_to(
+            self.class_embedding[...].astype(x.dtype), (len(x), 1, x.shape[-1])
+        )
+        x = jnp.concatenate([class_token, x], axis=1)
+        x = self.ln_pre(x + self.positional_embedding[...].astype(x.dtype))
+        x = apply_blocks(self.blocks, x, remat=config.remat, scan_layers=config.scan_layers)
+        return (self.ln_post(x) @ self.proj[...].astype(x.dtype)).astype(jnp.float32)
+
+
+def _patches(pixels: jax.Array, patch_size: int) -> jax.Array:
+    """(B, S, S, 3) -> (B, (S/P)², P·P·3): patches row by row, each (row, column, channel).
+
+    A product with a (P·P·3, D) matrix then equals the stride-P convolution whose kernel of shape
+    (D, 3, P, P) was transposed to (P, P, 3, D).
+    """
+    batch, size, _, channels = pixels.shape
+    grid = size // patch_size
+    x = pixels.reshape(batch, grid, patch_size, grid, patch_size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, grid * grid, -1)

@@ -1,0 +1,72 @@
+"""AdamW with the published schedule; decay and freezing by regular expressions over paths."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from unimed_jax.sharding import path_string
+
+
+def learning_rate_schedule(config: ConfigDict, num_train_steps: int) -> optax.Schedule:
+    """lr(t) of the t-th update, t from 0.
+
+    lr0 (t+1)/w for t < w; then lr0 (cosine: lr0/2 (1 + cos(pi (t-w)/(T-w)))).
+
+    Args:
+      config: ``config.optimizer``.
+      num_train_steps: T.
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+
+    def schedule(count: jax.Array) -> jax.Array:
+        t = jnp.asarray(count, jnp.float32)
+        progress = (t - warmup) / max(num_train_steps - warmup, 1)
+        decayed = peak / 2 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
+        after = decayed if config.schedule == "cosine" else peak
+        return jnp.where(t < warmup, peak * (t + 1) / max(warmup, 1), after)
+
+    return schedule
+
+
+def path_mask(params: Any, patterns: Sequence[str]) -> Any:
+    """A tree of bools: is any of the regular expressions found in the path of the leaf?"""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(re.search(pattern, path_string(path)) for pattern in patterns), params
+    )
+
+
+def decay_mask(params: Any, no_decay: Sequence[str]) -> Any:
+    """A tree of bools: True where weight decay applies."""
+    return jax.tree.map(lambda exempt: not exempt, path_mask(params, no_decay))
+
+
+def make_optimizer(config: ConfigDict, num_train_steps: int) -> optax.GradientTransformation:
+    """AdamW: p <- p - lr (m / (sqrt(v) + eps) + weight_decay p), moments bias-corrected.
+
+    Loshchilov & Hutter, Decoupled Weight Decay Regularization, arXiv 1711.05101.
+
+    Args:
+      config: ``config.optimizer``.
+      num_train_steps: length of the schedule.
+    """
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    frozen, no_decay = tuple(config.frozen), tuple(config.no_decay)
+    freeze = (
+        [optax.masked(optax.set_to_zero(), lambda params: path_mask(params, frozen))]
+        if frozen
+        else []
+    )
+    return optax.chain(
+        *clip,
+        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        optax.add_decayed_weights(
+            config.weight_decay, mask=lambda params: decay_mask(params, no_decay)
+        ),
+        optax.scale_by_learning_rate(learning_rate_schedule(config, num_train_steps)),
+        *freeze,
+    )

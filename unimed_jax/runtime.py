@@ -1,0 +1,87 @@
+"""The process: start-up, messages, signals, and errors as one line."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import app
+from absl import logging as absl_logging
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from input_pipeline.errors import UserError
+
+
+def initialize() -> None:
+    """Joins the job's other processes if there are any; TensorFlow never takes an accelerator.
+
+    On TPU pods and under Slurm JAX finds the job by itself; elsewhere JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID name it.
+    """
+    absl_logging.set_verbosity(absl_logging.INFO if os.environ.get("UNIMED_DEBUG") else "warning")
+    logging.getLogger("unimed_jax").setLevel(logging.INFO)
+    if "JAX_NUM_PROCESSES" in os.environ:
+        jax.distributed.initialize(
+            os.environ["JAX_COORDINATOR_ADDRESS"],
+            int(os.environ["JAX_NUM_PROCESSES"]),
+            int(os.environ["JAX_PROCESS_ID"]),
+        )
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+
+
+def say(text: str) -> None:
+    """Prints a line for people, above the progress bar; on the first host only."""
+    if jax.process_index() == 0:
+        tqdm.write(text)
+
+
+class StopSignal:
+    """Remembers SIGTERM and SIGINT, so that the loop can save and leave between two steps.
+
+    In a job of several processes JAX's preemption service watches SIGTERM, and all stop at the same
+    step.
+    """
+
+    def __init__(self) -> None:
+        self.name = "the preemption notice"
+        self._received = False
+        watched = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        self._previous = {number: signal.signal(number, self._remember) for number in watched}
+
+    def _remember(self, number: int, frame: Any) -> None:
+        del frame
+        self.name, self._received = signal.Signals(number).name, True
+
+    def received(self, step: int) -> bool:
+        """Whether to stop before ``step``; every process answers the same at the same step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received
+
+    def restore(self) -> None:
+        """Puts the handlers back that were there before."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a command; an error of the user's ends it with one line and status 2."""
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            main(argv)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    try:
+        app.run(guarded)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,131 @@
+"""Where arrays live: a mesh with the axes data, fsdp and tensor, and one table of rules.
+
+Models name the *logical* axis of every parameter dim; ``LOGICAL_TO_MESH`` says which mesh axis, if
+any, divides it. Optimiser moments follow their parameter. Changing how a model is laid out is a
+change of this table only.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+# logical axis of a dim -> mesh axis that divides it (None: every device holds the whole dim)
+LOGICAL_TO_MESH: Mapping[str, str | None] = {
+    "embed": "fsdp",  # model width
+    "heads": "tensor",  # attention heads
+    "mlp": "tensor",  # hidden width of MLPs
+    "vocab": "tensor",  # rows of the word embedding
+    "layers": None,  # stacked blocks, visited one after the other
+    "head_dim": None,
+    "positions": None,
+    "patch": None,  # pixels of a patch
+    "joint": None,  # the shared image-text space
+}
+
+# dims of a batch: rows are divided over both axes that hold different data
+BATCH_SPEC = PartitionSpec(("data", "fsdp"))
+
+ParameterAxes = Sequence[tuple[str, tuple[str | None, ...]]]
+
+
+def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with the axes in the order of ``shape``, by default over all devices of all hosts."""
+    return jax.make_mesh(
+        tuple(shape.values()),
+        tuple(shape),
+        axis_types=(AxisType.Auto,) * len(shape),
+        devices=devices,
+    )
+
+
+def path_string(path: Sequence[Any]) -> str:
+    """Key path of a pytree leaf as ``visual/blocks/mlp/kernel``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def partition_spec(
+    path: str, shape: Sequence[int], rules: ParameterAxes, mesh_shape: Mapping[str, int]
+) -> PartitionSpec:
+    """The first rule whose regular expression is found in the path decides.
+
+    A dim that its mesh axis does not divide evenly stays whole.
+
+    Raises:
+      ValueError: no rule matches, or the rule names another number of dims.
+    """
+    found = next(((p, axes) for p, axes in rules if re.search(p, path)), None)
+    if found is None:
+        raise ValueError(f"no sharding rule matches parameter {path!r} of shape {tuple(shape)}")
+    pattern, axes = found
+    if len(axes) != len(shape):
+        raise ValueError(f"rule {pattern!r} names {axes} for {path!r} of shape {tuple(shape)}")
+    spec = [LOGICAL_TO_MESH[axis] if axis else None for axis in axes]
+    return PartitionSpec(
+        *(
+            a if a and size % mesh_shape[a] == 0 else None
+            for a, size in zip(spec, shape, strict=True)
+        )
+    )
+
+
+def state_shardings(abstract_state: Any, rules: ParameterAxes, mesh: Mesh) -> Any:
+    """NamedShardings for a train state {params, opt_state, step}.
+
+    Args:
+      abstract_state: pytree of ShapeDtypeStructs.
+      rules: (regular expression over the parameter path, logical axis of each dim).
+
+    Returns:
+      The same tree with a NamedSharding in place of each leaf. A leaf of ``opt_state`` whose path
+      ends in a parameter's path and has its shape is laid out like that parameter; all others are
+      replicated.
+    """
+    specs, shapes = {}, {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_state["params"]):
+        name = path_string(path)
+        specs[name] = partition_spec(name, leaf.shape, rules, mesh.shape)
+        shapes[name] = leaf.shape
+
+    def assign(path: Sequence[Any], leaf: Any) -> NamedSharding:
+        parts = path_string(path).split("/")
+        for start in range(len(parts)):
+            name = "/".join(parts[start:])
+            if name in specs and shapes[name] == leaf.shape:
+                return NamedSharding(mesh, specs[name])
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(assign, abstract_state)
+
+
+def describe(abstract_params: Any, rules: ParameterAxes, mesh_shape: Mapping[str, int]) -> str:
+    """The resolved table: path, shape, mesh axis of each dim, share of the array on one device."""
+    lines = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params):
+        name = path_string(path)
+        spec = partition_spec(name, leaf.shape, rules, mesh_shape)
+        pieces = math.prod(mesh_shape[axis] for axis in spec if axis)
+        shown = ", ".join(axis or "-" for axis in spec)
+        lines.append(f"{name:<48} {leaf.shape!s:<24} ({shown}) 1/{pieces}")
+    return "\n".join(lines)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, BATCH_SPEC)
+
+
+def place_like(values: Any, shardings: Any) -> Any:
+    """Host arrays, whole on every host, -> global arrays with the given shardings."""
+    return jax.tree.map(
+        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: np.asarray(x)[index]),
+        values,
+        shardings,
+    )

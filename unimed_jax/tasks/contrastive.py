@@ -1,0 +1,232 @@
+"""Contrastive image-text pretraining: a CLIP-style dual encoder on TFRecord corpora."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorflow as tf
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from input_pipeline import captions, records, transforms
+from input_pipeline.errors import ConfigError
+from input_pipeline.tokenizer import Tokenizer
+from unimed_jax import config as config_lib
+from unimed_jax import losses
+from unimed_jax.corpus import locate
+from unimed_jax.evals.zero_shot import ZeroShot
+from unimed_jax.models import dual_encoder, parameters
+from unimed_jax.models.config import ModelConfig
+from unimed_jax.porting import huggingface
+from unimed_jax.tasks.base import Evaluator, Params
+
+
+def default_config() -> dict[str, Any]:
+    """The keys of this task; the values are UniMed-CLIP's ViT-B/16 with BiomedBERT-base."""
+    model = {
+        "embed_dim": 512,
+        "visual": {
+            "image_size": 224,
+            "patch_size": 16,
+            "width": 768,
+            "layers": 12,
+            "heads": 12,
+            "mlp_width": 3072,
+            "activation": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+        },
+        "text": {
+            "vocab_size": 30522,
+            "width": 768,
+            "layers": 12,
+            "heads": 12,
+            "mlp_width": 3072,
+            "max_positions": 512,
+            "num_token_types": 2,
+            "activation": "gelu",
+            "layer_norm_eps": 1e-12,
+            "dropout": 0.1,
+            "context_length": 256,
+            "pad_id": 0,
+            "projection": "mlp",
+        },
+        "logit_scale_init": math.log(1 / 0.07),
+        "logit_bias_init": placeholder(float),  # the sigmoid loss needs one; -10 in SigLIP
+        "image_mean": (0.48145466, 0.4578275, 0.40821073),
+        "image_std": (0.26862954, 0.26130258, 0.27577711),
+        "compute_dtype": "float32",  # or "bfloat16"
+        "param_dtype": "float32",
+        "remat": "none",  # "dots" keeps matrix products, "full" keeps only the input of each block
+        "scan_layers": True,  # False unrolls the blocks: slower to compile, sometimes faster to run
+    }
+    return {
+        "model": model,
+        # a directory or file with tokenizer.json or vocab.txt; also pkg:PACKAGE/PATH, hf:ORG/NAME,
+        # or root:PATH relative to data.root
+        "tokenizer": "hf:microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+        "loss": {
+            "kind": "softmax",  # or "sigmoid"
+            "logit_scale_max": 100.0,  # exp(logit_scale) is clamped to [1, this] after every step
+        },
+        "augmentation": {"min_area": 0.9},  # random resized crop: area in [min_area, 1]
+        "init": {"text": ""},  # BERT weights: a directory or file, pkg:PACKAGE/PATH or hf:ORG/NAME
+    }
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises ConfigError naming the first key of this task that is not possible."""
+    model = ModelConfig.from_mapping(config.model)
+    config_lib.one_of(config, "loss.kind", ("softmax", "sigmoid"))
+    needs_bias = config.loss.kind == "sigmoid"
+    config_lib.require(
+        needs_bias == (model.logit_bias_init is not None),
+        "model.logit_bias_init",
+        model.logit_bias_init,
+        "a number for loss.kind='sigmoid' (SigLIP: -10.0), None for 'softmax'",
+    )
+    config_lib.require(
+        0 < config.augmentation.min_area <= 1,
+        "augmentation.min_area",
+        config.augmentation.min_area,
+        "above 0, at most 1",
+    )
+    for source in config.data.sources.values():
+        captions.original_probability(source.caption_rule)
+
+
+class Contrastive:
+    """The contrastive Task; see tasks/base.py for what each method is."""
+
+    parameter_axes = parameters.PARAMETER_AXES
+
+    def __init__(self, config: ConfigDict, workdir: str) -> None:
+        self._config = config
+        self._workdir = workdir
+        self.model = dual_encoder.build(config.model)
+        self.tokenizer = self._load_tokenizer()
+        self.identity = {"tokenizer_sha256": self.tokenizer.sha256}
+        self._rules = tuple(
+            config.data.sources[k].caption_rule for k in sorted(config.data.sources)
+        )
+
+    def _load_tokenizer(self) -> Tokenizer:
+        """The run's own copy if it has one, so that a finished run needs no other file."""
+        text = self._config.model.text
+        own = Path(self._workdir) / "tokenizer"
+        where = own if own.is_dir() else locate(self._config.tokenizer, self._config, self._workdir)
+        tokenizer = Tokenizer(where, text.context_length)
+        for key, found in (("vocab_size", tokenizer.vocab_size), ("pad_id", tokenizer.pad_id)):
+            if text[key] != found:
+                raise ConfigError(
+                    f"config.model.text.{key}={text[key]} contradicts the tokenizer {where}, "
+                    f"which has {found}"
+                )
+        return tokenizer
+
+    def save_assets(self, workdir: str) -> None:
+        self.tokenizer.save(Path(workdir) / "tokenizer")
+
+    # --- parameters -------------------------------------------------------------------------------
+
+    def init(self, key: jax.Array) -> Params:
+        return self.model.init(key)
+
+    def pretrained(self, abstract_params: Params) -> Params:
+        if not self._config.init.text:
+            return {}
+        source = locate(self._config.init.text, self._config, self._workdir)
+        text = huggingface.load_bert(source, abstract_params["text"], self.model.config.text)
+        return {"text": text}
+
+    def constrain(self, params: Params) -> Params:
+        upper = math.log(self._config.loss.logit_scale_max)
+        return {**params, "logit_scale": jnp.clip(params["logit_scale"], 0.0, upper)}
+
+    # --- training ---------------------------------------------------------------------------------
+
+    def loss(
+        self, params: Params, batch: Mapping[str, jax.Array], rng: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        images = losses.normalize(self.model.encode_image(params, batch["image"]))
+        texts = losses.normalize(self.model.encode_text(params, batch["text"], dropout_rng=rng))
+        scale = jnp.exp(params["logit_scale"])
+        if self._config.loss.kind == "softmax":
+            loss = losses.softmax_contrastive_loss(images, texts, scale)
+        else:
+            loss = losses.sigmoid_contrastive_loss(images, texts, scale, params["logit_bias"])
+        return loss, {"logit_scale": scale}
+
+    # --- data -------------------------------------------------------------------------------------
+
+    def decode(self, record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor) -> dict[str, tf.Tensor]:
+        sample = records.parse(record)
+        crop_seed, caption_seed = seed, seed + tf.constant([0, 1 << 62], tf.int64)
+        draws = [
+            functools.partial(
+                captions.draw_caption,
+                sample["captions"],
+                sample["num_original_captions"],
+                rule,
+                caption_seed,
+            )
+            for rule in self._rules
+        ]
+        return {
+            "id": sample["id"],
+            "image": transforms.random_resized_crop(
+                sample["image"],
+                self._config.model.visual.image_size,
+                crop_seed,
+                (self._config.augmentation.min_area, 1.0),
+            ),
+            "caption": tf.switch_case(tf.cast(source, tf.int32), draws),
+        }
+
+    def decode_for_evaluation(
+        self, record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """As ``decode``, without randomness and without a caption."""
+        del seed, source
+        sample = records.parse(record)
+        size = self._config.model.visual.image_size
+        return {
+            "id": sample["id"],
+            "image": transforms.resize_and_center_crop(sample["image"], size),
+        }
+
+    def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        texts = [caption.decode() for caption in batch["caption"]]
+        return {"image": batch["image"], "text": self.tokenizer(texts)}
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        size = self._config.model.visual.image_size
+        length = self._config.model.text.context_length
+        return {
+            "image": jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8),
+            "text": jax.ShapeDtypeStruct((batch_size, length), jnp.int32),
+        }
+
+    # --- evaluation -------------------------------------------------------------------------------
+
+    def evaluators(self, mesh: Mesh) -> dict[str, Evaluator]:
+        kinds = {"zero_shot": ZeroShot}
+        made = {}
+        for name, settings in self._config.evals.items():
+            if settings.kind not in kinds:
+                raise ConfigError(
+                    f"config.evals.{name}.kind={settings.kind!r}; valid: {', '.join(kinds)}"
+                )
+            root = locate("root:", self._config, self._workdir)
+            made[name] = kinds[settings.kind](self, settings, root, mesh)
+        return made
+
+
+TASK = Contrastive

@@ -1,0 +1,333 @@
+"""Trains any task from one config.
+
+    python -m unimed_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m unimed_jax.train --config=FILE[:variant] --workdir=DIR [--config.KEY=VALUE ...]
+
+Every key of the config can be set on the command line (--config.optimizer.learning_rate=3e-4). The
+same command started again goes on from the newest checkpoint in the work directory, with the same
+losses as if it had never stopped. The work directory receives config.json, metrics.jsonl,
+tensorboard/, checkpoints/, results.json, report.html.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
+
+import unimed_jax.quiet  # noqa: F401  (first: it sets what TensorFlow reads when it is imported)
+from input_pipeline import dataset, feed
+from input_pipeline.errors import ConfigError, UserError
+from input_pipeline.files import write_text_atomically
+from unimed_jax import config as config_lib
+from unimed_jax import corpus, metrics, optim, runtime, sharding, tasks, train_step
+from unimed_jax.checkpoint import Checkpoints, make_meta
+from unimed_jax.results import evaluate, named_metrics, write_results
+from unimed_jax.tasks.base import Evaluation, Task
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="recipe: FILE.py or FILE.py:variant"
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory of this run; the same one resumes it")
+
+
+class Batches:
+    """The stream of global batches from a step on, and the position that identifies it."""
+
+    def __init__(self, config: ConfigDict, task: Task, root: Path, mesh: jax.sharding.Mesh) -> None:
+        names = sorted(config.data.sources)
+        self._config, self._task, self._mesh = config, task, mesh
+        self._sources = [
+            dataset.Source(
+                name=name,
+                directory=str(root / config.data.sources[name].path),
+                split=config.data.sources[name].split,
+                weight=config.data.sources[name].weight,
+            )
+            for name in names
+        ]
+        self._manifests = dataset.open_sources(
+            self._sources, config.data.num_streams, config.data.verify_checksums
+        )
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in one epoch: those of all sources."""
+        return sum(
+            manifest.splits[source.split].num_samples
+            for source, manifest in zip(self._sources, self._manifests, strict=True)
+        )
+
+    def position(self, step: int) -> dict[str, Any]:
+        return dataset.position(
+            self._sources,
+            self._manifests,
+            seed=self._config.seed,
+            batch_size=self._config.batch_size,
+            num_streams=self._config.data.num_streams,
+            block_size=self._config.data.shuffle_block,
+            step=step,
+        )
+
+    def check_position(self, stored: Mapping[str, Any], step: int) -> None:
+        """Raises ConfigError when a checkpoint was trained on another stream than this one."""
+        if self._config.data.accept_new_order:
+            return
+        before, now = (
+            dict(config_lib.flatten(stored)),
+            dict(config_lib.flatten(self.position(step))),
+        )
+        changed = [
+            f"{key}: {before.get(key, 'absent')!r} before, {now.get(key, 'absent')!r} now"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        if changed:
+            raise ConfigError(
+                f"the data has changed since step {step} ({'; '.join(changed)}); restore it, or "
+                "pass --config.data.accept_new_order=True to go on with the new order"
+            )
+
+    def read(self, start: int, stop: int) -> Iterator[tuple[list[str], dict[str, jax.Array]]]:
+        """(ids of this host's rows, global batch) of the steps ``start`` <= k < ``stop``."""
+        config, hosts = self._config, jax.process_count()
+        per_host = config.data.num_streams // hosts
+        first = jax.process_index() * per_host
+        batches = dataset.train_dataset(
+            self._sources,
+            self._manifests,
+            self._task.decode,
+            batch_size=config.batch_size,
+            num_streams=config.data.num_streams,
+            streams=range(first, first + per_host),
+            seed=config.seed,
+            block_size=config.data.shuffle_block,
+            start_step=start,
+            stop_step=stop,
+            num_threads=config.data.num_threads,
+        )
+        rows_per_stream = config.batch_size // config.data.num_streams
+        placement = sharding.batch_sharding(self._mesh)
+        directories = {
+            source.directory: manifest
+            for source, manifest in zip(self._sources, self._manifests, strict=True)
+        }
+        for batch in dataset.replace_bad_rows(
+            dataset.numpy_batches(batches, directories), config.data.on_bad_sample, rows_per_stream
+        ):
+            ids = [i.decode() for i in batch["id"]]
+            yield ids, feed.to_global(self._task.collate(batch), placement)
+
+
+def claim_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Writes config.json, or checks that the one found is of the same run.
+
+    Raises:
+      UserError: the directory cannot be written, or belongs to another config.
+    """
+    path = workdir / "config.json"
+    if path.is_file():
+        changed = config_lib.differences(config_lib.from_json(path.read_text()), config)
+        if changed:
+            raise UserError(
+                f"{workdir} belongs to another config ({'; '.join(changed)}); take another "
+                "--workdir, or set these keys back"
+            )
+    write_text_atomically(path, config_lib.to_json(config) + "\n")
+
+
+def initial_state(
+    task: Task, init: Callable[[], Any], shardings: Any, abstract_state: Any
+) -> train_step.State:
+    """Random parameters, made where they belong, with the pretrained part put in their place."""
+    state = jax.jit(init, out_shardings=shardings)()
+    loaded = task.pretrained(abstract_state["params"])
+
+    def merge(ours: Any, theirs: Any, layout: Any) -> Any:
+        if isinstance(ours, Mapping):
+            return {
+                key: merge(value, theirs[key], layout[key]) if key in theirs else value
+                for key, value in ours.items()
+            }
+        return sharding.place_like(np.asarray(theirs, ours.dtype), layout)
+
+    return {**state, "params": merge(state["params"], loaded, shardings["params"])}
+
+
+def is_multiple(step: int, every: int) -> bool:
+    """Whether something that happens every ``every`` steps (0: never) happens after ``step``."""
+    return every > 0 and step % every == 0
+
+
+def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None = None) -> None:
+    """One run, from the config to the report; resumes what the work directory holds.
+
+    Args:
+      config: as a recipe gives it.
+      workdir: absolute path.
+      devices: of all hosts; None: all there are.
+
+    Raises:
+      UserError: anything the user can mend, as one line.
+    """
+    # --- checks, before anything is compiled
+    num_devices = len(devices or jax.devices())
+    config_lib.validate(config, num_devices, jax.process_count())
+    main_host = jax.process_index() == 0
+    if main_host:
+        claim_workdir(config, workdir)
+        corpus.prepare(config, str(workdir))
+    multihost_utils.sync_global_devices("work directory and corpus are ready")
+    root = corpus.corpus_root(config, str(workdir))
+    mesh = sharding.make_mesh(config_lib.mesh_shape(config, num_devices), devices)
+    task = tasks.create(config, str(workdir))
+    batches = Batches(config, task, root, mesh)
+    num_steps = config.num_train_steps or math.ceil(
+        config.num_epochs * batches.num_samples / config.batch_size
+    )
+    evaluators = task.evaluators(mesh)
+    if main_host:
+        task.save_assets(str(workdir))
+
+    # --- state: restored if there is a checkpoint, else made from the seed and the pretrained
+    # weights
+    optimizer = optim.make_optimizer(config.optimizer, num_steps)
+
+    def init() -> train_step.State:
+        return train_step.init_state(task, optimizer, config.seed)
+
+    abstract_state = jax.eval_shape(init)
+    shardings = sharding.state_shardings(abstract_state, task.parameter_axes, mesh)
+    checkpoints = Checkpoints(
+        workdir, keep=config.checkpoint.keep, best_metric=config.checkpoint.best_metric
+    )
+    start = checkpoints.latest_step()
+    if start is None:
+        start = 0
+        state = initial_state(task, init, shardings, abstract_state)
+    else:
+        found = checkpoints.read(start, "meta")["identity"]
+        if found != dict(task.identity):
+            raise UserError(f"{workdir} was trained with {found}, but now there is {task.identity}")
+        batches.check_position(checkpoints.read(start, "data"), start)
+        state = checkpoints.restore_state(start, abstract_state, shardings)
+        logging.info("resuming from step %d", start)
+    num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_state["params"]))
+    runtime.say(
+        f"{config.task}: {num_params:,} parameters, {batches.num_samples:,} samples, "
+        f"{num_steps} steps of {config.batch_size}, mesh {dict(mesh.shape)}, from step {start}"
+    )
+
+    # --- the step, compiled once, while the first batches are being read
+    stream = feed.prefetch(batches.read(start, num_steps))
+    compiled = (
+        jax.jit(
+            train_step.make_train_step(task, optimizer, config, num_steps),
+            in_shardings=(shardings, sharding.batch_sharding(mesh)),
+            out_shardings=(shardings, sharding.replicated(mesh)),
+            donate_argnums=0,
+        )
+        .lower(abstract_state, task.batch_spec(config.batch_size))
+        .compile()
+    )
+    flops = (compiled.cost_analysis() or {}).get("flops", 0.0) * num_devices
+    device_kind = jax.devices()[0].device_kind
+
+    # --- the loop
+    writer = metrics.MetricWriter(workdir, resume_step=start or None) if main_host else None
+    meta = make_meta(config, task.identity)
+    speed = metrics.Throughput(config.batch_size)
+    unchecked: tuple[int, list[str], dict[str, jax.Array]] | None = None
+    evaluations: dict[str, Evaluation] = {}
+    bar = tqdm(total=num_steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
+
+    def check(step: int, ids: list[str], values: Mapping[str, jax.Array]) -> dict[str, float]:
+        """Fetches the metrics of a step; stops the run if its loss or gradient is not finite."""
+        fetched = {name: float(x) for name, x in jax.device_get(dict(values)).items()}
+        if not (math.isfinite(fetched["loss"]) and math.isfinite(fetched["grad_norm"])):
+            checkpoints.wait()
+            raise UserError(
+                f"step {step}: loss {fetched['loss']}, gradient norm {fetched['grad_norm']}; "
+                f"nothing of it was saved; last good checkpoint: {checkpoints.latest_step()}; "
+                f"samples of the batch on this host: {', '.join(ids)}"
+            )
+        return fetched
+
+    step = start
+    stop_signal = runtime.StopSignal()
+    try:
+        while step < num_steps and not stop_signal.received(step):
+            with speed.waiting_for_data():
+                ids, batch = next(stream)
+            state, values = compiled(state, batch)
+            step += 1
+            speed.step_done()
+            # a step is checked while the next one runs, and before it is saved, logged or evaluated
+            if unchecked:
+                check(*unchecked)
+            unchecked = (step, ids, values)
+            last = step == num_steps
+            run_evals = last or is_multiple(step, config.eval_every_steps)
+            log = run_evals or is_multiple(step, config.log_every_steps)
+            save = last or is_multiple(step, config.checkpoint.every_steps)
+            bar.update()
+            if not (log or save):
+                continue
+            row, unchecked = check(*unchecked), None
+            if log:
+                row |= speed.window()
+                used = metrics.mfu(flops, row["step_seconds"], device_kind, num_devices)
+                row |= {} if used is None else {"mfu": used}
+                bar.set_postfix(loss=row["loss"], images_s=row["images_per_sec"], refresh=False)
+                runtime.say(metrics.format_line(step, row))
+            with speed.paused():
+                scores: dict[str, float] = {}
+                if run_evals:
+                    evaluations = evaluate(evaluators, state["params"])
+                    scores = named_metrics(evaluations)
+                if log and writer:
+                    writer.write(step, {**row, **metrics.memory(), **scores})
+                if save or (scores and config.checkpoint.best_metric):
+                    checkpoints.save(step, state, batches.position(step), meta, scores)
+    finally:
+        stop_signal.restore()
+        stream.close()
+        bar.close()
+        checkpoints.wait()
+
+    if unchecked:
+        check(*unchecked)
+    if step < num_steps:
+        checkpoints.save(step, state, batches.position(step), meta)
+        checkpoints.close()
+        runtime.say(
+            f"stopped by {stop_signal.name}: step {step} is saved; the same command goes on"
+        )
+        return
+    checkpoints.close()
+
+    # --- results and report
+    if not evaluations:
+        evaluations = evaluate(evaluators, state["params"])
+    if main_host:
+        history = metrics.read_metrics(workdir / "metrics.jsonl")
+        write_results(workdir, f"{config.task}: {workdir.name}", config, evaluations, history)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; keys are set by --config.KEY=VALUE")
+    runtime.initialize()
+    train(_CONFIG.value, Path(_WORKDIR.value).absolute())
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    runtime.run(main)
