@@ -1,7 +1,7 @@
 """UniMed-CLIP, ViT-B/16 at 224 px with BiomedBERT-base: the published recipe (arXiv 2412.10372).
 
-    python -m unimed_jax.train --config=configs/unimed_vit_b16.py --workdir=DIR
-    --config.data.root=DIR2
+    python -m unimed_jax.train --config=configs/unimed_vit_b16.py --workdir=DIR \\
+        --config.data.root=DIR2
 
 DIR2 holds one converted corpus per part, in folders named as in input_pipeline/unimed_parts.py.
 Published: 16 A100-40G, global batch 2,048, 10 epochs of 5.28 M pairs; mean of 21 zero-shot sets

@@ -1,7 +1,7 @@
 """UniMed-CLIP, ViT-L/14 at 336 px with BiomedBERT-base: the published recipe (arXiv 2412.10372).
 
-    python -m unimed_jax.train --config=configs/unimed_vit_l14_336_base_text.py --workdir=DIR
-    --config.data.root=DIR2
+    python -m unimed_jax.train --config=configs/unimed_vit_l14_336_base_text.py --workdir=DIR \\
+        --config.data.root=DIR2
 
 DIR2 holds one converted corpus per part, in folders named as in input_pipeline/unimed_parts.py.
 Published: mean of 21 zero-shot sets 64.84. Not run here yet; as in unimed_vit_b16.py, the image

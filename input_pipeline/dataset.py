@@ -287,15 +287,21 @@ def evaluation_dataset(
     share of the rows, so every host yields the same number of batches.
     """
     rows = batch_size // num_hosts
+    num_samples = manifest.splits[split].num_samples
     paths = [str(Path(directory) / shard.file) for shard in manifest.splits[split].shards]
     dataset = tf.data.Dataset.from_tensor_slices(paths).flat_map(tf.data.TFRecordDataset)
-    padding = -manifest.splits[split].num_samples % batch_size
-    # an empty record fails to decode and so becomes a row that is not valid
-    dataset = dataset.concatenate(tf.data.Dataset.from_tensors("").repeat(padding))
+    dataset = dataset.concatenate(dataset.take(1).repeat(-num_samples % batch_size))
     dataset = dataset.enumerate().filter(lambda i, _: (i % batch_size) // rows == host)
     dataset = dataset.map(lambda _, record: (record, NO_SEED, tf.zeros((), tf.int64)))
     dataset = _decoded(dataset, decode, num_threads).batch(rows, drop_remainder=True)
-    return _with_options(dataset.prefetch(2), num_threads)
+
+    def mask_filling(
+        batch_index: tf.Tensor, batch: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        sample = batch_index * batch_size + host * rows + tf.range(rows, dtype=tf.int64)
+        return {**batch, "valid": batch["valid"] & (sample < num_samples)}
+
+    return _with_options(dataset.enumerate().map(mask_filling).prefetch(2), num_threads)
 
 
 def numpy_batches(

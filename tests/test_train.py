@@ -280,7 +280,9 @@ def test_an_impossible_config_is_named_before_anything_is_compiled(
 
 
 def test_a_workdir_of_another_config_is_refused(tiny_config, tmp_path):
-    train.claim_workdir(tiny_config(), tmp_path)
+    train.claim_workdir(tiny_config(batch_size=8), tmp_path)
+    train.claim_workdir(tiny_config(), tmp_path)  # nothing was trained yet
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     train.claim_workdir(tiny_config(mesh__data=4, log_every_steps=7), tmp_path)  # no matter
     with pytest.raises(UserError, match=r"batch_size: 16 -> 32.*another --workdir"):
         train.claim_workdir(tiny_config(batch_size=32), tmp_path)
@@ -310,8 +312,11 @@ def test_another_corpus_under_a_resumed_run_is_refused(tiny_config, tmp_path):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--config.optimizer.learnin_rate=1", "learnin_rate"),
-        ("--config.batch_size=many", "batch_size"),
+        (
+            "--config.optimizer.learnin_rate=1",
+            "error: unknown key config.optimizer.learnin_rate; the",
+        ),
+        ("--config.batch_size=many", "error: flag --config.batch_size=many"),
         ("--config.batch_size=12", "error: config.batch_size=12 is not possible"),
     ],
 )

@@ -9,7 +9,6 @@ that is interrupted goes on when the same command is given again.
 
 import argparse
 import dataclasses
-import os
 import pathlib
 import sys
 import time
@@ -142,7 +141,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    # TensorFlow only writes files here: spare the user its start-up notes, one set per worker.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     sys.exit(main())

@@ -7,7 +7,8 @@ set by mistake.
 
 import importlib
 import json
-from collections.abc import Iterator, Mapping
+import runpy
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -119,6 +120,25 @@ def source(
     )
     entry.weight = weight
     return entry
+
+
+def explain_override(recipe: str, overrides: Sequence[str]) -> str:
+    """What is wrong with the first ``KEY=VALUE`` whose key the recipe does not have; "" if none is.
+
+    Args:
+      recipe: FILE.py or FILE.py:variant, which loads.
+      overrides: as on the command line, without ``--config.``.
+    """
+    path, *variant = recipe.split(":", 1)
+    config = runpy.run_path(path)["get_config"](*variant)
+    for override in overrides:
+        key, node, seen = override.partition("=")[0], config, "config"
+        for part in key.split("."):
+            if not isinstance(node, ConfigDict) or part not in node:
+                keys = ", ".join(node) if isinstance(node, ConfigDict) else "none below it"
+                return f"unknown key config.{key}; the keys of {seen} are: {keys}"
+            node, seen = node[part], f"{seen}.{part}"
+    return ""
 
 
 def choose_variant(variant: str, choices: tuple[str, ...]) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-import unimed_jax.quiet  # noqa: F401  (first: it sets what TensorFlow reads when it is imported)
 from unimed_jax import checkpoint, corpus, runtime, sharding, tasks
 from unimed_jax.results import evaluate, write_results
 

@@ -55,18 +55,21 @@ def make_optimizer(config: ConfigDict, num_train_steps: int) -> optax.GradientTr
       num_train_steps: length of the schedule.
     """
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    frozen, no_decay = tuple(config.frozen), tuple(config.no_decay)
-    freeze = (
-        [optax.masked(optax.set_to_zero(), lambda params: path_mask(params, frozen))]
-        if frozen
-        else []
-    )
-    return optax.chain(
+    no_decay = tuple(config.no_decay)
+    adamw = optax.chain(
         *clip,
         optax.scale_by_adam(config.b1, config.b2, config.eps),
         optax.add_decayed_weights(
             config.weight_decay, mask=lambda params: decay_mask(params, no_decay)
         ),
         optax.scale_by_learning_rate(learning_rate_schedule(config, num_train_steps)),
-        *freeze,
     )
+    if not config.frozen:
+        return adamw
+
+    def label(params: Any) -> Any:
+        mask = path_mask(params, tuple(config.frozen))
+        return jax.tree.map(lambda frozen: "frozen" if frozen else "trained", mask)
+
+    # frozen parameters have no moments
+    return optax.partition({"trained": adamw, "frozen": optax.set_to_zero()}, label)

@@ -1,6 +1,5 @@
 """The process: start-up, messages, signals, and errors as one line."""
 
-import logging
 import os
 import signal
 import sys
@@ -8,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from absl import app
+from absl import app, flags
 from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from input_pipeline.errors import UserError
+from unimed_jax import config as config_lib
 
 
 def initialize() -> None:
@@ -22,8 +22,7 @@ def initialize() -> None:
     On TPU pods and under Slurm JAX finds the job by itself; elsewhere JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID name it.
     """
-    absl_logging.set_verbosity(absl_logging.INFO if os.environ.get("UNIMED_DEBUG") else "warning")
-    logging.getLogger("unimed_jax").setLevel(logging.INFO)
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is meant to be
     if "JAX_NUM_PROCESSES" in os.environ:
         jax.distributed.initialize(
             os.environ["JAX_COORDINATOR_ADDRESS"],
@@ -77,11 +76,30 @@ def run(main: Callable[[list[str]], None]) -> None:
         try:
             main(argv)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            _exit(str(error))
 
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _exit(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """As absl's own parser, but what it raises about a recipe or a key becomes one line."""
     try:
-        app.run(guarded)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return app.parse_flags_with_usage(argv) if _wants_help(argv) else flags.FLAGS(argv)
+    except (AttributeError, KeyError, TypeError) as error:  # of an override that does not fit
+        recipe = next((a for a in argv if a.startswith("--config=")), "").partition("=")[2]
+        keys = [a[len("--config.") :] for a in argv if a.startswith("--config.")]
+        _exit(config_lib.explain_override(recipe, keys) or str(error))
+    except (flags.Error, OSError) as error:
+        # ml_collections puts a recipe's traceback into its message; its last line is the cause
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        _exit(lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}")
+    raise AssertionError("unreachable: _exit ends the process")
+
+
+def _wants_help(argv: list[str]) -> bool:
+    return any(argument.lstrip("-").startswith("help") for argument in argv[1:])

@@ -11,7 +11,7 @@ tensorboard/, checkpoints/, results.json, report.html.
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-import unimed_jax.quiet  # noqa: F401  (first: it sets what TensorFlow reads when it is imported)
-from input_pipeline import dataset, feed
-from input_pipeline.errors import ConfigError, UserError
+from input_pipeline import feed
+from input_pipeline.errors import UserError
 from input_pipeline.files import write_text_atomically
 from unimed_jax import config as config_lib
-from unimed_jax import corpus, metrics, optim, runtime, sharding, tasks, train_step
-from unimed_jax.checkpoint import Checkpoints, make_meta
+from unimed_jax import corpus, flops, metrics, optim, runtime, sharding, tasks, train_step
+from unimed_jax.batches import Batches
+from unimed_jax.checkpoint import FOLDER, Checkpoints, make_meta
 from unimed_jax.results import evaluate, named_metrics, write_results
 from unimed_jax.tasks.base import Evaluation, Task
 
@@ -38,102 +38,14 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of this run; the same one resumes it")
 
 
-class Batches:
-    """The stream of global batches from a step on, and the position that identifies it."""
-
-    def __init__(self, config: ConfigDict, task: Task, root: Path, mesh: jax.sharding.Mesh) -> None:
-        names = sorted(config.data.sources)
-        self._config, self._task, self._mesh = config, task, mesh
-        self._sources = [
-            dataset.Source(
-                name=name,
-                directory=str(root / config.data.sources[name].path),
-                split=config.data.sources[name].split,
-                weight=config.data.sources[name].weight,
-            )
-            for name in names
-        ]
-        self._manifests = dataset.open_sources(
-            self._sources, config.data.num_streams, config.data.verify_checksums
-        )
-
-    @property
-    def num_samples(self) -> int:
-        """Samples in one epoch: those of all sources."""
-        return sum(
-            manifest.splits[source.split].num_samples
-            for source, manifest in zip(self._sources, self._manifests, strict=True)
-        )
-
-    def position(self, step: int) -> dict[str, Any]:
-        return dataset.position(
-            self._sources,
-            self._manifests,
-            seed=self._config.seed,
-            batch_size=self._config.batch_size,
-            num_streams=self._config.data.num_streams,
-            block_size=self._config.data.shuffle_block,
-            step=step,
-        )
-
-    def check_position(self, stored: Mapping[str, Any], step: int) -> None:
-        """Raises ConfigError when a checkpoint was trained on another stream than this one."""
-        if self._config.data.accept_new_order:
-            return
-        before, now = (
-            dict(config_lib.flatten(stored)),
-            dict(config_lib.flatten(self.position(step))),
-        )
-        changed = [
-            f"{key}: {before.get(key, 'absent')!r} before, {now.get(key, 'absent')!r} now"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]
-        if changed:
-            raise ConfigError(
-                f"the data has changed since step {step} ({'; '.join(changed)}); restore it, or "
-                "pass --config.data.accept_new_order=True to go on with the new order"
-            )
-
-    def read(self, start: int, stop: int) -> Iterator[tuple[list[str], dict[str, jax.Array]]]:
-        """(ids of this host's rows, global batch) of the steps ``start`` <= k < ``stop``."""
-        config, hosts = self._config, jax.process_count()
-        per_host = config.data.num_streams // hosts
-        first = jax.process_index() * per_host
-        batches = dataset.train_dataset(
-            self._sources,
-            self._manifests,
-            self._task.decode,
-            batch_size=config.batch_size,
-            num_streams=config.data.num_streams,
-            streams=range(first, first + per_host),
-            seed=config.seed,
-            block_size=config.data.shuffle_block,
-            start_step=start,
-            stop_step=stop,
-            num_threads=config.data.num_threads,
-        )
-        rows_per_stream = config.batch_size // config.data.num_streams
-        placement = sharding.batch_sharding(self._mesh)
-        directories = {
-            source.directory: manifest
-            for source, manifest in zip(self._sources, self._manifests, strict=True)
-        }
-        for batch in dataset.replace_bad_rows(
-            dataset.numpy_batches(batches, directories), config.data.on_bad_sample, rows_per_stream
-        ):
-            ids = [i.decode() for i in batch["id"]]
-            yield ids, feed.to_global(self._task.collate(batch), placement)
-
-
 def claim_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Writes config.json, or checks that the one found is of the same run.
+    """Writes config.json, after checking that checkpoints found there are of the same config.
 
     Raises:
       UserError: the directory cannot be written, or belongs to another config.
     """
     path = workdir / "config.json"
-    if path.is_file():
+    if path.is_file() and any((workdir / FOLDER).glob("[0-9]*")):
         changed = config_lib.differences(config_lib.from_json(path.read_text()), config)
         if changed:
             raise UserError(
@@ -237,7 +149,10 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
         .lower(abstract_state, task.batch_spec(config.batch_size))
         .compile()
     )
-    flops = (compiled.cost_analysis() or {}).get("flops", 0.0) * num_devices
+    # the backward pass takes two matrix products for each of the forward pass
+    step_flops = 3 * flops.matmul_flops(
+        task.loss, abstract_state["params"], task.batch_spec(config.batch_size), jax.random.key(0)
+    )
     device_kind = jax.devices()[0].device_kind
 
     # --- the loop
@@ -283,7 +198,7 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
             row, unchecked = check(*unchecked), None
             if log:
                 row |= speed.window()
-                used = metrics.mfu(flops, row["step_seconds"], device_kind, num_devices)
+                used = metrics.mfu(step_flops, row["step_seconds"], device_kind, num_devices)
                 row |= {} if used is None else {"mfu": used}
                 bar.set_postfix(loss=row["loss"], images_s=row["images_per_sec"], refresh=False)
                 runtime.say(metrics.format_line(step, row))

@@ -1,0 +1,42 @@
+"""Model FLOPs: what the mathematics of a step needs, read off its jaxpr."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+
+def matmul_flops(function: Callable, *args: Any) -> float:
+    """FLOPs of the matrix products and convolutions of ``function(*args)``; scans count every pass.
+
+    Element-wise work is left out, as in the usual definition (arXiv 2204.02311, appendix B).
+
+    Args:
+      function: traced, not run.
+      *args: arrays or ShapeDtypeStructs.
+    """
+    return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _of_jaxpr(jaxpr: Jaxpr) -> float:
+    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation: JaxprEqn) -> float:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        return 2.0 * equation.outvars[0].aval.size * math.prod(shape[dim] for dim in contracted)
+    if name == "conv_general_dilated":
+        kernel, numbers = equation.invars[1].aval.shape, params["dimension_numbers"]
+        per_output = math.prod(kernel) / kernel[numbers.rhs_spec[0]]
+        return 2.0 * equation.outvars[0].aval.size * per_output
+    inner = sum(
+        _of_jaxpr(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
+        for value in params.values()
+        if isinstance(value, ClosedJaxpr | Jaxpr)
+    )
+    return inner * (params["length"] if name == "scan" else 1)
