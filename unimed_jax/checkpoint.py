@@ -86,7 +86,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
+                state=ocp.args.PyTreeSave(state),
                 data=ocp.args.JsonSave(dict(position)),
                 meta=ocp.args.JsonSave(dict(meta)),
             ),
@@ -125,13 +125,13 @@ class Checkpoints:
             raise UserError(
                 f"checkpoint {self._manager.directory}/{step} does not fit the model: {error}"
             ) from error
-        for path, (want, got) in jax.tree_util.tree_leaves_with_path(
-            jax.tree.map(lambda w, g: (w, g), target, state), is_leaf=lambda x: isinstance(x, tuple)
-        ):
-            if getattr(got, "shape", None) != want.shape:
+        found = dict(jax.tree_util.tree_leaves_with_path(state))
+        for path, want in jax.tree_util.tree_leaves_with_path(target):
+            shape = getattr(found.get(path), "shape", "absent")
+            if shape != want.shape:
                 raise UserError(
                     f"checkpoint {self._manager.directory}/{step}: {sharding.path_string(path)} "
-                    f"has shape {getattr(got, 'shape', 'absent')}, the model needs {want.shape}"
+                    f"has shape {shape}, the model needs {want.shape}"
                 )
         return state
 

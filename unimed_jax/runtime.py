@@ -94,7 +94,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         recipe = next((a for a in argv if a.startswith("--config=")), "").partition("=")[2]
         keys = [a[len("--config.") :] for a in argv if a.startswith("--config.")]
         _exit(config_lib.explain_override(recipe, keys) or str(error))
-    except (flags.Error, OSError) as error:
+    except flags.Error as error:
         # ml_collections puts a recipe's traceback into its message; its last line is the cause
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         _exit(lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}")

@@ -239,6 +239,10 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; keys are set by --config.KEY=VALUE")
+    try:
+        _CONFIG.value.task  # noqa: B018  (a recipe that is not there is reported when it is used)
+    except OSError as error:
+        raise UserError(f"no such recipe: {' '.join(str(error).split()[-10:])}") from error
     runtime.initialize()
     train(_CONFIG.value, Path(_WORKDIR.value).absolute())
 
