@@ -22,10 +22,11 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # The reference took 400 steps of 128. Small batches suit a small corpus with few classes: more
     # steps for the same samples, and fewer pairs of one class that the loss holds to be different.
-    config.batch_size = 32
-    config.num_train_steps = 1600
-    config.log_every_steps = 50
-    config.checkpoint.every_steps = 400
+    config.batch_size = 64
+    config.num_train_steps = 800
+    config.log_every_steps = 20
+    config.eval_every_steps = 200
+    config.checkpoint.every_steps = 200
 
     config.data.num_streams = 8
     config.data.shuffle_block = 512
@@ -61,8 +62,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.text.dropout = 0.0
     config.model.scan_layers = False  # on a CPU unrolled blocks run about 15 % faster
 
-    config.optimizer.learning_rate = 4e-4
-    config.optimizer.warmup_steps = 200
-    config.optimizer.clip_norm = 1.0
-    config.optimizer.frozen = ("^text/(word|position|token_type)_embeddings/",)
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.warmup_steps = 50
     return config
