@@ -1,8 +1,13 @@
-"""A dual encoder of a few thousand parameters, for tests."""
+"""A dual encoder of some ten thousand parameters, for tests."""
 
 import copy
 import math
 from typing import Any
+
+import jax
+import numpy as np
+
+from unimed_jax.models.dual_encoder import DualEncoder, Params
 
 _SMALL = {
     "embed_dim": 24,
@@ -51,3 +56,18 @@ def small_config(**changes: Any) -> dict[str, Any]:
         else:
             config[key] = value
     return config
+
+
+def random_params(model: DualEncoder, seed: int = 0) -> Params:
+    """numpy arrays, N(0, 0.15²) or, for norm scales, N(1, 0.15²).
+
+    Fresh parameters have norms of 1 and biases of 0, which would hide a mix-up; and these cost no
+    compilation.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return rng.normal(mean, 0.15, leaf.shape).astype(leaf.dtype)
+
+    return jax.tree.map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))

