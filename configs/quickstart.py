@@ -16,7 +16,7 @@ def get_config(variant: str = "") -> ConfigDict:
     smoke = choose_variant(variant, ("", "smoke")) == "smoke"
 
     config.batch_size = 64
-    config.num_train_steps = 20 if smoke else 600
+    config.num_train_steps = 20 if smoke else 400
     config.log_every_steps = 10 if smoke else 25
     config.checkpoint.every_steps = 10 if smoke else 200
     config.eval_every_steps = 0 if smoke else 200

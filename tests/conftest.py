@@ -36,3 +36,9 @@ def tiny_config(phantom_corpus) -> Callable[..., ConfigDict]:
         return tiny_config(str(phantom_corpus), changes)
 
     return make
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: with a worker per core, the last file then is a short one."""
+    slow = {item.path for item in items if "slow" in item.keywords}
+    items.sort(key=lambda item: (item.path not in slow, "test_resume" not in item.path.name))
