@@ -41,4 +41,5 @@ def tiny_config(phantom_corpus) -> Callable[..., ConfigDict]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: with a worker per core, the last file then is a short one."""
     slow = {item.path for item in items if "slow" in item.keywords}
-    items.sort(key=lambda item: (item.path not in slow, "test_resume" not in item.path.name))
+    longest = ("test_resume.py", "test_meshes.py")
+    items.sort(key=lambda item: (item.path not in slow, item.path.name not in longest))
