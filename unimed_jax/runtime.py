@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags
@@ -81,7 +81,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     app.run(guarded, flags_parser=_parse_flags)
 
 
-def _exit(message: str) -> None:
+def _exit(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
@@ -98,7 +98,6 @@ def _parse_flags(argv: list[str]) -> list[str]:
         # ml_collections puts a recipe's traceback into its message; its last line is the cause
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         _exit(lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}")
-    raise AssertionError("unreachable: _exit ends the process")
 
 
 def _wants_help(argv: list[str]) -> bool:
