@@ -63,5 +63,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.scan_layers = False  # on a CPU unrolled blocks run about 15 % faster
 
     config.optimizer.learning_rate = 5e-4
+    config.optimizer.learning_rate_factors = (("^text/", 0.1),)  # pretrained; the images' is not
     config.optimizer.warmup_steps = 50
     return config

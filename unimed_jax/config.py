@@ -54,6 +54,9 @@ def base_config(task: str = "contrastive") -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 5e-4  # peak
     config.optimizer.warmup_steps = 2000  # linear from learning_rate / warmup_steps
+    # (regular expression over parameter paths, factor of learning_rate), the first that matches;
+    # e.g. (("^text/", 0.1),) where only the text tower was pretrained
+    config.optimizer.learning_rate_factors = ()
     config.optimizer.schedule = "cosine"  # to 0 at the last step; or "constant"
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.98

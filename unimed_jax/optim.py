@@ -45,6 +45,23 @@ def decay_mask(params: Any, no_decay: Sequence[str]) -> Any:
     return jax.tree.map(lambda exempt: not exempt, path_mask(params, no_decay))
 
 
+def scale_by_path(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
+    """Multiplies the update of a parameter by the factor of the first expression found in its path.
+
+    Args:
+      factors: (regular expression, factor); a path without any match keeps its update.
+    """
+
+    def factor(path: Any) -> float:
+        name = path_string(path)
+        return next((scale for pattern, scale in factors if re.search(pattern, name)), 1.0)
+
+    def scale(updates: Any, params: Any = None) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, u: u * factor(path), updates)
+
+    return optax.stateless(scale)
+
+
 def make_optimizer(config: ConfigDict, num_train_steps: int) -> optax.GradientTransformation:
     """AdamW: p <- p - lr (m / (sqrt(v) + eps) + weight_decay p), moments bias-corrected.
 
@@ -63,6 +80,7 @@ def make_optimizer(config: ConfigDict, num_train_steps: int) -> optax.GradientTr
             config.weight_decay, mask=lambda params: decay_mask(params, no_decay)
         ),
         optax.scale_by_learning_rate(learning_rate_schedule(config, num_train_steps)),
+        scale_by_path(config.learning_rate_factors),
     )
     if not config.frozen:
         return adamw
