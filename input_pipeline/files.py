@@ -1,6 +1,9 @@
-"""Writing a file so that readers see the old content or the new one, never a part."""
+"""Writing files and directories so that readers see the old or the new, never a part."""
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from input_pipeline.errors import UserError
@@ -29,3 +32,24 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def appearing_directory(path: Path) -> Iterator[Path]:
+    """An empty directory that takes the name ``path`` when the block ends without an error.
+
+    Raises:
+      UserError: ``path`` is there and not an empty directory, or cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists and is not an empty directory; name another")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as parent:
+            # A directory of its own gets the usual permissions; the temporary one is private.
+            staged = Path(parent) / path.name
+            staged.mkdir()
+            yield staged
+            staged.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

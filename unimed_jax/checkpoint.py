@@ -8,15 +8,16 @@ can be opened without naming its config. A step folder appears under its name on
 complete.
 """
 
+import contextlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
@@ -26,6 +27,17 @@ from unimed_jax import sharding
 from unimed_jax.version import __version__
 
 FOLDER = "checkpoints"
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class Checkpoints:
@@ -53,16 +65,19 @@ class Checkpoints:
                 )
             )
         self._best_metric = best_metric
-        self._manager = ocp.CheckpointManager(
-            Path(workdir).absolute() / FOLDER,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-            ),
-            item_names=("state", "data", "meta"),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            create=not read_only,
+            read_only=read_only,
+            save_interval_steps=0 if read_only else 1,
+            cleanup_tmp_directories=not read_only,
         )
+        with _without_warnings():  # it warns that a directory opened for reading is read only
+            self._manager = ocp.CheckpointManager(
+                Path(workdir).absolute() / FOLDER,
+                options=options,
+                item_names=("state", "data", "meta"),
+            )
 
     def latest_step(self) -> int | None:
         """The newest complete step."""
@@ -98,27 +113,30 @@ class Checkpoints:
         args = ocp.args.Composite(**{item: ocp.args.JsonRestore()})
         return self._manager.restore(step, args=args)[item]
 
-    def restore_state(self, step: int, abstract_state: Any, shardings: Any) -> Any:
-        """The state of a step on any mesh.
+    def restore_state(self, step: int, abstract_state: Any, shardings: Any = None) -> Any:
+        """The state of a step on any mesh, or in host memory.
 
         Args:
           step: a complete step.
           abstract_state: ShapeDtypeStructs; only the parts named here are read (e.g. params alone).
-          shardings: a tree of the same structure.
+          shardings: a tree of the same structure; None: numpy arrays.
 
         Raises:
           UserError: names the parameters that are absent or have another shape.
         """
-        target = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            abstract_state,
-            shardings,
-        )
-        args = ocp.args.PyTreeRestore(
-            item=target,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-            partial_restore=True,
-        )
+        if shardings is None:
+            target = abstract_state
+            restore_args = jax.tree.map(
+                lambda x: ocp.RestoreArgs(restore_type=np.ndarray, dtype=x.dtype), target
+            )
+        else:
+            target = jax.tree.map(
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+                abstract_state,
+                shardings,
+            )
+            restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+        args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
         try:
             state = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         except (ValueError, KeyError) as error:
@@ -152,16 +170,31 @@ def make_meta(config: ConfigDict, identity: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def find(path: str | Path) -> tuple[Path, int]:
+def is_ours(path: Path) -> bool:
+    """Whether ``find`` would look for a checkpoint in a path."""
+    return (_workdir_of(path) / FOLDER).is_dir()
+
+
+def _workdir_of(path: Path) -> Path:
+    if path.name.isdigit() and path.parent.name == FOLDER:
+        path = path.parent
+    return path.parent if path.name == FOLDER else path
+
+
+def find(path: str | Path, step: int | None = None) -> tuple[Path, int]:
     """(work directory, step) of a work directory, its ``checkpoints`` folder, or one step folder.
+
+    Args:
+      path: any of these.
+      step: the step wanted; None: the one that ``path`` names, else the newest.
 
     Raises:
       UserError: there is no complete checkpoint.
     """
     path = Path(path).absolute()
-    step = int(path.name) if path.name.isdigit() and path.parent.name == FOLDER else None
-    workdir = path.parent.parent if step is not None else path
-    workdir = workdir.parent if workdir.name == FOLDER else workdir
+    workdir = _workdir_of(path)
+    if step is None and path.name.isdigit() and path.parent.name == FOLDER:
+        step = int(path.name)
     if not (workdir / FOLDER).is_dir():
         raise UserError(
             f"no checkpoint in {path}: expected a work directory with {FOLDER}/, or {FOLDER}/STEP"
@@ -170,24 +203,38 @@ def find(path: str | Path) -> tuple[Path, int]:
     steps = manager.steps()
     manager.close()
     if not steps or (step is not None and step not in steps):
-        raise UserError(f"no complete checkpoint in {path}; complete steps: {steps or 'none'}")
+        wanted = "" if step is None else f" of step {step}"
+        raise UserError(
+            f"no complete checkpoint{wanted} in {workdir}; complete steps: {steps or 'none'}"
+        )
     return workdir, steps[-1] if step is None else step
+
+
+def load_meta(workdir: Path, step: int) -> dict[str, Any]:
+    """What ``make_meta`` made."""
+    manager = Checkpoints(workdir, read_only=True)
+    meta = manager.read(step, "meta")
+    manager.close()
+    return meta
 
 
 def load_config(workdir: Path, step: int) -> ConfigDict:
     """The resolved config that a checkpoint was trained with."""
-    manager = Checkpoints(workdir, read_only=True)
-    meta = manager.read(step, "meta")
-    manager.close()
-    return config_lib.from_json(json.dumps(meta["config"]))
+    return config_lib.from_json(json.dumps(load_meta(workdir, step)["config"]))
 
 
-def load_params(workdir: Path, step: int, task: Any, mesh: Mesh) -> Any:
-    """The parameters of a checkpoint, without optimiser state, on any mesh."""
-    abstract = {"params": jax.eval_shape(task.init, jax.random.key(0))}
-    shardings = sharding.state_shardings(abstract, task.parameter_axes, mesh)
+def load_params(workdir: Path, step: int, abstract_params: Any, shardings: Any = None) -> Any:
+    """The parameters of a checkpoint, without optimiser state.
+
+    Args:
+      workdir: holds ``checkpoints/``.
+      step: a complete step.
+      abstract_params: shapes and dtypes; a sub-tree reads that part alone.
+      shardings: a tree of the same structure, on any mesh; None: numpy arrays.
+    """
     manager = Checkpoints(workdir, read_only=True)
-    params = manager.restore_state(step, abstract, shardings)["params"]
+    trees = ({"params": tree} for tree in (abstract_params, shardings) if tree is not None)
+    params = manager.restore_state(step, *trees)["params"]
     manager.close()
     logging.info("restored parameters of step %d from %s", step, workdir)
     return params

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import jax
 from absl import app, flags
+from ml_collections import ConfigDict
 
+from input_pipeline.errors import UserError
 from unimed_jax import checkpoint, corpus, runtime, sharding, tasks
+from unimed_jax import config as config_lib
 from unimed_jax.results import evaluate, write_results
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "work directory or checkpoint folder")
@@ -33,12 +36,22 @@ def main(argv: list[str]) -> None:
     if _DATA.value:
         config.data.root = _DATA.value
     if _PROMPTS.value:
-        for settings in config.evals.values():
-            settings.prompts = _PROMPTS.value
+        if not config.evals:  # as of weights that were imported
+            with config_lib.edit(config):
+                config.evals.zero_shot = ConfigDict(
+                    {"kind": "zero_shot", "path": ".", "split": "val", "batch_size": 64}
+                )
+        with config_lib.edit(config):
+            for settings in config.evals.values():
+                settings.prompts = _PROMPTS.value
+    if not config.evals:
+        raise UserError(f"{workdir} names no evaluators: give --prompts, and --data")
     corpus.prepare(config, str(workdir))
     task = tasks.create(config, str(workdir))
     mesh = sharding.make_mesh({"data": jax.device_count(), "fsdp": 1, "tensor": 1})
-    params = checkpoint.load_params(workdir, step, task, mesh)
+    abstract_params = jax.eval_shape(task.init, jax.random.key(0))
+    shardings = sharding.state_shardings(abstract_params, task.parameter_axes, mesh)
+    params = checkpoint.load_params(workdir, step, abstract_params, shardings)
     evaluations = evaluate(task.evaluators(mesh), params)
     runtime.say(f"{workdir}, step {step}")
     if jax.process_index() == 0:

@@ -1,37 +1,164 @@
-"""Writes a checkpoint as a directory that stock open_clip loads offline.
+"""Writes a checkpoint for PyTorch: a directory that stock open_clip opens, or a state dict.
 
     python -m unimed_jax.export --checkpoint=runs/quickstart --out=exports/quickstart
+    python -m unimed_jax.export --checkpoint=runs/minimed --step=800 --out=DIR --format=unimed_pt
 
+--checkpoint is a work directory, one of its checkpoints, or any weights that unimed_jax.load reads.
 In PyTorch: open_clip.create_model_and_transforms("local-dir:/home/me/exports/quickstart").
+
+The export is verified before it appears: open_clip opens it, and both frameworks embed the same
+images and texts. Where torch and open_clip are not installed the directory is written unverified.
+--push=ORG/NAME also sends it to the Hugging Face hub, where it opens as hf-hub:ORG/NAME.
 """
 
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
-import jax
+import numpy as np
 from absl import app, flags
+from PIL import Image
 
 from input_pipeline.errors import UserError
-from unimed_jax import checkpoint, runtime, sharding, tasks
-from unimed_jax.porting.open_clip_directory import export_open_clip
+from input_pipeline.files import appearing_directory
+from unimed_jax import runtime
+from unimed_jax.inference import Model, from_pretrained
+from unimed_jax.porting import hub, model_card, open_clip_directory
+from unimed_jax.porting.resolve import resolve
+from unimed_jax.weights import open_weights
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "work directory or checkpoint folder")
+STATE_DICT_FILE = "model.pt"
+TOLERANCE = 2e-5  # largest difference of normalised embeddings, float32
+
+_FORMATS = {
+    "open_clip": None,
+    "open_clip_pt": "text.",
+    "unimed_pt": "text_encoder.",
+}
+"""--format -> prefix of the text tower in the state dict."""
+
+_TEXTS = (
+    "a chest X-ray",
+    "axial CT of the abdomen with a hypodense lesion in the liver",
+    "T2-weighted MRI, 3 mm slices.",
+    "Fundus photograph: moderate non-proliferative diabetic retinopathy",
+    "H&E stain, 40x &amp; invasive ductal carcinoma",
+    "",
+)
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "work directory, checkpoint, or weights")
+_STEP = flags.DEFINE_integer("step", None, "step of a work directory (the newest)")
 _OUT = flags.DEFINE_string("out", None, "directory to write; must not exist, or be empty")
+_FORMAT = flags.DEFINE_enum(
+    "format", "open_clip", list(_FORMATS),
+    "open_clip: a directory that it opens by itself; open_clip_pt, unimed_pt: with a state dict as "
+    "well, in open_clip's or UniMed-CLIP's names",
+)  # fmt: skip
+_PUSH = flags.DEFINE_string("push", "", "hub repository to send it to, ORG/NAME")
+
+
+def export(
+    checkpoint: str | Path, out: Path, *, step: int | None = None, format: str = "open_clip"
+) -> str:
+    """Writes and verifies a directory; it appears whole or not at all.
+
+    Args:
+        checkpoint: what `unimed_jax.load` takes.
+        out: absolute; must not exist, or be empty.
+        step: of a work directory; None: the newest.
+        format: a key of _FORMATS.
+
+    Returns:
+        A sentence on how it was verified, or why it was not.
+
+    Raises:
+        UserError: no such checkpoint, `out` in use or not writable, torch missing where the format
+            needs it, or embeddings that differ.
+    """
+    prefix = _FORMATS[format]
+    has_torch = all(importlib.util.find_spec(name) for name in ("torch", "open_clip"))
+    if prefix and not has_torch:
+        raise UserError(f"--format={format} needs torch: pip install 'unimed_jax[torch]'")
+    pretrained = open_weights(checkpoint, step)
+    config = pretrained.model_config()
+    if not pretrained.tokenizer:
+        raise UserError(f"{pretrained.source} names no tokenizer, without which open_clip errs")
+    tokenizer_dir = resolve(pretrained.tokenizer, weights=False)
+    with appearing_directory(out) as staged:
+        # under the name that it has now, for the verification
+        open_clip_directory.write(staged, pretrained, config, tokenizer_dir, str(staged))
+        card = model_card.text(pretrained, config, out)
+        verified = "Not verified: torch and open_clip were not installed"
+        if has_torch:
+            ours = _embed(from_pretrained(pretrained, config))
+            del pretrained  # one framework after the other, each in the memory of both
+            verified = _verify(ours, staged, prefix)
+        open_clip_directory.write_config(staged, config, str(out))
+        (staged / "README.md").write_text(f"{card}\n## Verification\n\n{verified}.\n", "utf-8")
+    return verified
+
+
+def _embed(model: Model) -> dict[str, np.ndarray]:
+    """Pictures, their embeddings and those of _TEXTS, with the token ids."""
+    size = model.config.visual.image_size
+    rng = np.random.default_rng(0)
+    # smooth pictures of the model's own size, so that neither framework resizes
+    images = [
+        np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
+        for picture in rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
+    ]
+    return {
+        "images": np.stack(images),
+        "ids": model.tokenizer(_TEXTS),
+        "visual": model.encode_image(images),
+        "text": model.encode_text(_TEXTS),
+    }
+
+
+def _verify(ours: dict[str, np.ndarray], directory: Path, prefix: str | None) -> str:
+    """Compares embeddings with those that open_clip computes from a directory."""
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs, outputs = Path(scratch) / "inputs.npz", Path(scratch) / "outputs.npz"
+        np.savez(inputs, images=ours["images"], texts=np.array(_TEXTS))
+        state = {"path": str(directory / STATE_DICT_FILE), "text_prefix": prefix}
+        job = {
+            "directory": str(directory),
+            "inputs": str(inputs),
+            "outputs": str(outputs),
+            "state_dict": state if prefix else None,
+        }
+        (Path(scratch) / "job.json").write_text(json.dumps(job))
+        command = [
+            sys.executable,
+            str(Path(open_clip_directory.__file__).with_name("torch_side.py")),
+            f"{scratch}/job.json",
+        ]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        if run.returncode != 0:
+            raise UserError(f"open_clip cannot open the export: {run.stderr.strip()[-2000:]}")
+        with np.load(outputs) as theirs:
+            if not np.array_equal(ours["ids"], theirs["ids"]):
+                raise UserError("the export is wrong: open_clip's tokenizer gives other ids")
+            errors = {t: float(np.abs(ours[t] - theirs[t]).max()) for t in ("visual", "text")}
+    worst = ", ".join(f"{tower} {error:.1e}" for tower, error in errors.items())
+    if not max(errors.values()) <= TOLERANCE:
+        raise UserError(
+            f"the export is wrong: normalised embeddings differ by {worst}, more than {TOLERANCE}"
+        )
+    return f"Verified: embeddings by open_clip differ by at most {worst}, token ids are equal"
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    runtime.initialize()
-    workdir, step = checkpoint.find(_CHECKPOINT.value)
-    config = checkpoint.load_config(workdir, step)
-    if config.task != "contrastive":
-        raise UserError(f"{workdir} holds a {config.task!r} model, which open_clip does not know")
-    task = tasks.create(config, str(workdir))
-    mesh = sharding.make_mesh({"data": jax.device_count(), "fsdp": 1, "tensor": 1})
-    params = jax.device_get(checkpoint.load_params(workdir, step, task, mesh))
     out = Path(_OUT.value).absolute()
-    export_open_clip(params, task.model.config, workdir / "tokenizer", out)
-    runtime.say(f"step {step} of {workdir} is in {out}; open_clip opens it as local-dir:{out}")
+    said = export(_CHECKPOINT.value, out, step=_STEP.value, format=_FORMAT.value)
+    print(f"{said}\nopen_clip opens it as local-dir:{out}; moved, as {out}/README.md says")
+    if _PUSH.value:
+        print(f"pushed: open_clip opens it as hf-hub:{hub.push(out, _PUSH.value)}")
 
 
 if __name__ == "__main__":

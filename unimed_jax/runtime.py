@@ -22,7 +22,6 @@ def initialize() -> None:
     On TPU pods and under Slurm JAX finds the job by itself; elsewhere JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID name it.
     """
-    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is meant to be
     if "JAX_NUM_PROCESSES" in os.environ:
         jax.distributed.initialize(
             os.environ["JAX_COORDINATOR_ADDRESS"],
@@ -73,6 +72,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     """Runs a command; an error of the user's ends it with one line and status 2."""
 
     def guarded(argv: list[str]) -> None:
+        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is meant to be
         try:
             main(argv)
         except UserError as error:

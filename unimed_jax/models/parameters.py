@@ -18,6 +18,7 @@ PARAMETER_AXES: tuple[tuple[str, Axes], ...] = (
     (r"blocks/mlp/c_proj/bias$", ("layers", "embed")),
     (r"blocks/ln_[12]/(scale|bias)$", ("layers", "embed")),
     (r"^visual/patch_embedding/kernel$", ("patch", "embed")),
+    (r"^visual/patch_embedding/bias$", ("embed",)),
     (r"^visual/class_embedding$", ("embed",)),
     (r"^visual/positional_embedding$", ("positions", "embed")),
     (r"^visual/proj$", ("embed", "joint")),

@@ -73,7 +73,7 @@ class VisionTransformer(nnx.Module):
         self.patch_embedding = nnx.Linear(
             sizes.patch_size**2 * 3,
             sizes.width,
-            use_bias=False,
+            use_bias=sizes.form == "timm",
             kernel_init=_torch_uniform,
             dtype=config.compute_dtype,
             param_dtype=param_dtype,
@@ -84,7 +84,7 @@ class VisionTransformer(nnx.Module):
             scaled_normal(rngs.params(), (sizes.num_tokens, sizes.width), param_dtype)
         )
         norm = (sizes.width, sizes.layer_norm_eps, param_dtype, rngs)
-        self.ln_pre = LayerNorm(*norm)
+        self.ln_pre = LayerNorm(*norm) if sizes.form == "clip" else None
         self.blocks = stack_blocks(lambda rngs: VisionBlock(config, rngs), sizes.layers, rngs)
         self.ln_post = LayerNorm(*norm)
         self.proj = nnx.Param(
@@ -109,7 +109,8 @@ class VisionTransformer(nnx.Module):
             self.class_embedding[...].astype(x.dtype), (len(x), 1, x.shape[-1])
         )
         x = jnp.concatenate([class_token, x], axis=1)
-        x = self.ln_pre(x + self.positional_embedding[...].astype(x.dtype))
+        x = x + self.positional_embedding[...].astype(x.dtype)
+        x = x if self.ln_pre is None else self.ln_pre(x)
         x = apply_blocks(self.blocks, x, remat=config.remat, scan_layers=config.scan_layers)
         return (self.ln_post(x) @ self.proj[...].astype(x.dtype)).astype(jnp.float32)
 

@@ -1,17 +1,20 @@
-"""Writing a model as a directory that stock open_clip loads offline."""
+"""A model as a directory that stock open_clip opens: names, configurations, weights."""
 
 import json
+import re
 import shutil
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.numpy
-
 from input_pipeline.errors import UserError
-from unimed_jax.models.config import ModelConfig
-from unimed_jax.porting import open_clip_map
+from unimed_jax.models.config import ModelConfig, VisualConfig
+from unimed_jax.porting import layouts, safetensors_file
+from unimed_jax.porting.pretrained import PARTS, Pretrained
+from unimed_jax.porting.tensors import LazyTensor
+
+WEIGHTS_FILE = "open_clip_model.safetensors"
+CONFIG_FILE = "open_clip_config.json"
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -20,75 +23,87 @@ _TOKENIZER_FILES = (
     "vocab.txt",
 )
 _HF_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
+# timm's vision transformers by (width, layers, heads), the MLP four times as wide, and their names
+_TIMM_SIZES = {
+    (192, 12, 3): "tiny",
+    (384, 12, 6): "small",
+    (768, 12, 12): "base",
+    (1024, 24, 16): "large",
+}
+_TIMM_NAME = r"vit_(tiny|small|base|large)_patch16_(224|384)|vit_(small|base)_patch32_(224|384)"
 
 
-def export_open_clip(
-    params: dict[str, Any], config: ModelConfig, tokenizer_dir: Path, out_dir: Path
-) -> None:
-    """Writes a directory for `open_clip.create_model_and_transforms("local-dir:OUT_DIR")`.
-
-    It holds `open_clip_model.safetensors` (float32), `open_clip_config.json`, BERT's `config.json`
-    and the tokenizer's files, and appears whole or not at all. open_clip looks the BERT config up
-    by the absolute path that is written here, so a directory that is moved must be exported again
-    (or `hf_model_name` in `open_clip_config.json` edited).
+def state_dict(pretrained: Pretrained, text: str = "text.") -> dict[str, LazyTensor]:
+    """The whole model under open_clip's names; nothing is read before a tensor is loaded.
 
     Args:
-        params: of the model; leaves anything that numpy reads.
-        config: of the same model.
-        tokenizer_dir: holds `tokenizer.json` or `vocab.txt`.
-        out_dir: must not exist, or be empty.
+        pretrained: with both towers.
+        text: prefix of the text tower; "text_encoder." gives UniMed-CLIP's names.
 
     Raises:
-        UserError: no tokenizer there (open_clip would make an empty one and say nothing), `out_dir`
-            in use, or not writable.
+        UserError: a tower is missing.
     """
-    out_dir = out_dir.absolute()
-    tokenizer_files = [tokenizer_dir / name for name in _TOKENIZER_FILES]
-    tokenizer_files = [path for path in tokenizer_files if path.is_file()]
-    if not {"tokenizer.json", "vocab.txt"} & {path.name for path in tokenizer_files}:
+    prefixes = {"visual": "visual.", "text": text, "logits": ""}
+    tensors = {}
+    for name in PARTS:
+        part = pretrained.parts.get(name)
+        if part is None or part.layout not in (
+            *layouts.VISUAL.values(),
+            layouts.HF_TEXT,
+            layouts.LOGITS,
+        ):
+            raise UserError(
+                f"{pretrained.source} ({pretrained.kind}) has no {name} that open_clip can take "
+                "beside the rest"
+            )
+        tensors |= {f"{prefixes[name]}{key}": tensor for key, tensor in part.tensors.items()}
+    return tensors
+
+
+def write(
+    directory: Path, pretrained: Pretrained, config: ModelConfig, tokenizer_dir: Path, name: str
+) -> None:
+    """Fills an empty directory for `create_model_and_transforms("local-dir:DIRECTORY")`.
+
+    Args:
+        directory: exists.
+        pretrained: the weights, written as float32.
+        config: of the model.
+        tokenizer_dir: holds `tokenizer.json` or `vocab.txt`.
+        name: what transformers will look BERT's config.json up by: the absolute path that the
+            directory will have, or the id of a hub repository.
+
+    Raises:
+        UserError: no tokenizer there (open_clip would make an empty one and say nothing), or an
+            architecture that open_clip has no name for.
+    """
+    files = [tokenizer_dir / file for file in _TOKENIZER_FILES]
+    files = [path for path in files if path.is_file()]
+    if not {"tokenizer.json", "vocab.txt"} & {path.name for path in files}:
         raise UserError(f"{tokenizer_dir} holds neither tokenizer.json nor vocab.txt")
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise UserError(f"{out_dir} exists and is not an empty directory; name another")
-    tensors = open_clip_map.to_tensors(params, open_clip_map.OPEN_CLIP)
-    tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
-    try:
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.", dir=out_dir.parent) as parent:
-            # A directory of its own gets the usual permissions; the temporary one is private.
-            staged = Path(parent) / out_dir.name
-            staged.mkdir()
-            safetensors.numpy.save_file(tensors, staged / "open_clip_model.safetensors")
-            _write_json(staged / "open_clip_config.json", open_clip_config(config, out_dir))
-            _write_json(staged / "config.json", bert_config(config))
-            for path in tokenizer_files:
-                shutil.copyfile(path, staged / path.name)
-            staged.replace(out_dir)
-    except OSError as error:
-        raise UserError(f"cannot write {out_dir}: {error.strerror or error}") from error
+    write_config(directory, config, name)
+    _write_json(directory / "config.json", bert_config(config))
+    for path in files:
+        shutil.copyfile(path, directory / path.name)
+    safetensors_file.write(directory / WEIGHTS_FILE, state_dict(pretrained))
 
 
-def open_clip_config(config: ModelConfig, out_dir: Path) -> dict[str, Any]:
-    """The content of `open_clip_config.json` for a directory that will be `out_dir` (absolute)."""
-    visual, text = config.visual, config.text
-    vision_cfg: dict[str, Any] = {
-        "image_size": visual.image_size,
-        "patch_size": visual.patch_size,
-        "layers": visual.layers,
-        "width": visual.width,
-        "head_width": visual.width // visual.heads,
-        "mlp_ratio": visual.mlp_width / visual.width,
-        "norm_kwargs": {"eps": visual.layer_norm_eps},
-    }
-    if visual.activation == "gelu_tanh":
-        vision_cfg["act_kwargs"] = {"approximate": "tanh"}
+def write_config(directory: Path, config: ModelConfig, name: str) -> None:
+    """Writes `open_clip_config.json`, or writes it anew for another `name`."""
+    _write_json(directory / CONFIG_FILE, open_clip_config(config, name))
+
+
+def open_clip_config(config: ModelConfig, name: str) -> dict[str, Any]:
+    """The content of `open_clip_config.json`; `name` as in `write`."""
+    text = config.text
     model_cfg: dict[str, Any] = {
         "embed_dim": config.embed_dim,
-        "quick_gelu": visual.activation == "quick_gelu",
-        "vision_cfg": vision_cfg,
+        "quick_gelu": config.visual.activation == "quick_gelu",
+        "vision_cfg": _vision_config(config.visual),
         "text_cfg": {
-            "hf_model_name": str(out_dir),
+            "hf_model_name": name,
             # Ignored for a local directory, but without it open_clip takes CLIP's own tokenizer.
-            "hf_tokenizer_name": str(out_dir),
+            "hf_tokenizer_name": name,
             "hf_model_pretrained": False,
             "hf_proj_type": None if text.projection == "none" else text.projection,
             "hf_pooler_type": "cls_last_hidden_state_pooler",
@@ -106,6 +121,34 @@ def open_clip_config(config: ModelConfig, out_dir: Path) -> dict[str, Any]:
             "resize_mode": "shortest",
         },
     }
+
+
+def _vision_config(visual: VisualConfig) -> dict[str, Any]:
+    if visual.form == "timm":
+        size = _TIMM_SIZES.get((visual.width, visual.layers, visual.heads), "?")
+        name = f"vit_{size}_patch{visual.patch_size}_{visual.image_size}"
+        standard = (visual.mlp_width, visual.activation, visual.layer_norm_eps)
+        if not re.fullmatch(_TIMM_NAME, name) or standard != (4 * visual.width, "gelu", 1e-6):
+            raise UserError(f"open_clip has no name for this image tower of timm's form: {visual}")
+        return {
+            "timm_model_name": name,
+            "timm_model_pretrained": False,
+            "timm_pool": "",
+            "timm_proj": "linear",
+            "image_size": visual.image_size,
+        }
+    vision_cfg: dict[str, Any] = {
+        "image_size": visual.image_size,
+        "patch_size": visual.patch_size,
+        "layers": visual.layers,
+        "width": visual.width,
+        "head_width": visual.width // visual.heads,
+        "mlp_ratio": visual.mlp_width / visual.width,
+        "norm_kwargs": {"eps": visual.layer_norm_eps},
+    }
+    if visual.activation == "gelu_tanh":
+        vision_cfg["act_kwargs"] = {"approximate": "tanh"}
+    return vision_cfg
 
 
 def bert_config(config: ModelConfig) -> dict[str, Any]:
@@ -130,5 +173,5 @@ def bert_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -20,53 +21,18 @@ from input_pipeline import captions, records, transforms
 from input_pipeline.errors import ConfigError
 from input_pipeline.tokenizer import Tokenizer
 from unimed_jax import config as config_lib
-from unimed_jax import losses
+from unimed_jax import losses, weights
 from unimed_jax.corpus import locate
 from unimed_jax.evals.zero_shot import ZeroShot
 from unimed_jax.models import dual_encoder, parameters
 from unimed_jax.models.config import ModelConfig
-from unimed_jax.porting import huggingface
+from unimed_jax.porting.pretrained import PARTS
 from unimed_jax.tasks.base import Evaluator, Params
 
 
 def default_config() -> dict[str, Any]:
-    """The keys of this task; the values are UniMed-CLIP's ViT-B/16 with BiomedBERT-base."""
-    model = {
-        "embed_dim": 512,
-        "visual": {
-            "image_size": 224,
-            "patch_size": 16,
-            "width": 768,
-            "layers": 12,
-            "heads": 12,
-            "mlp_width": 3072,
-            "activation": "quick_gelu",
-            "layer_norm_eps": 1e-5,
-        },
-        "text": {
-            "vocab_size": 30522,
-            "width": 768,
-            "layers": 12,
-            "heads": 12,
-            "mlp_width": 3072,
-            "max_positions": 512,
-            "num_token_types": 2,
-            "activation": "gelu",
-            "layer_norm_eps": 1e-12,
-            "dropout": 0.1,
-            "context_length": 256,
-            "pad_id": 0,
-            "projection": "mlp",
-        },
-        "logit_scale_init": math.log(1 / 0.07),
-        "logit_bias_init": placeholder(float),  # the sigmoid loss needs one; -10 in SigLIP
-        "image_mean": (0.48145466, 0.4578275, 0.40821073),
-        "image_std": (0.26862954, 0.26130258, 0.27577711),
-        "compute_dtype": "float32",  # or "bfloat16"
-        "param_dtype": "float32",
-        "remat": "none",  # "dots" keeps matrix products, "full" keeps only the input of each block
-        "scan_layers": True,  # False unrolls the blocks: slower to compile, sometimes faster to run
-    }
+    """The keys of this task; the model is UniMed-CLIP's ViT-B/16 with BiomedBERT-base."""
+    model = dataclasses.asdict(ModelConfig()) | {"logit_bias_init": placeholder(float)}
     return {
         "model": model,
         # a directory or file with tokenizer.json or vocab.txt; also pkg:PACKAGE/PATH, hf:ORG/NAME,
@@ -77,7 +43,15 @@ def default_config() -> dict[str, Any]:
             "logit_scale_max": 100.0,  # exp(logit_scale) is clamped to [1, this] after every step
         },
         "augmentation": {"min_area": 0.9},  # random resized crop: area in [min_area, 1]
-        "init": {"text": ""},  # BERT weights: a directory or file, pkg:PACKAGE/PATH or hf:ORG/NAME
+        # weights to start from, each a file, a directory or a URI as above, of any kind that
+        # docs/weights.md lists; what stays empty is random
+        "init": {
+            "model": "",  # everything that it has; the towers named below come from elsewhere
+            "visual": "",
+            "text": "",
+            "logits": "",  # logit_scale and logit_bias
+            "expected": (),  # regular expressions: tensors that may be missing, extra or misshapen
+        },
     }
 
 
@@ -140,11 +114,14 @@ class Contrastive:
         return self.model.init(key)
 
     def pretrained(self, abstract_params: Params) -> Params:
-        if not self._config.init.text:
-            return {}
-        source = locate(self._config.init.text, self._config, self._workdir)
-        text = huggingface.load_bert(source, abstract_params["text"], self.model.config.text)
-        return {"text": text}
+        init = self._config.init
+        return weights.initial_params(
+            {part: init[part] or init.model for part in PARTS},
+            abstract_params,
+            self.model.config,
+            expected=tuple(init.expected),
+            locate=lambda uri: locate(uri, self._config, self._workdir),
+        )
 
     def constrain(self, params: Params) -> Params:
         upper = math.log(self._config.loss.logit_scale_max)

@@ -1,0 +1,12 @@
+"""Writes a checkpoint for PyTorch; the same command as `python -m unimed_jax.export`.
+
+python tools/export_open_clip.py --checkpoint=runs/quickstart --out=exports/quickstart
+"""
+
+from absl import flags
+
+from unimed_jax import export, runtime
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["checkpoint", "out"])
+    runtime.run(export.main)

@@ -1,0 +1,129 @@
+"""Turns published weights into a checkpoint of this project, without running code of the file.
+
+    python tools/import_weights.py unimed-clip-vit-b16.pt --out=imported/unimed_b16
+    python tools/import_weights.py hf:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224 \\
+        --out=imported/biomedclip
+    python tools/import_weights.py b16_400m.pt --out=imported/metaclip --towers=visual \\
+        --set visual.activation=quick_gelu
+
+SOURCE is a file, a directory, pkg:PACKAGE/PATH, hf:ORG/NAME or ORG/NAME, of any kind that
+docs/weights.md lists. Training can also start from it directly (config.init); this command is for
+checking a file, converting it once for many runs, and evaluating it. Every tensor that is missing,
+unexpected or of another shape is listed and stops the import.
+"""
+
+import argparse
+import ast
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from input_pipeline.errors import UserError
+from input_pipeline.files import appearing_directory
+from input_pipeline.manifest import file_sha256
+from input_pipeline.tokenizer import Tokenizer
+from unimed_jax import config as config_lib
+from unimed_jax.checkpoint import Checkpoints, make_meta
+from unimed_jax.models import dual_encoder
+from unimed_jax.models.config import ModelConfig
+from unimed_jax.porting.pretrained import Pretrained, part_of
+from unimed_jax.porting.resolve import resolve
+from unimed_jax.weights import open_weights
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status (2: the user's input is at fault)."""
+    args = _parser().parse_args(argv)
+    try:
+        overrides = dict(_override(text) for text in args.set)
+        pretrained = open_weights(args.source)
+        parts = _parts(pretrained, args.towers)
+        config = pretrained.model_config(overrides)
+        _write(pretrained, parts, config, args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parts(pretrained: Pretrained, towers: str) -> list[str]:
+    wanted = towers.split(",") if towers else [p for p in pretrained.parts if p != "logits"]
+    for tower in wanted:
+        if tower not in pretrained.parts:
+            raise UserError(
+                f"--towers={towers}: {pretrained.source} ({pretrained.kind}) has "
+                f"{', '.join(part for part in pretrained.parts if part != 'logits')}"
+            )
+    return [*wanted, *(["logits"] if "logits" in pretrained.parts else [])]
+
+
+def _write(
+    pretrained: Pretrained, parts: Sequence[str], config: ModelConfig, args: argparse.Namespace
+) -> None:
+    abstract = jax.eval_shape(dual_encoder.build(config).init, jax.random.key(0))
+    abstract = {key: value for key, value in abstract.items() if part_of(key) in parts}
+    tokenizer = None
+    if "text" in parts:
+        uri = args.tokenizer or pretrained.tokenizer
+        if not uri:
+            raise UserError(f"{pretrained.source} has no tokenizer: give --tokenizer=DIRECTORY")
+        tokenizer = Tokenizer(resolve(uri, weights=False), config.text.context_length)
+    params = pretrained.params(abstract, config)
+
+    recipe = config_lib.base_config("contrastive")
+    recipe.model.update(dataclasses.asdict(config))
+    source = {"name": str(args.source), "kind": pretrained.kind}
+    if pathlib.Path(pretrained.source).is_file():
+        source["sha256"] = file_sha256(pathlib.Path(pretrained.source))
+    identity = {"tokenizer_sha256": tokenizer.sha256} if tokenizer else {}
+    with appearing_directory(args.out.absolute()) as staged:
+        checkpoints = Checkpoints(staged)
+        meta = make_meta(recipe, identity) | {"parts": list(parts), "source": source}
+        checkpoints.save(0, {"params": params}, {}, meta)
+        checkpoints.close()
+        if tokenizer:
+            tokenizer.save(staged / "tokenizer")
+        (staged / "config.json").write_text(config_lib.to_json(recipe) + "\n", "utf-8")
+    counts = {part: sum(x.size for x in jax.tree.leaves(params.get(part, {}))) for part in parts}
+    sizes = ", ".join(f"{part} {count:,}" for part, count in counts.items() if count)
+    print(f"{pretrained.kind}: {sizes} parameters -> {args.out}")
+
+
+def _override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text}: expected KEY=VALUE, for example visual.activation=gelu")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="SOURCE", help="file, directory or URI of the weights")
+    parser.add_argument(
+        "--out", type=pathlib.Path, required=True, help="directory of the checkpoint"
+    )
+    parser.add_argument("--towers", default="", help="visual, text or visual,text (all there are)")
+    parser.add_argument(
+        "--tokenizer", default="", help="directory or URI, if the weights name none"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a key of the model that the weights do not tell, e.g. visual.activation=quick_gelu",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

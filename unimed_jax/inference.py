@@ -1,0 +1,232 @@
+"""A model for notebooks: images and texts in, embeddings and probabilities out.
+
+import unimed_jax
+model = unimed_jax.load("runs/quickstart")
+model.classify(["scan.png"], {"CT": ["a CT slice"], "MRI": ["an MRI slice", "a T1 image"]})
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from input_pipeline.errors import UserError, WeightsError
+from input_pipeline.tokenizer import Tokenizer
+from unimed_jax import losses, sharding
+from unimed_jax.models import dual_encoder
+from unimed_jax.models.config import ModelConfig
+from unimed_jax.porting.pretrained import Pretrained, part_of
+from unimed_jax.porting.resolve import resolve
+from unimed_jax.weights import open_weights
+
+ImageLike = Image.Image | np.ndarray | str | PathLike[str]
+
+
+def load(
+    path_or_hub_id: str | PathLike[str],
+    *,
+    step: int | None = None,
+    tokenizer: str | PathLike[str] = "",
+    overrides: Mapping[str, Any] | None = None,
+) -> "Model":
+    """Loads a dual encoder of any kind that can be read (docs/weights.md), onto all devices.
+
+    Args:
+        path_or_hub_id: a work directory or checkpoint of ours, a weights file or directory of CLIP,
+            open_clip, UniMed-CLIP, BiomedCLIP or BERT, pkg:PACKAGE/PATH, hf:ORG/NAME or ORG/NAME.
+        step: of a work directory; None: the newest.
+        tokenizer: directory, file or URI in place of the one that the weights name.
+        overrides: dotted keys of the model's config that the weights do not tell, such as
+            {"visual.activation": "quick_gelu"}, or that should differ, such as
+            {"compute_dtype": "bfloat16"}.
+
+    Raises:
+        UserError: no such weights, or not what they should be; the message says which tensor.
+    """
+    pretrained = open_weights(path_or_hub_id, step)
+    return from_pretrained(pretrained, pretrained.model_config(overrides), str(tokenizer))
+
+
+def from_pretrained(pretrained: Pretrained, config: ModelConfig, tokenizer: str = "") -> "Model":
+    """A model from opened weights; see `load`."""
+    model = dual_encoder.build(config)
+    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    abstract = {k: v for k, v in abstract.items() if part_of(k) in pretrained.parts}
+    params = pretrained.params(abstract, config)
+    return Model(model, params, tokenizer or pretrained.tokenizer, pretrained.source)
+
+
+class Model:
+    """A loaded dual encoder.
+
+    Attributes:
+        config: sizes of both towers; `config.embed_dim` is the width E of the embeddings.
+        logit_scale: exp(s), the factor of cosines in `classify`; 1 where the weights hold none.
+    """
+
+    def __init__(
+        self,
+        model: dual_encoder.DualEncoder,
+        params: dual_encoder.Params,
+        tokenizer: str,
+        source: str,
+    ) -> None:
+        """Use `load`. `tokenizer` is a path or URI, opened when the first text comes."""
+        self.config: ModelConfig = model.config
+        self.logit_scale = float(np.exp(params["logit_scale"])) if "logit_scale" in params else 1.0
+        self._source, self._tokenizer_uri = source, tokenizer
+        self._tokenizer: Tokenizer | None = None
+        devices = jax.local_devices()
+        mesh = sharding.make_mesh({"data": len(devices), "fsdp": 1, "tensor": 1}, devices)
+        self._num_devices = len(devices)
+        self._batches = sharding.batch_sharding(mesh)
+        whole = sharding.replicated(mesh)
+        self._params = jax.device_put(params, whole)
+        self._encode = {
+            name: jax.jit(encode, out_shardings=whole)
+            for name, encode in (("visual", model.encode_image), ("text", model.encode_text))
+        }
+
+    def encode_image(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        normalize: bool = True,
+        batch_size: int = 64,
+    ) -> np.ndarray:
+        """Embeddings of images, float32 (N, E).
+
+        Images are resized (bicubic, antialiased) so that the shorter side is the model's size, and
+        cropped to the central square, as open_clip does.
+
+        Args:
+            images: one or any number of PIL images, uint8 arrays (H, W) or (H, W, 3), or paths.
+            normalize: to unit length.
+            batch_size: images per device and step.
+        """
+        one = isinstance(images, Image.Image | np.ndarray | str | PathLike)
+        size = self.config.visual.image_size
+        pixels = (preprocess(image, size) for image in ([images] if one else images))
+        return self._run("visual", pixels, normalize, batch_size)
+
+    def encode_text(
+        self, texts: str | Iterable[str], *, normalize: bool = True, batch_size: int = 64
+    ) -> np.ndarray:
+        """Embeddings of one or any number of texts, float32 (N, E); as `encode_image`."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        ids = self.tokenizer(texts) if texts else []
+        return self._run("text", iter(ids), normalize, batch_size)
+
+    def classify(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        classes: Mapping[str, str | Sequence[str]],
+        *,
+        batch_size: int = 64,
+    ) -> np.ndarray:
+        """Zero-shot class probabilities, float32 (N, C), columns in the order of `classes`.
+
+        The embedding of a class is the renormalised mean of its normalised prompts; probabilities
+        are the softmax of logit_scale times the cosines (arXiv 2103.00020, section 3.1).
+
+        Args:
+            images: as in `encode_image`.
+            classes: name -> prompt or prompts.
+            batch_size: images per device and step.
+        """
+        if not classes:
+            raise ValueError("classes is empty: give {name: prompts}")
+        groups = [[p] if isinstance(p, str) else list(p) for p in classes.values()]
+        if not all(groups):
+            raise ValueError(f"a class has no prompt: {dict(classes)}")
+        vectors = self.encode_text([prompt for group in groups for prompt in group])
+        ends = np.cumsum([len(group) for group in groups])
+        means = [part.mean(0) for part in np.split(vectors, ends[:-1])]
+        centres = np.asarray(losses.normalize(jnp.stack(means)))
+        logits = self.logit_scale * self.encode_image(images, batch_size=batch_size) @ centres.T
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Texts -> ids, int32 (N, context_length)."""
+        if self._tokenizer is None:
+            if not self._tokenizer_uri:
+                raise UserError(
+                    f"{self._source} has no tokenizer: give load(..., tokenizer=DIRECTORY)"
+                )
+            text = self.config.text
+            found = Tokenizer(resolve(self._tokenizer_uri, weights=False), text.context_length)
+            if (found.vocab_size, found.pad_id) != (text.vocab_size, text.pad_id):
+                raise WeightsError(
+                    f"the tokenizer {self._tokenizer_uri} has {found.vocab_size} entries and pad "
+                    f"id {found.pad_id}, the model {text.vocab_size} and {text.pad_id}"
+                )
+            self._tokenizer = found
+        return self._tokenizer
+
+    def _run(
+        self, tower: str, rows: Iterable[np.ndarray], normalize: bool, batch_size: int
+    ) -> np.ndarray:
+        if tower not in self._params:
+            raise UserError(f"{self._source} has no {tower} tower")
+        limit = batch_size * self._num_devices
+        found, batch = [], []
+
+        def flush() -> None:
+            # The next power of two per device: few shapes, so few compilations, little padding.
+            per_device = -(-len(batch) // self._num_devices)
+            padded = min(1 << (per_device - 1).bit_length(), batch_size) * self._num_devices
+            stacked = np.stack(batch + [batch[-1]] * (padded - len(batch)))
+            inputs = jax.device_put(stacked, self._batches)
+            embeddings = self._encode[tower]({tower: self._params[tower]}, inputs)
+            found.append(np.asarray(embeddings)[: len(batch)])
+            batch.clear()
+
+        for row in rows:
+            batch.append(row)
+            if len(batch) == limit:
+                flush()
+        if batch:
+            flush()
+        if not found:
+            return np.zeros((0, self.config.embed_dim), np.float32)
+        result = np.concatenate(found)
+        return np.asarray(losses.normalize(result)) if normalize else result
+
+
+def preprocess(image: ImageLike, size: int) -> np.ndarray:
+    """One image as the image tower takes it: uint8 (size, size, 3).
+
+    Raises UserError for a file that cannot be read and for pixels that are not of 8 bits: how
+    those map to grey levels (a CT window, say) is not for this function to guess.
+    """
+    name = "image"
+    if isinstance(image, str | PathLike):
+        name = str(image)
+        try:
+            image = Image.open(Path(image))
+            image.load()
+        except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+            raise UserError(f"cannot read the image {name}: {error}") from error
+    elif isinstance(image, np.ndarray):
+        grey = image.ndim == 2
+        if image.dtype != np.uint8 or not (grey or (image.ndim == 3 and image.shape[2] == 3)):
+            raise UserError(
+                f"{name}: expected uint8 (H, W) or (H, W, 3), got {image.dtype} {image.shape}"
+            )
+        image = Image.fromarray(image)
+    if image.mode.startswith(("I", "F")):
+        raise UserError(f"{name} has pixels of mode {image.mode}: scale them to 8 bits first")
+    image = image.convert("RGB")
+    width, height = image.size
+    short = min(width, height)
+    width, height = size * width // short, size * height // short
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
