@@ -5,8 +5,8 @@
 
 DIR2 holds one converted corpus per part, in folders named as in input_pipeline/unimed_parts.py.
 Published: 16 A100-40G, global batch 2,048, 10 epochs of 5.28 M pairs; mean of 21 zero-shot sets
-61.63. Not run here yet. One thing differs until image weights can be imported (docs/status.md): the
-published image tower starts from MetaCLIP b16_400m, this one from random weights.
+61.63. Not run here yet. Image tower and logit scale start from MetaCLIP, the text tower from
+BiomedBERT; both come from the Hugging Face hub.
 """
 
 from ml_collections import ConfigDict
@@ -25,6 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
             config.data.sources[part] = source(path=part, caption_rule=rule)
     config.tokenizer = "hf:microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
     config.init.text = config.tokenizer
+    config.init.visual = config.init.logits = "hf:facebook/metaclip-b16-400m"
 
     # model and optimiser: the defaults of base_config are this recipe; only the hardware differs
     config.model.compute_dtype = "bfloat16"  # published: float16 with loss scaling

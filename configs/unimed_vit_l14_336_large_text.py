@@ -4,8 +4,8 @@
         --config.data.root=DIR2
 
 DIR2 holds one converted corpus per part, in folders named as in input_pipeline/unimed_parts.py.
-Published: mean of 21 zero-shot sets 62.09. Not run here yet; as in unimed_vit_b16.py, the image
-tower starts from random weights until image weights can be imported (docs/status.md).
+Published: mean of 21 zero-shot sets 62.09. Not run here yet. Which of MetaCLIP's L/14 files it
+started from was not published; its position embeddings are resized from 16 x 16 to 24 x 24.
 """
 
 from ml_collections import ConfigDict
@@ -24,6 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
             config.data.sources[part] = source(path=part, caption_rule=rule)
     config.tokenizer = "hf:microsoft/BiomedNLP-BiomedBERT-large-uncased-abstract"
     config.init.text = config.tokenizer
+    config.init.visual = config.init.logits = "hf:facebook/metaclip-l14-400m"
 
     config.model.embed_dim = 768
     config.model.visual.image_size = 336

@@ -13,6 +13,12 @@ if "xla_force_host_platform_device_count" not in _flags:
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+# Many tests, and the processes that they start, compile the same program: it is compiled once.
+_cache = Path(__file__).parents[1] / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
 import pytest  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 

@@ -31,6 +31,7 @@ from unimed_jax.porting.resolve import resolve
 from unimed_jax.weights import open_weights
 
 STATE_DICT_FILE = "model.pt"
+TORCH_SIDE = Path(open_clip_directory.__file__).with_name("torch_side.py")
 TOLERANCE = 2e-5  # largest difference of normalised embeddings, float32
 
 _FORMATS = {
@@ -133,7 +134,7 @@ def _verify(ours: dict[str, np.ndarray], directory: Path, prefix: str | None) ->
         (Path(scratch) / "job.json").write_text(json.dumps(job))
         command = [
             sys.executable,
-            str(Path(open_clip_directory.__file__).with_name("torch_side.py")),
+            str(TORCH_SIDE),
             f"{scratch}/job.json",
         ]
         run = subprocess.run(command, capture_output=True, text=True, check=False)

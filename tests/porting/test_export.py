@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from hub_server import hub
 from runs import ROOT
 from small_model import random_params, small_config
 
@@ -271,3 +272,51 @@ def test_import_of_wrong_files_is_one_line_and_leaves_nothing(tmp_path: Path) ->
         assert message in run.stderr
     assert not ran.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.pt", "text.pt"]
+
+
+# --- the hub ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_pushed_to_a_hub_it_opens_by_its_name(run_directory: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "unimed_jax.export", f"--checkpoint={run_directory}"]
+    with hub() as (address, repositories):
+        environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
+        environment.pop("HF_TOKEN", None)
+
+        def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess:
+            return subprocess.run(
+                arguments, capture_output=True, text=True, cwd=ROOT, env={**environment, **changes}
+            )
+
+        refused = run(*command, f"--out={out}", "--push=clinic/small-clip")
+        assert refused.returncode == 2
+        assert f"{out} is written, but cannot be pushed to clinic/small-clip" in refused.stderr
+
+        pushed = run(
+            *command, f"--out={tmp_path / 'again'}", "--push=clinic/small-clip", HF_TOKEN="hf_test"
+        )
+        assert pushed.returncode == 0, pushed.stderr[-2000:]
+        assert "hf-hub:clinic/small-clip" in pushed.stdout
+        files = repositories["clinic/small-clip"]
+        assert files.keys() == {path.name for path in out.iterdir()}
+        assert str(tmp_path).encode() not in files["open_clip_config.json"]
+
+        name = "hf-hub:clinic/small-clip"
+        opened = run(
+            sys.executable,
+            "-c",
+            "import open_clip\n"
+            f"model, _, _ = open_clip.create_model_and_transforms({name!r})\n"
+            f"tokenizer = open_clip.get_tokenizer({name!r})\n"
+            "print(type(model).__name__, tokenizer(['chest']).tolist()[0][:4])",
+        )
+        assert opened.stdout.strip() == "CustomTextCLIP [2, 5, 3, 0]", opened.stderr[-2000:]
+
+        load = (
+            "import unimed_jax; print(unimed_jax.load('clinic/small-clip').encode_text('x')[0, 0])"
+        )
+        found = run(sys.executable, "-c", load)
+        expected = unimed_jax.load(run_directory).encode_text("x")[0, 0]
+        assert float(found.stdout) == pytest.approx(float(expected), abs=1e-6), found.stderr[-2000:]
