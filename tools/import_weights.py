@@ -27,6 +27,7 @@ from input_pipeline.files import appearing_directory
 from input_pipeline.manifest import file_sha256
 from input_pipeline.tokenizer import Tokenizer
 from unimed_jax import config as config_lib
+from unimed_jax import sharding
 from unimed_jax.checkpoint import Checkpoints, make_meta
 from unimed_jax.models import dual_encoder
 from unimed_jax.models.config import ModelConfig
@@ -73,6 +74,9 @@ def _write(
             raise UserError(f"{pretrained.source} has no tokenizer: give --tokenizer=DIRECTORY")
         tokenizer = Tokenizer(resolve(uri, weights=False), config.text.context_length)
     params = pretrained.params(abstract, config)
+    params = jax.device_put(
+        params, sharding.host_device()
+    )  # Orbax copies arrays of numpy once more
 
     recipe = config_lib.base_config("contrastive")
     recipe.model.update(dataclasses.asdict(config))
@@ -81,7 +85,7 @@ def _write(
         source["sha256"] = file_sha256(pathlib.Path(pretrained.source))
     identity = {"tokenizer_sha256": tokenizer.sha256} if tokenizer else {}
     with appearing_directory(args.out.absolute()) as staged:
-        checkpoints = Checkpoints(staged)
+        checkpoints = Checkpoints(staged, asynchronous=False)
         meta = make_meta(recipe, identity) | {"parts": list(parts), "source": source}
         checkpoints.save(0, {"params": params}, {}, meta)
         checkpoints.close()

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
@@ -41,10 +41,16 @@ def _without_warnings() -> Iterator[None]:
 
 
 class Checkpoints:
-    """The checkpoints of one work directory, written asynchronously."""
+    """The checkpoints of one work directory."""
 
     def __init__(
-        self, workdir: str | Path, *, keep: int = 1, best_metric: str = "", read_only: bool = False
+        self,
+        workdir: str | Path,
+        *,
+        keep: int = 1,
+        best_metric: str = "",
+        read_only: bool = False,
+        asynchronous: bool = True,
     ) -> None:
         """Opens the directory.
 
@@ -54,6 +60,8 @@ class Checkpoints:
           best_metric: name of an evaluation metric; the checkpoint where it is highest is kept as
             well.
           read_only: nothing is created or removed.
+          asynchronous: ``save`` returns before all is on disk, at the price of a second copy of the
+            state in host memory.
         """
         policies: list[Any] = [checkpoint_managers.LatestN(keep)]
         if best_metric:
@@ -70,6 +78,7 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
             save_interval_steps=0 if read_only else 1,
+            enable_async_checkpointing=asynchronous,
             cleanup_tmp_directories=not read_only,
         )
         with _without_warnings():  # it warns that a directory opened for reading is read only
@@ -113,30 +122,27 @@ class Checkpoints:
         args = ocp.args.Composite(**{item: ocp.args.JsonRestore()})
         return self._manager.restore(step, args=args)[item]
 
-    def restore_state(self, step: int, abstract_state: Any, shardings: Any = None) -> Any:
-        """The state of a step on any mesh, or in host memory.
+    def restore_state(self, step: int, abstract_state: Any, shardings: Any) -> Any:
+        """The state of a step on any mesh.
 
         Args:
           step: a complete step.
           abstract_state: ShapeDtypeStructs; only the parts named here are read (e.g. params alone).
-          shardings: a tree of the same structure; None: numpy arrays.
+          shardings: a tree of the same structure.
 
         Raises:
           UserError: names the parameters that are absent or have another shape.
         """
-        if shardings is None:
-            target = abstract_state
-            restore_args = jax.tree.map(
-                lambda x: ocp.RestoreArgs(restore_type=np.ndarray, dtype=x.dtype), target
-            )
-        else:
-            target = jax.tree.map(
-                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-                abstract_state,
-                shardings,
-            )
-            restore_args = ocp.checkpoint_utils.construct_restore_args(target)
-        args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
+        target = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            abstract_state,
+            shardings,
+        )
+        args = ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+        )
         try:
             state = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         except (ValueError, KeyError) as error:
@@ -230,11 +236,13 @@ def load_params(workdir: Path, step: int, abstract_params: Any, shardings: Any =
       workdir: holds ``checkpoints/``.
       step: a complete step.
       abstract_params: shapes and dtypes; a sub-tree reads that part alone.
-      shardings: a tree of the same structure, on any mesh; None: numpy arrays.
+      shardings: a tree of the same structure, on any mesh; None: in host memory.
     """
+    if shardings is None:
+        host = SingleDeviceSharding(sharding.host_device())
+        shardings = jax.tree.map(lambda _: host, abstract_params)
     manager = Checkpoints(workdir, read_only=True)
-    trees = ({"params": tree} for tree in (abstract_params, shardings) if tree is not None)
-    params = manager.restore_state(step, *trees)["params"]
+    state = manager.restore_state(step, {"params": abstract_params}, {"params": shardings})
     manager.close()
     logging.info("restored parameters of step %d from %s", step, workdir)
-    return params
+    return state["params"]

@@ -33,6 +33,14 @@ BATCH_SPEC = PartitionSpec(("data", "fsdp"))
 ParameterAxes = Sequence[tuple[str, tuple[str | None, ...]]]
 
 
+def host_device() -> jax.Device:
+    """A device whose memory is that of the host, where JAX has one, else its first device."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        return jax.local_devices()[0]
+
+
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes in the order of ``shape``, by default over all devices of all hosts."""
     return jax.make_mesh(

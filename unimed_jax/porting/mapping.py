@@ -115,7 +115,8 @@ def to_tensors(params: Mapping[str, Any], layout: Iterable[Entry]) -> dict[str, 
 
 
 def _to_tensor(array: Any, entry: Entry, row: int, piece: int) -> np.ndarray:
-    ours = np.asarray(array[row] if _stacked(entry) else array)
+    whole = np.asarray(array)  # of an array of jax in host memory no copy is made
+    ours = whole[row] if _stacked(entry) else whole
     tensor = _rearrange(ours, entry.layout, entry.torch_layout, _sizes(entry, array.shape))
     pieces = len(entry.names)
     return tensor if pieces == 1 else np.split(tensor, pieces)[piece]
