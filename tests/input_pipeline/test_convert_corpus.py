@@ -234,7 +234,7 @@ def test_every_rejected_row_is_listed_with_its_reason(tmp_path):
         assert rejection["path"] == name and rejection["id"] == f"src/{name}"
         assert reason in rejection["reason"]
     assert found[7]["reason"] == "duplicate id, first in row 1"
-    assert "no caption template for label 'rare': give a template file" in found[8]["reason"]
+    assert "no caption for label 'rare': give a caption file" in found[8]["reason"]
     assert found[9]["reason"] == "neither text nor label"
     assert found[10]["reason"] == "no image"
     written = manifest.load(tmp_path / "out")
