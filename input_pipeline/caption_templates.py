@@ -79,7 +79,7 @@ class Provenance:
     def as_json(self) -> str:
         """Compact and canonical: what records hold. Empty fields are left out."""
         fields = dataclasses.asdict(self)
-        kept = {key: value for key, value in fields.items() if value not in ("", None, (), False)}
+        kept = {k: v for k, v in fields.items() if v is not False and v not in ("", None, ())}
         return json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
