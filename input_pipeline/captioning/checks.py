@@ -29,24 +29,31 @@ class Context:
 
 
 def names_finding(caption: str, context: Context) -> str | None:
-    """Every finding of the set is named, by its label or a synonym; a normal image is so called."""
+    """Every finding of the set is named, by its label or a synonym; a normal image is so called.
+
+    A narrower term names it as well; whether that says too much is asked by `adds_nothing`.
+    """
     vocabulary = context.vocabulary
     claim = vocabulary.claim(context.label_set)
-    found = {name for name, _ in vocabulary.findings_in(caption, claim.present + claim.absent)}
-    says_normal = _says_normal(caption, vocabulary)
+    mentions = vocabulary.findings_in(caption, claim.present + claim.absent)
+    found = {broad for name, _ in mentions for broad in vocabulary.broader(name)}
     for finding in claim.present:
         if finding not in found:
             return f"does not name {finding}"
     for finding in claim.absent:
-        if finding not in found and not says_normal:
+        if finding not in found:
             return f"does not say that there is no {finding}"
-    if claim.normal and not claim.present and not says_normal:
+    if claim.normal and not claim.present and not _says_normal(caption, vocabulary):
         return "does not say that the image is normal"
     return None
 
 
 def does_not_negate(caption: str, context: Context) -> str | None:
-    """A finding of the set is not denied, and one that the set denies is not asserted."""
+    """A finding of the set is not denied, and one that the set denies is not asserted.
+
+    Nor is an image called normal, in whole or in part, if the set does not say so: "no COVID-19"
+    may be another disease.
+    """
     vocabulary = context.vocabulary
     claim = vocabulary.claim(context.label_set)
     for name, mention in vocabulary.findings_in(caption, claim.present + claim.absent):
@@ -55,8 +62,9 @@ def does_not_negate(caption: str, context: Context) -> str | None:
             return f"denies {mention.text}, which the label asserts"
         if not mention.negated and kinds & set(claim.absent):
             return f"asserts {mention.text}, which the label denies"
-    for mention in vocabulary.terms_in(caption, vocabulary.content["normal"]["statements"]):
-        if claim.present and not vocabulary.terms_in(_own_words(context), [mention.text]):
+    normal = vocabulary.content["normal"]
+    for mention in vocabulary.terms_in(caption, (*normal["statements"], *normal["words"])):
+        if not claim.normal and not vocabulary.terms_in(_own_words(context), [mention.text]):
             return f"says {mention.text}, the label is {', '.join(context.label_set.labels)}"
     return None
 
@@ -75,6 +83,12 @@ def adds_nothing(caption: str, context: Context) -> str | None:
         # A word may stand for several findings: it is enough that one of them is meant.
         if not names & allowed and not vocabulary.terms_in(_own_words(context), [text]):
             return f"adds {text}, which the label does not have"
+    # Words that end like a disease and that no table knows.
+    for word in re.findall(vocabulary.content["disease_words"], normalise(caption)):
+        known = any(word in text.split() for text in meanings)
+        asserted = any(not mention.negated for mention in vocabulary.terms_in(caption, [word]))
+        if asserted and not known and not vocabulary.terms_in(_own_words(context), [word]):
+            return f"adds {word}, which the label does not have"
     for what, pattern in vocabulary.content["inventions"].items():
         if match := re.search(pattern, caption, re.IGNORECASE):
             return f"adds {what} ({match[0].strip()!r})"

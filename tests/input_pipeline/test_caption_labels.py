@@ -172,7 +172,8 @@ def test_what_still_fails_goes_to_review_and_comes_back(table, tmp_path, serve, 
     lines[2] |= {"decision": "reject"}
     reviewed = tmp_path / "reviewed.jsonl"
     reviewed.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert ask(table, out, server, *flags, f"--reviewed={reviewed}") == 0
+    more = ("--num_captions=9", "--max_turns=1")
+    assert ask(table, out, server, *more, f"--reviewed={reviewed}") == 0
     content = json.loads(out.read_text())
     captions = content["label_sets"][0]["captions"]
     provenance = [content["provenance"][c["provenance"]] for c in captions]
