@@ -143,7 +143,7 @@ def _parts(inspection: Inspection) -> Section:
     if inspection.context_length:
         header.append("Truncated")
     header += ["Median short side", "In duplicates"]
-    return Section("Parts", table(header, rows))
+    return Section("Parts", table(header, rows, compact=True))
 
 
 def _distributions(inspection: Inspection) -> Section:

@@ -278,8 +278,8 @@ def image_uri(image: np.ndarray, max_side: int = 256, lossless: bool = True) -> 
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """HTML of a table of texts, the first column naming the row."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], compact: bool = False) -> str:
+    """HTML of a table of texts, the first column naming the row; `compact` for many columns."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     body = "".join(
         f'<tr><th scope="row">{html.escape(row[0])}</th>'
@@ -287,8 +287,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     )
     return (
-        f'<div class="scroll"><table class="scores"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div class="scroll"><table class="scores{" compact" if compact else ""}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
