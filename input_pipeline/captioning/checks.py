@@ -70,24 +70,29 @@ def does_not_negate(caption: str, context: Context) -> str | None:
 
 
 def adds_nothing(caption: str, context: Context) -> str | None:
-    """No further finding is asserted, and nothing that a label cannot tell (ages, figures)."""
+    """No further finding is asserted, or denied unless the image is normal: a label cannot tell.
+
+    Nor can it tell ages, persons, measurements or figure numbers.
+    """
     vocabulary = context.vocabulary
     claim = vocabulary.claim(context.label_set)
+    own_words = _own_words(context)
     # The labels' own words, what they are a kind of, and what they deny (that is another check).
     allowed = {broad for name in claim.present for broad in vocabulary.broader(name)}
-    meanings: dict[str, set[str]] = {}
+    meanings: dict[tuple[str, bool], set[str]] = {}
     for name, mention in vocabulary.findings_in(caption, claim.present + claim.absent):
-        if not mention.negated and not vocabulary.broader(name) & set(claim.absent):
-            meanings.setdefault(mention.text, set()).add(name)
-    for text, names in meanings.items():
+        implied = mention.negated and claim.normal
+        if not implied and not vocabulary.broader(name) & set(claim.absent):
+            meanings.setdefault((mention.text, mention.negated), set()).add(name)
+    for (text, negated), names in meanings.items():
         # A word may stand for several findings: it is enough that one of them is meant.
-        if not names & allowed and not vocabulary.terms_in(_own_words(context), [text]):
-            return f"adds {text}, which the label does not have"
+        if not names & allowed and not vocabulary.terms_in(own_words, [text]):
+            return f"{'denies' if negated else 'adds'} {text}, which the label does not have"
     # Words that end like a disease and that no table knows.
     for word in re.findall(vocabulary.content["disease_words"], normalise(caption)):
-        known = any(word in text.split() for text in meanings)
+        known = any(word in text.split() for text, _ in meanings)
         asserted = any(not mention.negated for mention in vocabulary.terms_in(caption, [word]))
-        if asserted and not known and not vocabulary.terms_in(_own_words(context), [word]):
+        if asserted and not known and not vocabulary.terms_in(own_words, [word]):
             return f"adds {word}, which the label does not have"
     for what, pattern in vocabulary.content["inventions"].items():
         if match := re.search(pattern, caption, re.IGNORECASE):
