@@ -66,7 +66,9 @@ def _inspect(args: argparse.Namespace) -> None:
     samples = [i for part in by_part.values() for i in _sample(images, part, args.samples)]
     shown = {i for g in groups[:_SHOWN_GROUPS] for i in g.members[:_SHOWN_PER_GROUP]}
     shown |= {leak.image for leak in leaks[:_SHOWN_LEAKS]} | set(samples)
-    shown |= set([i for i, text in burned_in.items() if text.texts][:_SHOWN_TEXTS])
+    with_text = [index for index, text in burned_in.items() if text.texts]
+    with_text.sort(key=lambda index: not burned_in[index].like_identifier)
+    shown |= set(with_text[:_SHOWN_TEXTS])
     read, rejections = _rejections(args.corpora)
     inspection = corpus_report.Inspection(
         images=images,

@@ -300,9 +300,10 @@ def _burned_in(inspection: Inspection) -> Section:
             ]
         )
     header = ["Part", "Looked at", "With text", "Like a date, a number or a name"]
+    ranked = sorted(inspection.burned_in.items(), key=lambda item: not item[1].like_identifier)
     figures = "".join(
         _picture(inspection.pictures[index], images[index], " · ".join(text.texts))
-        for index, text in inspection.burned_in.items()
+        for index, text in ranked
         if text.texts and index in inspection.pictures
     )
     note = (
@@ -338,8 +339,10 @@ def _sheets(inspection: Inspection) -> Section:
     images = inspection.images
     parts: dict[str, list[str]] = {}
     for index in inspection.samples:
-        picture = _picture(inspection.pictures[index], images[index])
-        parts.setdefault(images[index].source, []).append(picture)
+        image = images[index]
+        caption = " · ".join(filter(None, [", ".join(image.labels), image.split]))
+        picture = _picture(inspection.pictures[index], image, caption)
+        parts.setdefault(image.source, []).append(picture)
     body = "".join(
         f'<h3>{html.escape(part)}</h3><div class="sheet">{"".join(pictures)}</div>'
         for part, pictures in sorted(parts.items())
