@@ -46,6 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _caption(args: argparse.Namespace) -> None:
+    review_file = args.review or _beside(args.out, ".review.jsonl")
+    if review.has_decisions(review_file):
+        raise UserError(
+            f"{review_file} holds a person's decisions and would be replaced: give it back with "
+            "--reviewed and name another file with --review"
+        )
     words = vocabulary.load(args.vocabulary)
     sets = label_sets.read(args.labels, args.label_separator)
     reviewed = review.read(args.reviewed, words) if args.reviewed else {}
@@ -79,7 +85,6 @@ def _caption(args: argparse.Namespace) -> None:
             "cost": cost,
         }
     caption_templates.save_label_sets(args.out, ((r.label_set, r.accepted) for r in results))
-    review_file = args.review or _beside(args.out, ".review.jsonl")
     open_captions = review.write(review_file, results)
     statistics = generate.statistics(results) | {"usage": usage}
     report = _beside(args.out, ".report.json")

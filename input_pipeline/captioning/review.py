@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterable
 
 from input_pipeline.caption_templates import Caption, Provenance
@@ -43,6 +44,15 @@ def write(path: str | os.PathLike[str], results: Iterable[Captioned]) -> int:
     return len(lines)
 
 
+def has_decisions(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a review file in which a person has begun to decide."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        return False
+    found = (re.search(r'"decision":\s*"([^"]*)"', line) for line in _lines(path))
+    return any(match and match[1] for match in found)
+
+
 def read(path: str | os.PathLike[str], vocabulary: Vocabulary) -> dict[str, list[Caption]]:
     """The captions that a person accepted, by `LabelSet.key`; equal texts of a set once.
 
@@ -52,11 +62,7 @@ def read(path: str | os.PathLike[str], vocabulary: Vocabulary) -> dict[str, list
       CorpusError: names the line and what is wrong with it.
     """
     accepted: dict[str, dict[str, Caption]] = {}
-    try:
-        lines = pathlib.Path(path).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"cannot read reviewed captions {path}: {error}") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         where = f"reviewed captions {path}, line {number}"
@@ -83,3 +89,10 @@ def read(path: str | os.PathLike[str], vocabulary: Vocabulary) -> dict[str, list
         passed = tuple(name for name in checks.CHECKS if name not in failed)
         known[text] = Caption(text, dataclasses.replace(provenance, reviewed=True, checks=passed))
     return {key: list(captions.values()) for key, captions in accepted.items()}
+
+
+def _lines(path: str | os.PathLike[str]) -> list[str]:
+    try:
+        return pathlib.Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorpusError(f"cannot read reviewed captions {path}: {error}") from error

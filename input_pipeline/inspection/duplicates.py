@@ -1,7 +1,7 @@
 """Equal and nearly equal images: by checksum, and by the Hamming distance of perceptual hashes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -57,7 +57,7 @@ def near_pairs(hashes: np.ndarray, max_distance: int) -> np.ndarray:
     return np.unique(np.concatenate(found), axis=0)
 
 
-def _pairs_within(bucket: np.ndarray):  # noqa: ANN202 - a generator of two int64 arrays
+def _pairs_within(bucket: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of indices in the same bucket, in parts of bounded size."""
     order = np.argsort(bucket, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(bucket[order]) != 0])

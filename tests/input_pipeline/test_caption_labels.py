@@ -184,6 +184,11 @@ def test_what_still_fails_goes_to_review_and_comes_back(table, tmp_path, serve, 
     assert "reviewed" not in provenance[2]
     assert report(out)["reviewed"] == 2
 
+    reviewed.replace(tmp_path / "c.review.jsonl")  # decided in place: not to be lost
+    capsys.readouterr()
+    assert ask(table, out, server, *more) == 2
+    assert "c.review.jsonl holds a person's decisions" in capsys.readouterr().err
+
 
 @pytest.mark.parametrize(
     ("line", "message"),
