@@ -10,12 +10,13 @@ the corpus: keep it where the corpus may be kept.
 
 import argparse
 import collections
-import dataclasses
 import json
 import pathlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from input_pipeline import exclude, manifest
 from input_pipeline.errors import CorpusError, UserError
@@ -28,6 +29,7 @@ from unimed_jax.porting.resolve import resolve
 from unimed_jax.report import config_section, write_report
 
 _SHOWN_GROUPS, _SHOWN_PER_GROUP, _SHOWN_LEAKS, _SHOWN_TEXTS = 12, 4, 12, 24
+_THUMBNAIL = 256  # pixels
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,13 +59,13 @@ def _inspect(args: argparse.Namespace) -> None:
 
     groups = duplicates.groups(images, args.max_distance)
     leaks = duplicates.leaks(images, evaluation, args.max_distance)
-    excluded = _exclusions(images, evaluation, groups, leaks)
+    across_splits = duplicates.in_other_splits(images, groups)
     by_part: dict[str, list[int]] = {}
     for index, image in enumerate(images):
         by_part.setdefault(image.source, []).append(index)
     burned_in = _read_texts(images, by_part, detector, args.text_images)
 
-    samples = [i for part in by_part.values() for i in _sample(images, part, args.samples)]
+    samples = [i for part in by_part.values() for i in scan.sample(images, part, args.samples)]
     shown = {i for g in groups[:_SHOWN_GROUPS] for i in g.members[:_SHOWN_PER_GROUP]}
     shown |= {leak.image for leak in leaks[:_SHOWN_LEAKS]} | set(samples)
     with_text = [index for index, text in burned_in.items() if text.texts]
@@ -75,7 +77,7 @@ def _inspect(args: argparse.Namespace) -> None:
         evaluation=evaluation,
         groups=groups,
         leaks=leaks,
-        split_leaks=[i for i, image in enumerate(images) if image.id in excluded.across_splits],
+        split_leaks=sorted(across_splits),
         length_unit="tokens" if tokenizer else "words",
         context_length=args.context_length if tokenizer else None,
         rejections=rejections,
@@ -85,37 +87,12 @@ def _inspect(args: argparse.Namespace) -> None:
         pictures=_pictures(images, shown),
         evaluation_pictures=_pictures(evaluation, {x.evaluation for x in leaks[:_SHOWN_LEAKS]}),
     )
-    _write(args, inspection, excluded)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Excluded:
-    """Reasons by id of the images to exclude."""
-
-    in_evaluation: Mapping[str, str]
-    across_splits: Mapping[str, str]
-
-
-def _exclusions(
-    images: Sequence[scan.ScannedImage],
-    evaluation: Sequence[scan.ScannedImage],
-    groups: Iterable[duplicates.Group],
-    leaks: Iterable[duplicates.Leak],
-) -> _Excluded:
-    in_evaluation = {}
-    for leak in leaks:
-        found = evaluation[leak.evaluation]
-        kind = "equal to" if images[leak.image].sha256 == found.sha256 else "nearly equal to"
-        in_evaluation[images[leak.image].id] = f"{kind} {found.id} of {found.corpus}"
-    across_splits = {}
-    for group in groups:
-        others = [images[i] for i in group.members if images[i].split != "train"]
-        for index in group.members if others else ():
-            if images[index].split == "train":
-                kind = "equal to" if group.exact else "nearly equal to"
-                reason = f"{kind} {others[0].id} of split {others[0].split}"
-                across_splits[images[index].id] = reason
-    return _Excluded(in_evaluation, across_splits)
+    excluded = across_splits | duplicates.in_evaluation(images, evaluation, leaks)
+    exclude.save(
+        args.out / exclude.FILE_NAME,
+        {images[index].id: excluded[index] for index in sorted(excluded)},
+    )
+    _write(args, inspection)
 
 
 def _read_texts(
@@ -126,20 +103,18 @@ def _read_texts(
 ) -> dict[int, BurnedInText]:
     if detector is None:
         return {}
-    chosen = [index for part in by_part.values() for index in _sample(images, part, count)]
-    pictures = _pictures(images, chosen)
-    return {index: detector(pictures[index]) for index in chosen}
+    chosen = [index for part in by_part.values() for index in scan.sample(images, part, count)]
+    found = {index: detector(np.asarray(image)) for index, image in scan.fetch(images, chosen)}
+    return dict(sorted(found.items()))
 
 
-def _sample(images: Sequence[scan.ScannedImage], part: Sequence[int], count: int) -> list[int]:
-    place = {id(images[index]): index for index in part}
-    return [place[id(image)] for image in scan.sample([images[i] for i in part], count)]
-
-
-def _pictures(images: Sequence[scan.ScannedImage], indices: Iterable[int]) -> dict[int, Any]:
-    chosen = sorted(indices)
-    found = scan.fetch([images[index] for index in chosen])
-    return {index: found[place] for place, index in enumerate(chosen)}
+def _pictures(images: Sequence[scan.ScannedImage], indices: Iterable[int]) -> dict[int, np.ndarray]:
+    """Thumbnails: the originals of a corpus would not fit into memory."""
+    found = {}
+    for index, image in scan.fetch(images, indices):
+        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        found[index] = np.asarray(image)
+    return found
 
 
 def _rejections(corpora: Sequence[pathlib.Path]) -> tuple[int, dict[str, int]]:
@@ -155,11 +130,8 @@ def _rejections(corpora: Sequence[pathlib.Path]) -> tuple[int, dict[str, int]]:
     return read, dict(reasons)
 
 
-def _write(
-    args: argparse.Namespace, inspection: corpus_report.Inspection, excluded: _Excluded
-) -> None:
+def _write(args: argparse.Namespace, inspection: corpus_report.Inspection) -> None:
     images = inspection.images
-    exclude.save(args.out / exclude.FILE_NAME, {**excluded.across_splits, **excluded.in_evaluation})
     _write_lines(
         args.out / "duplicates.jsonl",
         (
@@ -187,8 +159,8 @@ def _write(
         "duplicate_groups": len(inspection.groups),
         "exact_groups": sum(group.exact for group in inspection.groups),
         "images_in_groups": sum(len(group.members) for group in inspection.groups),
-        "train_images_in_other_splits": len(excluded.across_splits),
-        "images_in_evaluation_sets": len(excluded.in_evaluation),
+        "train_images_in_other_splits": len(inspection.split_leaks),
+        "images_in_evaluation_sets": len(inspection.leaks),
         "text_looked_at": len(inspection.burned_in),
         "with_text": sum(bool(t.texts) for t in inspection.burned_in.values()),
         "with_text_like_identifier": sum(t.like_identifier for t in inspection.burned_in.values()),

@@ -119,3 +119,27 @@ def leaks(
             if left not in nearest or distance < nearest[left].distance:
                 nearest[left] = leak
     return [nearest[index] for index in sorted(nearest)]
+
+
+def in_evaluation(
+    images: Sequence[ScannedImage], evaluation: Sequence[ScannedImage], found: Sequence[Leak]
+) -> dict[int, str]:
+    """Why each leaking image should be left out, by its index in `images`."""
+    reasons = {}
+    for leak in found:
+        other = evaluation[leak.evaluation]
+        kind = "equal to" if images[leak.image].sha256 == other.sha256 else "nearly equal to"
+        reasons[leak.image] = f"{kind} {other.id} of {other.corpus}"
+    return reasons
+
+
+def in_other_splits(images: Sequence[ScannedImage], found: Sequence[Group]) -> dict[int, str]:
+    """Why images of a `train` split should be left out that are in another split, by index."""
+    reasons = {}
+    for group in found:
+        others = [images[index] for index in group.members if images[index].split != "train"]
+        for index in group.members if others else ():
+            if images[index].split == "train":
+                kind = "equal to" if group.exact else "nearly equal to"
+                reasons[index] = f"{kind} {others[0].id} of split {others[0].split}"
+    return reasons

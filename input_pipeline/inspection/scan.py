@@ -11,7 +11,7 @@ import hashlib
 import io
 import multiprocessing
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -92,22 +92,27 @@ def scan(
     return scan_folder(directory, workers)
 
 
-def fetch(images: Sequence[ScannedImage]) -> dict[int, np.ndarray]:
-    """The pictures of scanned images, uint8 (H, W, 3), by their index in `images`."""
+def fetch(
+    images: Sequence[ScannedImage], indices: Iterable[int]
+) -> Iterator[tuple[int, Image.Image]]:
+    """(index, picture) of some scanned images, RGB, one at a time, in the order of the files."""
     places: dict[pathlib.Path, dict[int, list[int]]] = {}
-    for index, image in enumerate(images):
+    for index in indices:
+        image = images[index]
         places.setdefault(image.file, {}).setdefault(image.position, []).append(index)
-    found = {}
     for file, positions in places.items():
         for position, data in _encoded(file, set(positions)):
             for index in positions[position]:
-                found[index] = np.asarray(_decode(data, str(file)).convert("RGB"))
-    return found
+                yield index, _decode(data, str(file)).convert("RGB")
 
 
-def sample(images: Sequence[ScannedImage], count: int) -> list[ScannedImage]:
-    """The same `count` images for the same ids, chosen as if at random."""
-    return sorted(images, key=lambda image: hashlib.blake2b(image.id.encode()).digest())[:count]
+def sample(images: Sequence[ScannedImage], members: Sequence[int], count: int) -> list[int]:
+    """`count` of the indices `members`, chosen as if at random, the same for the same ids."""
+
+    def rank(index: int) -> bytes:
+        return hashlib.blake2b(images[index].id.encode()).digest()
+
+    return sorted(members, key=rank)[:count]
 
 
 def perceptual_hash(image: Image.Image) -> np.ndarray:
