@@ -13,6 +13,9 @@ VERSION: dict[str, str] = {}
 exec((HERE / "unimed_jax" / "version.py").read_text(), VERSION)
 
 TORCH = ["torch>=2.14", "torchvision>=0.29", "open_clip_torch>=3.3", "transformers>=5.23"]
+CAPTIONS = ["openai>=3.54"]
+# rapidocr carries its models in the wheel
+INSPECT = ["ImageHash>=4.3.2", "onnxruntime>=1.31", "rapidocr>=3.10"]
 
 setup(
     name="unimed_jax",
@@ -24,7 +27,10 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["unimed_jax*", "input_pipeline*"]),
-    package_data={"unimed_jax": ["*.css", "evals/prompts/*.json"]},
+    package_data={
+        "input_pipeline": ["captioning/data/*.json"],
+        "unimed_jax": ["*.css", "evals/prompts/*.json"],
+    },
     install_requires=[
         "absl-py>=2.5",
         "flax>=0.12.8,<0.13",  # NNX still changes between minor versions (0.11 changed its state)
@@ -49,7 +55,11 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda12": ["jax[cuda12]>=0.10.2"],
         "torch": TORCH,
+        "captions": CAPTIONS,
+        "inspect": INSPECT,
         "test": [
+            *CAPTIONS,
+            *INSPECT,
             *TORCH,  # the independent implementations that the parity tests compare with
             # a real BERT, 83 MB, for the tests of importing weights; if it should vanish from the
             # index, remove this line: those tests then skip and say why

@@ -116,23 +116,23 @@ class MakeSample:
     def __call__(self, row: SourceRow) -> Sample:
         """Raises RejectedSample, with the reason, for a row that cannot be used."""
         try:
-            generated = tuple(
-                caption
-                for label in row.labels
-                for caption in self.templates.captions(row.source, row.modality, label)
-            )
+            generated = self.templates.captions_of(row.source, row.modality, row.labels)
             if not row.texts and not generated:
                 raise ValueError(self._why_no_caption(row))
-            originals = tuple(dict.fromkeys(row.texts))
+            # Nothing twice: a generated text that a person wrote as well counts as original.
+            provenance = dict.fromkeys(row.texts, "")
+            for caption in generated:
+                provenance.setdefault(caption.text, caption.provenance.as_json)
             return Sample(
                 id=row.id,
                 image=check_image(_read(self.root / row.image)),
-                captions=tuple(dict.fromkeys(originals + generated)),
-                num_original_captions=len(originals),
+                captions=tuple(provenance),
+                num_original_captions=len(set(row.texts)),
                 labels=row.labels,
                 modality=row.modality,
                 source=row.source,
                 group=row.group,
+                caption_provenance=tuple(provenance.values()),
             )
         except ValueError as error:
             raise RejectedSample(str(error), row=row.row, id=row.id, path=row.image) from error
@@ -141,7 +141,7 @@ class MakeSample:
         if not row.labels:
             return "neither text nor label"
         how = self.templates.how_to_add(row.source, row.modality, row.labels[0])
-        return f"no text, and no caption template for label {row.labels[0]!r}: {how}"
+        return f"no text, and no caption for label {row.labels[0]!r}: {how}"
 
 
 def _read(path: pathlib.Path) -> bytes:

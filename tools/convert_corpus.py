@@ -15,7 +15,7 @@ import time
 import typing
 from collections.abc import Sequence
 
-from input_pipeline import caption_templates, convert
+from input_pipeline import caption_templates, convert, exclude
 from input_pipeline.errors import UserError
 from input_pipeline.manifest import Manifest
 from input_pipeline.sources import SOURCES
@@ -45,7 +45,10 @@ def _convert(args: argparse.Namespace) -> None:
     templates = caption_templates.CaptionTemplates()
     if args.captions:
         templates = caption_templates.load(args.captions)
-    rows = convert.collect(source.rows(options))
+    found = source.rows(options)
+    if args.exclude:
+        found = exclude.leave_out(found, exclude.load(args.exclude))
+    rows = convert.collect(found)
     if rows.shared_groups:
         print(
             f"warning: {len(rows.shared_groups)} groups (patients) are in more than one split, "
@@ -107,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=source.help,
             description=f"Converts {source.help}. Defaults in parentheses.",
-            epilog=f"caption templates (--captions)\n\n{caption_templates.__doc__}",
+            epilog=f"captions for labels (--captions)\n\n{caption_templates.__doc__}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         hints = typing.get_type_hints(source.options, include_extras=True)
@@ -123,7 +126,12 @@ def _parser() -> argparse.ArgumentParser:
                 help=help_text,
             )
         command.add_argument("--out", type=pathlib.Path, required=True, help="corpus directory")
-        command.add_argument("--captions", type=pathlib.Path, help="JSON of caption templates")
+        command.add_argument("--captions", type=pathlib.Path, help="JSON of captions for labels")
+        command.add_argument(
+            "--exclude",
+            type=pathlib.Path,
+            help="JSONL of ids and reasons to leave out, as tools/inspect_corpus.py writes it",
+        )
         command.add_argument("--name", help="of the corpus; default: from the input's folder")
         command.add_argument(
             "--num_shards",

@@ -17,6 +17,7 @@ import tensorflow as tf
 from PIL import Image
 
 from input_pipeline import caption_templates, convert, manifest, records
+from input_pipeline.captioning.label_sets import LabelSet
 from input_pipeline.errors import CorpusError
 from input_pipeline.sources import clean_texts
 
@@ -166,6 +167,26 @@ def test_texts_come_before_templates_and_nothing_twice(table, tmp_path):
     assert sample.num_original_captions == 1
 
 
+def test_label_sets_bring_captions_with_their_provenance(table, tmp_path):
+    rows = [row("images/0.img", "edema|effusion|view=frontal", text="")]
+    rows.append(row("images/1.img", "effusion|edema"))
+    write_csv(table, rows)
+    made = caption_templates.Provenance("template", "grammar-1", seed=0, checks=("length",))
+    frontal = LabelSet("ct", ("edema", "effusion"), "src", (("view", "frontal"),))
+    sets = [(frontal, "frontal both"), (LabelSet("ct", ("effusion", "edema")), "both")]
+    caption_templates.save_label_sets(
+        tmp_path / "c.json", [(s, [caption_templates.Caption(t, made)]) for s, t in sets]
+    )
+    flags = (f"--captions={tmp_path / 'c.json'}", "--label_separator=|")
+    assert run("csv", table, tmp_path / "out", *flags) == 0
+    samples = read(tmp_path / "out")
+    assert samples["src/images/0.img"].captions == ("frontal both",)
+    assert samples["src/images/1.img"].captions == ("a text", "both")
+    provenance = samples["src/images/1.img"].caption_provenance
+    assert provenance == ("", made.as_json)
+    assert json.loads(provenance[1])["provider"] == "template"
+
+
 def test_shards_may_be_chosen(table, tmp_path, capsys):
     assert run("csv", table, tmp_path / "out", "--num_shards=train=3,val=1") == 0
     splits = manifest.load(tmp_path / "out").splits
@@ -234,7 +255,7 @@ def test_every_rejected_row_is_listed_with_its_reason(tmp_path):
         assert rejection["path"] == name and rejection["id"] == f"src/{name}"
         assert reason in rejection["reason"]
     assert found[7]["reason"] == "duplicate id, first in row 1"
-    assert "no caption template for label 'rare': give a template file" in found[8]["reason"]
+    assert "no caption for label 'rare': give a caption file" in found[8]["reason"]
     assert found[9]["reason"] == "neither text nor label"
     assert found[10]["reason"] == "no image"
     written = manifest.load(tmp_path / "out")
@@ -379,7 +400,7 @@ def test_default_number_of_shards(split, rows, size, expected):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, '"version" must be 1'),
+        ({}, '"version" must be 2'),
         ({"version": 1, "labels": {}}, r"\['labels'\] is unknown"),
         ({"version": 1, "sources": {"a": {"x": "text"}}}, '"sources" / "a" / "x" must be a list'),
         ({"version": 1, "sources": {"a": {"x": ["{labl}"]}}}, "'{labl}'"),
