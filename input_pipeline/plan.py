@@ -33,7 +33,7 @@ _REJECTED_FILE = "rejected.rows"
 _TABLES = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
-PRAGMA cache_size = -32768; -- KiB
+PRAGMA cache_size = -8192; -- KiB
 CREATE TABLE rows (row BLOB);
 CREATE TABLE ranks (split TEXT, rank BLOB, row INTEGER);
 CREATE TABLE ids (digest BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID;

@@ -14,11 +14,12 @@ TOOL = REPO / "tools" / "convert_corpus.py"
 _spec = importlib.util.spec_from_file_location("convert_corpus", TOOL)
 _tool = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_tool)
+main = _tool.main
 
 
 def convert(source, out, *flags):
     """The exit status of `tools/convert_corpus.py SOURCE --out=OUT FLAGS`."""
-    return _tool.main([source, f"--out={out}", "--workers=1", *map(str, flags)])
+    return main([source, f"--out={out}", "--workers=1", *map(str, flags)])
 
 
 def samples(out):

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from input_pipeline.errors import CorpusError
 
 _CHUNK = 1 << 16  # characters of JSON read at a time
+_MAY_GO_ON = ("", *"+-.eE0123456789")
 _MAX_FIELD = 1 << 24  # characters of one CSV field; the csv module's own limit is 131,072
 
 
@@ -134,8 +135,9 @@ class _JsonText:
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._position)
-                # A number that ends where the text ends may go on in the file.
-                if end < len(self._text) or not self._read_more():
+                # A number may go on in the file: "1" may be the start of "1.5e3".
+                ended = self._text[end : end + 1] not in _MAY_GO_ON
+                if ended or not self._read_more():
                     self._position = end
                     return value
             except json.JSONDecodeError:

@@ -174,7 +174,12 @@ def _samples(path: Path) -> Iterator[_Sample | str]:
                     sample.image = (member.offset_data, member.size)
                 elif extension in _OTHERS:
                     sample.members[extension] = tar.extractfile(member).read()
+            # tarfile takes a header that is cut off for the end; a true end is a block of zeros.
+            tar.fileobj.seek(tar.offset)
+            whole = tar.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
         if sample:
             yield sample
+        if not whole:
+            yield "the tar is cut off: it has no end mark"
     except (tarfile.TarError, OSError) as error:
         yield f"the tar is damaged or cut off: {error}"

@@ -1,7 +1,6 @@
 """tools/convert_corpus.py: tables of real files in, a corpus or a one-line error out."""
 
 import csv
-import importlib.util
 import io
 import json
 import os
@@ -14,20 +13,15 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from corpora import REPO, TOOL, convert, main, rejections, samples_of
 from PIL import Image
 
 from input_pipeline import caption_templates, images, manifest, plan, records
 from input_pipeline.errors import CorpusError
 from input_pipeline.sources.cells import clean_texts
 
-REPO = pathlib.Path(__file__).parents[2]
-TOOL = REPO / "tools" / "convert_corpus.py"
 MINIMED_CAPTIONS = REPO / "configs" / "captions" / "minimed.json"
 MINIMED_PROMPTS = REPO / "unimed_jax" / "evals" / "prompts" / "minimed.json"
-
-_spec = importlib.util.spec_from_file_location("convert_corpus", TOOL)
-convert_corpus = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(convert_corpus)
 
 COLUMNS = ("image", "label", "text", "modality", "source", "split", "group")
 
@@ -55,18 +49,7 @@ def write_jsonl(path, rows):
 
 
 def run(source, table, out, *flags):
-    return convert_corpus.main([source, f"--input={table}", f"--out={out}", "--workers=1", *flags])
-
-
-def read(out, split="train"):
-    """The samples of a split by id."""
-    files = [str(out / s.file) for s in manifest.load(out).splits[split].shards]
-    found = map(records.decode, tf.data.TFRecordDataset(files).as_numpy_iterator())
-    return {sample.id: sample for sample in found}
-
-
-def rejections(out):
-    return [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    return convert(source, out, f"--input={table}", *flags)
 
 
 def error_of(capsys, source, table, out, *flags):
@@ -98,7 +81,7 @@ def table(tmp_path):
 def test_samples_carry_the_row_and_the_very_bytes(table, tmp_path, capsys):
     assert run("csv", table, tmp_path / "out") == 0
     assert "6 rows read = 6 samples written + 0 rejected" in capsys.readouterr().out
-    samples = read(tmp_path / "out") | read(tmp_path / "out", "val")
+    samples = samples_of(tmp_path / "out") | samples_of(tmp_path / "out", "val")
     assert set(samples) == {f"src/images/{n}.img" for n in range(6)}
     assert samples["src/images/5.img"] == records.Sample(
         id="src/images/5.img",
@@ -125,7 +108,7 @@ def test_jsonl_takes_lists_and_missing_keys(table, tmp_path):
     second = {"image": "images/1.img", "modality": "mri", "source": "src", "label": 3, "text": "t"}
     write_jsonl(tmp_path / "t.jsonl", [first, second])
     assert run("jsonl", tmp_path / "t.jsonl", tmp_path / "out") == 0
-    samples = read(tmp_path / "out")
+    samples = samples_of(tmp_path / "out")
     assert samples["src/images/0.img"].captions == ("one", "two lines")
     assert samples["src/images/0.img"].labels == ("a", "b")
     assert samples["src/images/1.img"].labels == ("3",)
@@ -151,7 +134,7 @@ def test_columns_constants_and_root_are_options(tmp_path):
     templates = {"version": 1, "modalities": {"mri": {"*": ["{modality} with {label}"]}}}
     (tmp_path / "c.json").write_text(json.dumps(templates))
     assert run("csv", tmp_path / "t.csv", tmp_path / "out", *flags) == 0
-    (sample,) = read(tmp_path / "out", "test").values()
+    (sample,) = samples_of(tmp_path / "out", "test").values()
     assert (sample.id, sample.labels, sample.modality) == ("k", ("a", "b"), "mri")
     assert sample.captions == ("mri with a", "mri with b")
     assert sample.num_original_captions == 0
@@ -161,7 +144,7 @@ def test_texts_come_before_templates_and_nothing_twice(table, tmp_path):
     templates = {"version": 1, "sources": {"src": {"normal": ["generated", "a text"]}}}
     (tmp_path / "c.json").write_text(json.dumps(templates))
     run("csv", table, tmp_path / "out", f"--captions={tmp_path / 'c.json'}")
-    sample = read(tmp_path / "out")["src/images/0.img"]
+    sample = samples_of(tmp_path / "out")["src/images/0.img"]
     assert sample.captions == ("a text", "generated")
     assert sample.num_original_captions == 1
 
@@ -336,7 +319,7 @@ def test_other_corpus_in_out_needs_overwrite(table, tmp_path, capsys):
 
 def test_help_explains_the_templates(capsys):
     with pytest.raises(SystemExit):
-        convert_corpus.main(["csv", "--help"])
+        main(["csv", "--help"])
     assert "modality_names" in capsys.readouterr().out
 
 
