@@ -97,11 +97,17 @@ class Beam:
             from apache_beam.options.pipeline_options import PipelineOptions
         except ImportError as error:
             raise UserError("there is no Apache Beam: pip install 'unimed_jax[beam]'") from error
-        with beam.Pipeline(options=PipelineOptions(list(self.options))) as pipeline:
-            _ = (
-                pipeline
-                | beam.Create(list(shards))
-                | beam.Reshuffle()  # else a runner may fuse all shards into one bundle
-                | beam.Map(function)
-            )
+        if not shards:
+            return
+        try:
+            with beam.Pipeline(options=PipelineOptions(list(self.options))) as pipeline:
+                _ = (
+                    pipeline
+                    | beam.Create(list(shards))
+                    | beam.Reshuffle()  # else a runner may fuse all shards into one bundle
+                    | beam.Map(function)
+                )
+        except Exception as error:  # runners wrap what workers raise, each in its own way
+            reason = str(error).strip().splitlines() or [repr(error)]
+            raise CorpusError(f"the Beam pipeline failed: {reason[-1]}; {_AGAIN}") from error
         yield from shards
