@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=1000, help="images at most")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--short_side", type=int, help="also convert with this bound")
+    parser.add_argument("--price", type=float, default=0.05, help="of a core-hour, any currency")
     parser.add_argument("--plan_rows", help="lengths of tables to plan, for memory: 10000,200000")
     args = parser.parse_args()
     if args.plan_rows:
@@ -84,12 +85,12 @@ def _throughput(args: argparse.Namespace) -> None:
     print(
         f"{len(paths)} images, {num_bytes / len(paths) / 1000:.1f} kB each, {args.repeats} repeats"
     )
-    print(f"{'':22}images/s  images/s per core  core-hours for {CORPUS:,}")
+    print(f"{'':22}images/s  images/s per core  core-hours of {CORPUS:,}  cost at {args.price}")
     for way in ways:
         per_core = len(paths) / statistics.median(core[way])
         print(
             f"{way:22}{len(paths) / statistics.median(clock[way]):8.0f}{per_core:19.0f}"
-            f"{CORPUS / per_core / 3600:14.1f}"
+            f"{CORPUS / per_core / 3600:24.1f}{CORPUS / per_core / 3600 * args.price:14.2f}"
         )
 
 

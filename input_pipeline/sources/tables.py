@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from input_pipeline.errors import CorpusError
+from input_pipeline.manifest import file_sha256
 from input_pipeline.rows import Rejection
 from input_pipeline.sources import files
 from input_pipeline.sources.base import Reading, SourceRow, corpus_name
@@ -65,7 +66,8 @@ def _reading(
 ) -> Reading:
     name = corpus_name(options.input.resolve().parent.name)
     root = options.image_root or options.input.parent
-    return Reading(root, name, _table_rows(options, columns, records))
+    facts = {"input": {"file": options.input.name, "sha256": file_sha256(options.input)}}
+    return Reading(root, name, _table_rows(options, columns, records), facts)
 
 
 def _columns(options: TableOptions, found: Iterable[str]) -> Mapping[str, str | None]:

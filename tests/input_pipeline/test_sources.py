@@ -5,12 +5,15 @@ import json
 import tarfile
 
 import corpora
+import numpy as np
 import pytest
 from corpora import convert
+from dicom_files import dicom_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unimed_layouts import encoded, put_image
 
+from input_pipeline import dicom
 from input_pipeline.errors import CorpusError
 from input_pipeline.sources import files
 from input_pipeline.sources.cells import clean_texts, literal_texts
@@ -77,6 +80,21 @@ def test_unusable_folders_are_errors(tmp_path, capsys, flag, message):
     flags = ("--modality=ct", f"--raw={tmp_path / 'raw'}", flag.format(tmp_path))
     assert convert("folder", tmp_path / "out", *flags) == 2
     assert message in capsys.readouterr().err
+
+
+def test_dicom_files_become_images_without_anything_of_the_patient(tmp_path, captions_file):
+    raw = tmp_path / "chests"
+    for label in ("normal", "nodule"):
+        (raw / label).mkdir(parents=True)
+        data = dicom_file(np.arange(400, dtype=np.uint16).reshape(20, 20), bits_stored=12)
+        (raw / label / "image.dcm").write_bytes(data)
+    out = tmp_path / "out"
+    assert convert("folder", out, f"--raw={raw}", "--modality=xray", captions_file) == 0
+    assert len(corpora.samples_of(out)) == 2
+    notes = corpora.report(out)["notes"]
+    assert notes["DICOM stored as PNG"] == notes[dicom.IDENTITY_NOTE] == 2
+    written = b"".join(corpora.contents(out).values())
+    assert b"secret-4711" not in written and b"Nobody" not in written
 
 
 # --- webdataset ---------------------------------------------------------------------------------
