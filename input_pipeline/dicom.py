@@ -65,10 +65,19 @@ def read(data: bytes) -> tuple[np.ndarray, bool, tuple[str, ...]]:
             if array.dtype == np.uint16:
                 array = (array >> 8).astype(np.uint8)
         elif array.ndim == 2:
-            array = _through_window(pixels.apply_modality_lut(array, dataset), dataset)
+            if _is_rescaled(dataset):
+                array = pixels.apply_modality_lut(array, dataset)
+            array = _through_window(array, dataset)
     except Exception as error:  # pydicom and its decoders raise nearly anything on damaged data
         raise ValueError(f"the DICOM file cannot be decoded: {error}") from error
     return array, photometric == "MONOCHROME1", _notes(dataset, frames)
+
+
+def _is_rescaled(dataset: "pydicom.Dataset") -> bool:
+    """Whether the modality transform changes values; if not, 8 bits need not become float."""
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    same = float(1 if slope is None else slope) == 1 and float(intercept or 0) == 0
+    return "ModalityLUTSequence" in dataset or not same
 
 
 def _through_window(array: np.ndarray, dataset: "pydicom.Dataset") -> np.ndarray:

@@ -125,7 +125,7 @@ def build(
             ).fetchone()
         (directory / _INDEX_FILE).unlink()
     except (OSError, sqlite3.OperationalError) as error:
-        raise CorpusError(f"cannot write the plan in {directory}: {error}") from error
+        raise CorpusError(f"planning in {directory} failed: {error}") from error
     return Plan(
         directory, digest.hexdigest(), shards, num_rejected, num_shared, shared[0] if shared else ""
     )

@@ -38,7 +38,8 @@ class TarLayout:
     """How the published tars hold captions: joined by a separator, in this order.
 
     `num_original` leading pieces, or with `report_last` what follows the last separator, are
-    original text; `absent` stands where there is none. `folders` are the names in use.
+    original text; `absent` stands where there is none. Of the others `num_generated` are captions,
+    None: all. `folders` are the names in use.
     """
 
     folders: tuple[str, ...]
@@ -46,6 +47,7 @@ class TarLayout:
     num_original: int = 0
     report_last: bool = False
     absent: str = ""
+    num_generated: int | None = None
 
 
 @dataclass(frozen=True)
@@ -353,8 +355,9 @@ PARTS: Mapping[str, Part] = {
         released="captions",
         image_folders=("Retina-Datasets", ""),
         path_prefixes=("Retina-Datasets/",),
-        identity=r"08_ODIR-5K/(?:.*/)?(?P<key>(?P<group>\d+)_(?:left|right))\.\w+",
-        tar=TarLayout(("retina_part1_webdataset",), "_all_retina_merged_"),
+        identity=r"(?P<key>08_ODIR-5K/(?:.*/)?(?P<group>\d+)_(?:left|right)|\d\d_[^/]+/.+)\.\w+$",
+        # the eleventh piece is the sentence-level caption, which training never draws
+        tar=TarLayout(("retina_part1_webdataset",), "_all_retina_merged_", num_generated=10),
     ),
     "retina_part2": Part(
         title="Retina part 2 (DEN, DeepOpht)",

@@ -84,7 +84,8 @@ def split_captions(text: str, layout: TarLayout) -> tuple[tuple[str, ...], tuple
     if layout.report_last:
         return clean(pieces[-1:]), clean(pieces[:-1])
     found = clean(pieces)
-    return found[: layout.num_original], found[layout.num_original :]
+    original, generated = found[: layout.num_original], found[layout.num_original :]
+    return original, generated[: layout.num_generated]
 
 
 @dataclass
@@ -125,7 +126,7 @@ def _rows(
                 source=source,
                 split=split,
                 group="",
-                released=generated[:10] if layout.separator else generated,
+                released=generated,
                 span=sample.image,
             )
 

@@ -169,6 +169,29 @@ def test_colour_dicom():
     np.testing.assert_array_equal(found, pixels)
 
 
+def test_colour_of_luminance_and_chrominance_becomes_rgb():
+    ybr = np.array([[[76, 85, 255], [150, 44, 21], [29, 255, 107]]], np.uint8)  # red, green, blue
+    _, found, _ = stored(dicom_file(ybr, photometric="YBR_FULL"))
+    assert np.abs(found[0].astype(int) - 255 * np.eye(3, dtype=int)).max() <= 3
+
+
+def test_palette_colour():
+    tables = {}
+    for name, values in (("Red", (0, 255)), ("Green", (10, 20)), ("Blue", (0, 0))):
+        tables[f"{name}PaletteColorLookupTableDescriptor"] = [2, 0, 16]
+        data = (np.array(values, np.uint16) * 257).tobytes()
+        tables[f"{name}PaletteColorLookupTableData"] = data
+    index = np.array([[0, 1]], np.uint8)
+    _, found, _ = stored(dicom_file(index, photometric="PALETTE COLOR", **tables))
+    assert found[0].tolist() == [[0, 10, 0], [255, 20, 0]]
+
+
+def test_8_bits_with_an_idle_rescale_stay_as_they_are():
+    ramp = np.linspace(30, 90, 20, dtype=np.uint8).reshape(4, 5)
+    _, grey, _ = stored(dicom_file(ramp, RescaleSlope=1, RescaleIntercept=0))
+    np.testing.assert_array_equal(grey, ramp)
+
+
 def test_compressed_dicom_is_decoded():
     ramp = np.linspace(0, 255, 64, dtype=np.uint8).reshape(8, 8)
     dataset = pydicom.dcmread(io.BytesIO(dicom_file(ramp)))

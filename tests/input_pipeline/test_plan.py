@@ -69,7 +69,7 @@ def test_groups_in_two_splits_are_counted(tmp_path):
 
 
 def test_a_directory_that_cannot_be_written_is_an_error(tmp_path):
-    with pytest.raises(CorpusError, match="cannot write the plan in"):
+    with pytest.raises(CorpusError, match=r"planning in .*none failed"):
         plan.build(tmp_path / "none", "n", [], len, num_shards=None, seed=0)
 
 

@@ -171,6 +171,16 @@ def test_tars_of_a_part_under_either_folder_name(tmp_path):
         assert corpora.report(out)["expected"]["difference"] == 2 - 269_001
 
 
+def test_separators_and_generated_texts_of_other_tars(tmp_path):
+    text = "_dr_".join([*(f"caption {n}" for n in range(15)), ""])
+    put_tar(tmp_path / "dr/a.tar", [("0.jpg", encoded()), ("0.txt", text)])
+    flags = (f"--raw={tmp_path / 'dr'}", "--modality=fundus", "--separator=_dr_")
+    for name, more, originals in (("a", (), 15), ("b", ("--generated",), 0)):
+        assert convert("webdataset", tmp_path / name, *flags, *more) == 0
+        (sample,) = corpora.samples_of(tmp_path / name).values()
+        assert len(sample.captions) == 15 and sample.num_original_captions == originals
+
+
 @pytest.mark.parametrize("cut", [-3000, -1200, 700])
 def test_a_tar_cut_off_gives_what_is_whole_and_a_rejection(tmp_path, cut):
     path = tmp_path / "tars/a.tar"

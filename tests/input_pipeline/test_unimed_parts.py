@@ -241,6 +241,7 @@ def test_a_missing_split_file_is_an_error_unless_waived(run, tmp_path, capsys):
         # Defect 2: ODIR200x3 shares patients with ODIR-5K
         ("retina_part1", "08_ODIR-5K/ODIR-5K/1_left.jpg\n", "group", 3),
         ("retina_part1", "08_ODIR-5K/ODIR-5K/1_left.jpg\n", "image", 4),
+        ("retina_part1", "11_STARE/im0001.ppm\n", "group", 4),
     ],
 )
 def test_images_of_evaluation_sets_are_held_out(run, tmp_path, key, names, by, left):
