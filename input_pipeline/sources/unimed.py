@@ -149,9 +149,8 @@ def _held_out(part: Part, options: PartOptions) -> frozenset[str]:
         text = options.held_out.read_text("utf-8")
     except (OSError, ValueError) as error:
         raise CorpusError(f"cannot read {options.held_out}: {error}") from error
-    pattern = re.compile(part.identity)
-    names = re.split(r"[\s,;\"']+", text)
-    matches = [match for name in names if name and (match := pattern.search(name))]
+    cells = filter(None, map(str.strip, re.split(r"[\n,;\"'\t]+", text)))
+    matches = (match for cell in cells for match in re.finditer(part.identity, cell))
     held_out = frozenset(_identity(match, options.held_out_by) for match in matches)
     if not held_out:
         raise CorpusError(

@@ -238,10 +238,12 @@ def test_a_missing_split_file_is_an_error_unless_waived(run, tmp_path, capsys):
         ),
         # Defect 4: RSNA images are NIH images
         ("chestxray8", '[{"img_id": "00000001_000.png", "subset_img_id": "x"}]', "group", 0),
+        ("chestxray8", "00000001_000.png 00000001_001.png", "image", 0),
         # Defect 2: ODIR200x3 shares patients with ODIR-5K
         ("retina_part1", "08_ODIR-5K/ODIR-5K/1_left.jpg\n", "group", 3),
         ("retina_part1", "08_ODIR-5K/ODIR-5K/1_left.jpg\n", "image", 4),
-        ("retina_part1", "11_STARE/im0001.ppm\n", "group", 4),
+        ("retina_part1", "a,b\n1, 11_STARE/im0001.ppm \n", "group", 4),
+        ("retina_part1", "34_Cataract/b.png", "image", 4),
     ],
 )
 def test_images_of_evaluation_sets_are_held_out(run, tmp_path, key, names, by, left):
