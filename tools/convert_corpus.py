@@ -18,7 +18,7 @@ import types
 import typing
 from collections.abc import Sequence
 
-from input_pipeline import caption_templates, conversion_report
+from input_pipeline import caption_templates, conversion_report, label_table
 from input_pipeline.convert import MakeSample
 from input_pipeline.corpus_directory import REJECTED_FILE, REPORT_FILE
 from input_pipeline.errors import UserError
@@ -54,6 +54,12 @@ def _convert(args: argparse.Namespace) -> int:
     options = source.options(
         **{field.name: getattr(args, field.name) for field in dataclasses.fields(source.options)}
     )
+    if args.labels_out:
+        count = label_table.write(args.labels_out, source.open(options).rows)
+        print(f"{count} label sets -> {args.labels_out}")
+        return 0
+    if not args.out:
+        raise UserError("give --out=DIR for a corpus, or --labels_out=FILE for its labels alone")
     executor = _executor(args)
     num_shards = _shards_given(args.num_shards)
     templates = caption_templates.CaptionTemplates()
@@ -149,7 +155,12 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         _add_options(command, source)
-        command.add_argument("--out", type=pathlib.Path, required=True, help="corpus directory")
+        command.add_argument("--out", type=pathlib.Path, help="corpus directory")
+        command.add_argument(
+            "--labels_out",
+            type=pathlib.Path,
+            help="write the distinct label sets to this .jsonl, for tools/caption_labels.py, and stop",
+        )
         command.add_argument("--captions", type=pathlib.Path, help="JSON of caption templates")
         command.add_argument("--name", help="of the corpus; default: from the input's folder")
         command.add_argument(

@@ -127,6 +127,27 @@ def test_labels_without_captions_are_refused_with_the_remedy(run, capsys):
     assert "--captions" in message
 
 
+@pytest.mark.parametrize("key", [key for key, part in PARTS.items() if part.labels is not None])
+def test_label_sets_are_listed_for_captioning(key, tmp_path):
+    raw, table = tmp_path / "raw", tmp_path / "labels.jsonl"
+    layouts.BUILDERS[key](raw)
+    assert corpora.main([key, f"--raw={raw}", f"--labels_out={table}"]) == 0
+    sets = [json.loads(line) for line in table.read_text().splitlines()]
+    assert all(s["source"] == key and s["labels"] and s["modality"] for s in sets)
+    assert len({(s["modality"], *sorted(s["labels"])) for s in sets}) == len(sets)
+    if key == "mimic_cxr":
+        assert sets == [{"source": key, "modality": "xray", "labels": ["edema"], "rows": 4}]
+
+
+def test_a_part_without_labels_has_no_label_sets(tmp_path, capsys):
+    layouts.pmc_oa(tmp_path)
+    flags = ["pmc_oa", f"--raw={tmp_path}"]
+    assert corpora.main([*flags, f"--labels_out={tmp_path / 'labels.jsonl'}"]) == 2
+    assert "no row of the source has a label" in capsys.readouterr().err
+    assert corpora.main(flags) == 2
+    assert "--labels_out=FILE" in capsys.readouterr().err
+
+
 def test_full_stops_are_the_same_everywhere(run, tmp_path):
     """Defect 11."""
     raw = tmp_path / "raw/chexpert"
