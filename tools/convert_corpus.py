@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--labels_out",
             type=pathlib.Path,
-            help="write the distinct label sets to this .jsonl, for tools/caption_labels.py, and stop",
+            help="write the distinct label sets to this .jsonl, for caption_labels.py, and stop",
         )
         command.add_argument("--captions", type=pathlib.Path, help="JSON of caption templates")
         command.add_argument("--name", help="of the corpus; default: from the input's folder")
