@@ -79,6 +79,14 @@ def test_a_killed_beam_run_is_continued_by_local_processes(tmp_path):
     assert corpora.contents(out) == corpora.contents(tmp_path / "whole")
 
 
+@needs_beam
+def test_what_beam_raises_is_one_line(tmp_path, capsys):
+    flags = flags_of(put_table(tmp_path, 20), "--runner=beam", "--beam_options=--runner=NoRunner")
+    assert corpora.convert("csv", tmp_path / "out", *flags) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("error: the Beam pipeline failed: ") and "NoRunner" in line
+
+
 def test_without_beam_the_remedy_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)  # as if it were not installed
     table = put_table(tmp_path, 20)
