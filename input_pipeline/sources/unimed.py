@@ -16,7 +16,7 @@ from input_pipeline.manifest import file_sha256
 from input_pipeline.rows import Rejection
 from input_pipeline.sources import files
 from input_pipeline.sources.base import Reading, Source, SourceRow
-from input_pipeline.sources.cells import value_texts
+from input_pipeline.sources.cells import literal_texts, value_texts
 from input_pipeline.unimed_parts import Column, Part
 
 _PROBED_ROWS = 100
@@ -222,6 +222,14 @@ def _lookup(record: Any, path: Column) -> Any:
     return record
 
 
+def _image(part: Part, record: _Record) -> str:
+    """The image path of a record as its annotation has it; empty if there is none."""
+    value = record.values[part.image]
+    names = literal_texts(value.strip()) if isinstance(value, str) else ()
+    name = names[0].strip() if names else ""
+    return part.image_path.format(name) if name else ""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Places:
     """Where images lie: the folder below --raw, and whether their paths lose a prefix."""
@@ -233,8 +241,7 @@ class _Places:
     @classmethod
     def probe(cls, part: Part, raw: Path, annotation: Path, first: Sequence[_Record]) -> "_Places":
         """Takes what finds most images of the first rows. CorpusError if these hold no paths."""
-        cells = [value_texts(record.values[part.image])[:1] for record in first]
-        images = [part.image_path.format(cell[0]) for cell in cells if cell]
+        images = [image for record in first if (image := _image(part, record))]
         if images and not any(map(_IMAGE_SUFFIX.search, images)):
             raise CorpusError(
                 f"{annotation}: column {part.image!r} holds no image paths, for example "
@@ -277,31 +284,25 @@ class _Rows:
         excluded = [c.strip().casefold() for c in (self.options.exclude_classes or "").split(",")]
         excluded = [name for name in excluded if name]
         for record, released in self._with_released(records):
-            image = ""
+            image = _image(self.part, record)
             try:
-                cells = value_texts(record.values[self.part.image])
-                if not cells:
+                if not image:
                     raise ValueError("no image")
-                image = self.part.image_path.format(cells[0])
-                yield self._row(record, image, released, excluded)
+                yield self._row(record, image, _sentences(released), excluded)
             except ValueError as error:
                 yield Rejection(str(error), record.number, path=image)
 
-    def _with_released(
-        self, records: Iterator[_Record]
-    ) -> Iterator[tuple[_Record, tuple[str, ...]]]:
+    def _with_released(self, records: Iterator[_Record]) -> Iterator[tuple[_Record, Any]]:
         """Every record with its published generated captions, if they are asked for."""
         if not self.options.released_captions:
-            yield from ((record, ()) for record in records)
+            yield from ((record, None) for record in records)
         elif self.part.released_file is None:
             for record in records:
-                yield record, _sentences(record.values.get(self.part.released))
+                yield record, record.values.get(self.part.released)
         else:
             yield from self._joined_by_position(records)
 
-    def _joined_by_position(
-        self, records: Iterator[_Record]
-    ) -> Iterator[tuple[_Record, tuple[str, ...]]]:
+    def _joined_by_position(self, records: Iterator[_Record]) -> Iterator[tuple[_Record, Any]]:
         paths, array_key = self.part.released_file
         raw = self.options.raw
         path = next((raw / p for p in paths if (raw / p).is_file()), raw / paths[0])
@@ -313,7 +314,7 @@ class _Rows:
                     f"{path} has {what} entries under {array_key!r} than there are images: they "
                     "belong together by position, so none can be trusted"
                 )
-            yield record, _sentences(item[1])
+            yield record, item[1]
 
     def _row(
         self, record: _Record, image: str, released: tuple[str, ...], excluded: Sequence[str]

@@ -334,6 +334,7 @@ def test_help_explains_the_templates(capsys):
         ("[sic] a caption [arrow]", ("[sic] a caption [arrow]",)),
         ("[arrow]", ("[arrow]",)),
         ("['  ']", ()),
+        ("[]", ()),
         ("[1, 2]", ("[1, 2]",)),
     ],
 )

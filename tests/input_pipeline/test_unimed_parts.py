@@ -338,6 +338,31 @@ def test_path_prefixes_are_found_by_looking(run, tmp_path, prefix):
     assert corpora.report(out)["facts"]["image_folder"] == "mimic-cxr-jpg/2.0.0/files"
 
 
+def test_an_empty_list_of_images_is_no_image(run, tmp_path):
+    raw = tmp_path / "raw/radimagenet"
+    layouts.radimagenet(raw)
+    path = next(raw.rglob("radimagenet_with*.csv"))
+    path.write_text(path.read_text().replace("['radiology_ai/CT/abd/x/1.png']", "[]"))
+    (rejection,) = corpora.rejections(run("radimagenet"))
+    assert rejection["reason"] == "no image"
+
+
+def test_odd_cells_are_refused_and_odd_names_found(run, tmp_path):
+    raw = tmp_path / "raw/pmc_oa"
+    layouts.pmc_oa(raw)
+    folder = raw / "pmc_oa/caption_T060_filtered_top4_sep_v0_subfigures"
+    layouts.put_image(folder / "two  spaces, and a comma.jpg")
+    cells = ["two  spaces, and a comma.jpg", {"a": 1}, None, float("nan"), ["x"], "", " "]
+    lines = [json.dumps({"image": cell, "caption": "Invented"}) for cell in cells]
+    lines.append(json.dumps({"image": "PMC100_Fig1_0.jpg", "caption": {"odd": 1}}))
+    with (raw / "pmc_oa/pmc_oa.jsonl").open("a") as file:
+        file.write("\n".join(lines) + "\n")
+    out = run("pmc_oa", status=1)
+    assert "pmc_oa/two  spaces, and a comma.jpg" in corpora.samples_of(out)
+    reasons = [r["reason"] for r in corpora.rejections(out)]
+    assert reasons[:6] == ["no image"] * 6 and "expected a text" in reasons[6]
+
+
 def test_a_column_by_position_is_checked(run, tmp_path, capsys):
     """Defect 22."""
     raw = tmp_path / "raw/chexpert"
