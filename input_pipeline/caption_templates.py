@@ -58,7 +58,7 @@ class Provenance:
 
     Attributes:
       provider: `openai` (a model), `template` (the grammar), `templates` (a file written by hand),
-        `person`.
+        `person`, `released` (with the source, nothing else known).
       prompt_version: of the prompt or grammar; of a file, its SHA-256, shortened.
       model: as it was asked for; empty where there is none.
       seed: of the request or the grammar.

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from input_pipeline.errors import CorpusError
 from input_pipeline.files import write_text_atomically
-from input_pipeline.sources import SourceRow
-from input_pipeline.write_shards import Rejection
+from input_pipeline.rows import Rejection
+from input_pipeline.sources.base import SourceRow
 
 FILE_NAME = "exclude.jsonl"
 

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from input_pipeline import exclude, manifest
+from input_pipeline.corpus_directory import REJECTED_FILE
 from input_pipeline.errors import CorpusError, UserError
 from input_pipeline.files import write_text_atomically
 from input_pipeline.inspection import duplicates, scan
 from input_pipeline.inspection.burned_in import BurnedInText, TextDetector
-from input_pipeline.write_shards import REJECTED_FILE
 from unimed_jax import corpus_report
 from unimed_jax.porting.resolve import resolve
 from unimed_jax.report import config_section, write_report
