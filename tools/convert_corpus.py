@@ -60,6 +60,8 @@ def _convert(args: argparse.Namespace) -> int:
         return 0
     if not args.out:
         raise UserError("give --out=DIR for a corpus, or --labels_out=FILE for its labels alone")
+    if args.short_side is not None and args.short_side < 1:
+        raise UserError(f"--short_side={args.short_side}: expected a number of pixels")
     executor = _executor(args)
     num_shards = _shards_given(args.num_shards)
     templates = caption_templates.CaptionTemplates()

@@ -338,6 +338,17 @@ def test_other_corpus_in_out_needs_overwrite(table, tmp_path, capsys):
     assert run("csv", table, out, "--seed=1", "--overwrite") == 0
 
 
+def test_size_of_images_may_be_bounded(table, tmp_path, capsys):
+    assert run("csv", table, tmp_path / "out", "--short_side=6") == 0
+    sample = samples_of(tmp_path / "out")["src/images/1.img"]
+    assert Image.open(io.BytesIO(sample.image)).size == (8, 6)  # of 17 x 12
+    report = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert report["notes"] == {"short side bounded to 6": 6}
+    assert "expected a number of pixels" in error_of(
+        capsys, "csv", table, tmp_path / "b", "--short_side=0"
+    )
+
+
 def test_help_explains_the_templates(capsys):
     with pytest.raises(SystemExit):
         main(["csv", "--help"])
