@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from input_pipeline.captioning.label_sets import LabelSet
 from input_pipeline.captioning.vocabulary import Vocabulary, normalise
 
-_NEAR_DUPLICATE = 0.85  # share of words in common, in order; measured in docs/captions.md
+_NEAR_DUPLICATE = 0.85  # share of words in common, in order: one word in six may differ
 
 
 @dataclasses.dataclass(frozen=True)
