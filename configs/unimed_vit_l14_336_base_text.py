@@ -10,7 +10,7 @@ started from was not published; its position embeddings are resized from 16 x 16
 
 from ml_collections import ConfigDict
 
-from input_pipeline.unimed_parts import CAPTION_RULES
+from input_pipeline.unimed_parts import PARTS
 from unimed_jax.config import base_config, choose_variant, edit, source
 
 
@@ -20,8 +20,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.num_epochs = 10.0
     config.checkpoint.every_steps = 1000
     with edit(config):
-        for part, rule in CAPTION_RULES.items():  # drawn in proportion to their size
-            config.data.sources[part] = source(path=part, caption_rule=rule)
+        for key, part in PARTS.items():  # drawn in proportion to their size
+            config.data.sources[key] = source(path=key, caption_rule=part.caption_rule)
     config.tokenizer = "hf:microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
     config.init.text = config.tokenizer
     config.init.visual = config.init.logits = "hf:facebook/metaclip-l14-400m"

@@ -25,9 +25,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from input_pipeline.executors import Local
 from input_pipeline.files import write_text_atomically
 from input_pipeline.manifest import Manifest
 from input_pipeline.records import Sample
+from input_pipeline.rows import Planned
 from input_pipeline.write_shards import write_corpus
 
 FINDINGS: dict[str, tuple[str, ...]] = {
@@ -126,11 +128,15 @@ def write(
     manifest = write_corpus(
         out_dir,
         "phantoms",
-        rows(num_per_class, image_size=image_size, seed=seed),
+        [
+            Planned(row, split, row.id)
+            for split, part in rows(num_per_class, image_size=image_size, seed=seed).items()
+            for row in part
+        ],
         make_sample,
         num_shards={"train": 4, "val": 1},
         seed=seed,
-        workers=workers,
+        executor=Local(workers),
     )
     write_text_atomically(out_dir / "vocab.txt", "".join(f"{entry}\n" for entry in vocabulary()))
     return manifest

@@ -24,6 +24,8 @@ def write(directory: str | os.PathLike[str], manifest: Manifest) -> None:
             "image": tfds.features.Image(shape=(None, None, 3)),
             "captions": tfds.features.Sequence(text),
             "num_original_captions": tfds.features.Scalar(np.int64),
+            "provenance": tfds.features.Sequence(text),
+            "provenance_index": tfds.features.Sequence(np.int64),
             "labels": tfds.features.Sequence(text),
             "modality": text,
             "source": text,

@@ -1,21 +1,396 @@
-"""The thirteen parts of the UniMed corpus and the rule by which each draws a caption in training.
+"""The thirteen parts of the UniMed corpus, each as one description; `sources/unimed.py` reads them.
 
-Each part is converted to a corpus directory of its key's name. Sources without label-derived
-captions have one text per image, for which ``uniform`` is that text.
+Each part is converted to a corpus directory of its key's name. Where the header of a file is not
+publicly known, a column is given by position and its cells are checked. Counts are those of the
+published corpus (shards of 1,000 pairs, the last one shorter).
 """
 
-CAPTION_RULES: dict[str, str] = {
-    "radimagenet": "uniform",  # 10 captions per label
-    "chexpert": "uniform",  # 10 per label set
-    "openi": "first",  # the original caption; three generated ones stay unused
-    "chestxray8": "uniform",  # 10 per label set
-    "mimic_cxr": "original:1",  # the report where there is one, else one of 10
-    "rocov2": "uniform",
-    "pmc_oa": "uniform",
-    "llava_med_alignment": "uniform",
-    "llava_med_hq60k": "uniform",  # figure caption and in-text mention
-    "quilt1m": "uniform",
-    "retina_part1": "uniform",  # 10, or 15 for grades of diabetic retinopathy
-    "retina_part2": "uniform",
-    "retina_part3": "uniform",
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Column = str | int  # a header name or JSON path ("conversations.1.value"), or a position from 0
+
+
+@dataclass(frozen=True)
+class Expected:
+    """How many there are in the published corpus: of samples, or of original captions."""
+
+    low: int
+    high: int
+    of: str = "samples"
+
+
+@dataclass(frozen=True)
+class SplitFile:
+    """An official list of held-back images: `keys` are compared with those of `Part.identity`.
+
+    Without columns the file is a list of image names, all of the split `split`.
+    """
+
+    paths: tuple[str, ...]
+    key_column: str = ""
+    split_column: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class TarLayout:
+    """How the published tars hold captions: joined by a separator, in this order.
+
+    `num_original` leading pieces, or with `report_last` what follows the last separator, are
+    original text; `absent` stands where there is none. Of the others `num_generated` are captions,
+    None: all. `folders` are the names in use.
+    """
+
+    folders: tuple[str, ...]
+    separator: str = ""
+    num_original: int = 0
+    report_last: bool = False
+    absent: str = ""
+    num_generated: int | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the corpus.
+
+    Attributes:
+      title: for people.
+      modality: of a row, unless `modality_by_path` (regex -> modality) or `modality_by_key` (key of
+        the JSON array -> modality) says more.
+      caption_rule: how training draws (`captions.py`).
+      access: where the data comes from.
+      licence: what is known of the terms.
+      format: csv, jsonl, or json:KEY, the array of a JSON file under KEY (empty: the file is the
+        array; *: the arrays under every key).
+      annotations: paths or globs below --raw; the first that is there is read, of a glob all files.
+      left_out: annotation files of the glob that are not read, and why.
+      image: column of the image, and `image_path` what becomes of it.
+      image_folders: below --raw, where the images may be; the one that holds most is taken.
+      path_prefixes: leading parts of image paths that may be absent on disk.
+      texts: columns of what people wrote.
+      labels: column of class names.
+      released: column of the published generated captions, and `num_released` how many there are.
+      released_file: (path, key) of a JSON array of those, in the order of the annotations.
+      several_texts_per_image: rows of one image differ by their text; their ids end in its hash.
+      identity: regex on a path; `key` names the image, `group` the patient or article.
+      split_column, split_by_path, split_file: where the official split is.
+      noise: regex of labels that are none; with `last_label` only the last of the others is kept.
+      label_caption: a caption made of the label, where the labels are the text.
+      note_by_path: regex -> remark to be counted.
+    """
+
+    title: str
+    modality: str
+    caption_rule: str
+    access: str
+    licence: str
+    expected: Expected
+    format: str
+    annotations: tuple[str, ...]
+    image: Column
+    image_folders: tuple[str, ...]
+    tar: TarLayout
+    image_path: str = "{}"
+    path_prefixes: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    texts: tuple[Column, ...] = ()
+    labels: Column | None = None
+    released: Column | None = None
+    released_file: tuple[tuple[str, ...], str] | None = None
+    num_released: int = 10
+    several_texts_per_image: bool = False
+    identity: str = r"(?P<key>.+)"
+    modality_by_path: Mapping[str, str] = field(default_factory=dict)
+    modality_by_key: Mapping[str, str] = field(default_factory=dict)
+    split_column: Column | None = None
+    split_by_path: Mapping[str, str] = field(default_factory=dict)
+    split_file: SplitFile | None = None
+    noise: str = ""
+    last_label: bool = False
+    label_caption: str = ""
+    note_by_path: Mapping[str, str] = field(default_factory=dict)
+
+
+def _below(folders: tuple[str, ...], *names: str) -> tuple[str, ...]:
+    """Paths of files that lie in --raw itself or in a folder of it."""
+    return tuple(f"{folder}{name}" for name in names for folder in ("", *folders))
+
+
+_PMC = r"(?P<key>(?P<group>PMC\d+)?[^/]*)\.\w+$"
+_PMC_TERMS = "open download; the licence of each PubMed Central article applies"
+_LLAVA_TERMS = "CC BY-NC 4.0, research only; images are those of PubMed Central articles"
+_LLAVA_ACCESS = "https://github.com/microsoft/LLaVA-Med"
+_SPLIT_NAMES = ("mimic-cxr-2.0.0-split.csv", "mimic-cxr-2.0.0-split.csv.gz")
+
+PARTS: Mapping[str, Part] = {
+    "radimagenet": Part(
+        title="RadImageNet",
+        modality="radiology",
+        modality_by_path={r"(^|/)CT/": "ct", r"(^|/)MR/": "mri", r"(^|/)US/": "ultrasound"},
+        caption_rule="uniform",  # one of 10 per label
+        access="https://www.radimagenet.com/ (request form)",
+        licence="on request; terms with the data",
+        expected=Expected(1_048_001, 1_049_000),
+        format="csv",
+        annotations=_below(
+            ("radiology_ai/", "radimagenet/radiology_ai/", "radimagenet/"),
+            "radimagenet_with_captions_training_set.csv",
+        ),
+        image=0,
+        labels=1,
+        released=2,
+        image_folders=("", "radimagenet", "radiology_ai", "radimagenet/radiology_ai"),
+        path_prefixes=("radimagenet/", "radiology_ai/"),
+        tar=TarLayout(("radimagenet_webdataset",), "_radimagenet_"),
+    ),
+    "chexpert": Part(
+        title="CheXpert",
+        modality="xray",
+        caption_rule="uniform",  # one of 10 per label set
+        access="https://stanfordmlgroup.github.io/competitions/chexpert/ (also Kaggle)",
+        licence="Stanford research use agreement",
+        expected=Expected(211_001, 212_000),
+        format="csv",
+        annotations=_below(
+            ("CheXpert-v1.0-small/",), "chexpert_with_captions_only_frontal_view.csv"
+        ),
+        image=0,
+        labels=1,
+        released=2,
+        image_folders=("", "CheXpert-v1.0-small"),
+        path_prefixes=("CheXpert-v1.0-small/", "CheXpert-v1.0/"),
+        identity=r"(?P<key>(?P<group>patient\d+)/study\d+/view\d+_\w+)\.\w+",
+        split_by_path={r"(^|/)valid/": "val", r"(^|/)test/": "test"},
+        note_by_path={r"_lateral\.": "lateral view in a part said to be frontal"},
+        tar=TarLayout(("chexpert_webdataset",), "_chexpert_"),
+    ),
+    "openi": Part(
+        title="Open-I (Indiana University chest X-rays)",
+        modality="xray",
+        caption_rule="first",  # the original caption; three rewritten ones stay unused
+        access="https://openi.nlm.nih.gov/imgs/collections/NLMCXR_png.tgz",
+        licence="open download",
+        expected=Expected(6_001, 7_000),
+        format="json:annotations",
+        annotations=_below(("openI/", "openi/", "OpenI/"), "filter_cap.json"),
+        image="image_id",
+        image_path="{}.png",
+        texts=("caption",),
+        released_file=(
+            _below(("openI/", "openi/", "OpenI/"), "openai_refined_concepts.json"),
+            "refined_captions",
+        ),
+        num_released=3,
+        image_folders=_below(("openI/", "openi/", "OpenI/"), "image"),
+        identity=r"(?P<key>(?P<group>CXR\d+)_[^/]*)\.png$",
+        tar=TarLayout(("openi_webdataset",), "_openi_", num_original=1),
+    ),
+    "chestxray8": Part(
+        title="NIH ChestX-ray8 / ChestX-ray14",
+        modality="xray",
+        caption_rule="uniform",  # one of 10 per label set
+        access="https://nihcc.app.box.com/v/ChestXray-NIHCC",
+        licence="open download",
+        expected=Expected(112_001, 113_000),
+        format="csv",
+        annotations=_below(("chest_xray8/",), "Chest-Xray8_with_captions.csv"),
+        image=0,
+        labels=1,
+        released=2,
+        image_folders=_below(("chest_xray8/",), "images"),
+        path_prefixes=("images/",),
+        identity=r"(?P<key>(?P<group>\d{8})_\d{3})\.png",
+        split_file=SplitFile(_below(("chest_xray8/",), "test_list.txt"), split="test"),
+        tar=TarLayout(("chest_xray8_webdataset",), "_chestxray8_"),
+    ),
+    "mimic_cxr": Part(
+        title="MIMIC-CXR-JPG",
+        modality="xray",
+        caption_rule="original:1",  # the report where there is one, else one of 10
+        access="https://physionet.org/content/mimic-cxr-jpg/2.1.0/",
+        licence="PhysioNet credentialed access; converted corpora and captions inherit it",
+        expected=Expected(269_001, 270_000),
+        format="csv",
+        annotations=_below(
+            ("mimic-cxr-jpg/", "2.0.0/", "mimic-cxr-jpg/2.0.0/", "2.1.0/", "mimic-cxr-jpg/2.1.0/"),
+            "mimic_cxr_with_captions_and_reports_only_frontal_view.csv",
+        ),
+        image=0,
+        labels=1,
+        released=2,
+        texts=(3,),
+        image_folders=tuple(
+            f"{top}{version}files"
+            for top in ("", "mimic-cxr-jpg/")
+            for version in ("", "2.0.0/", "2.1.0/")
+        ),
+        path_prefixes=tuple(
+            f"{top}{version}files/"
+            for top in ("mimic-cxr-jpg/", "")
+            for version in ("2.0.0/", "2.1.0/", "")
+        ),
+        identity=r"(?P<group>p\d{8})/s\d+/(?P<key>[0-9a-f]{8}(?:-[0-9a-f]{8}){4})",
+        split_file=SplitFile(
+            _below(("mimic-cxr-jpg/", "2.0.0/", "2.1.0/", "mimic-cxr-jpg/2.0.0/"), *_SPLIT_NAMES),
+            key_column="dicom_id",
+            split_column="split",
+        ),
+        tar=TarLayout(
+            ("mimic_cxr_webdataset", "mimic_cxr"),
+            "_mimiccxr_",
+            report_last=True,
+            absent="noreportpresent",
+        ),
+    ),
+    "rocov2": Part(
+        title="ROCOv2",
+        modality="radiology",
+        caption_rule="uniform",  # one original caption
+        access="https://zenodo.org/records/8333645",
+        licence="open download; a public copy lists CC BY-NC-SA 4.0",
+        expected=Expected(60_001, 61_000),
+        format="csv",
+        annotations=_below(("ROCOV2/",), "train_captions.csv"),
+        image=0,
+        image_path="{}.jpg",
+        texts=(1,),
+        image_folders=_below(("ROCOV2/",), "train"),
+        tar=TarLayout(("rocov2_webdataset", "roco_webdataset"), num_original=1),
+    ),
+    "pmc_oa": Part(
+        title="PMC-OA (PMC-CLIP)",
+        modality="figure",
+        caption_rule="uniform",  # one original caption
+        access="https://huggingface.co/datasets/axiong/pmc_oa",
+        licence=_PMC_TERMS,
+        expected=Expected(1_644_001, 1_645_000),
+        format="jsonl",
+        annotations=_below(("pmc_oa/",), "pmc_oa.jsonl"),
+        image="image",
+        texts=("caption",),
+        image_folders=_below(("pmc_oa/",), "caption_T060_filtered_top4_sep_v0_subfigures"),
+        identity=_PMC,
+        tar=TarLayout(("pmc_oa_webdataset", "pmc_clip_webdataset"), num_original=1),
+    ),
+    "llava_med_alignment": Part(
+        title="LLaVA-Med alignment",
+        modality="figure",
+        caption_rule="uniform",  # one original caption
+        access=_LLAVA_ACCESS,
+        licence=_LLAVA_TERMS,
+        expected=Expected(467_001, 468_000),
+        format="json:",
+        annotations=_below(("llava_med/",), "llava_med_alignment_500k_filtered.json"),
+        image="image",
+        texts=("conversations.1.value",),
+        several_texts_per_image=True,
+        image_folders=_below(("llava_med/",), "images"),
+        identity=_PMC,
+        tar=TarLayout(
+            ("llava_med_alignment_webdataset", "llava_med_alignment_set_webdataset"),
+            num_original=1,
+        ),
+    ),
+    "llava_med_hq60k": Part(
+        title="LLaVA-Med HQ-60k",
+        modality="figure",
+        modality_by_key={
+            "chest_xray": "xray",
+            "ct_scan": "ct",
+            "mri": "mri",
+            "histology": "pathology",
+        },
+        caption_rule="uniform",  # figure caption and first in-text mention, in one sample
+        access=_LLAVA_ACCESS,
+        licence=_LLAVA_TERMS,
+        # published as two pairs of the same image, here two texts of one sample
+        expected=Expected(264_001, 265_000, of="original captions"),
+        format="json:*",
+        annotations=_below(("llava_med/",), "llava_med_instruct_fig_captions.json"),
+        image="pair_id",
+        image_path="{}.jpg",
+        texts=("fig_caption", "in_text_mention.0.tokens"),
+        image_folders=_below(("llava_med/",), "images"),
+        identity=_PMC,
+        tar=TarLayout(
+            ("llava_med_instruct_webdataset", "llava_med_hq_60k_set_webdataset"), num_original=1
+        ),
+    ),
+    "quilt1m": Part(
+        title="Quilt-1M",
+        modality="pathology",
+        caption_rule="uniform",  # one original caption
+        access="https://zenodo.org/records/8239942 (request)",
+        licence="restricted, research use, no redistribution",
+        expected=Expected(1_017_001, 1_018_000),
+        format="csv",
+        annotations=_below(("Quilt/",), "quilt_1M_lookup.csv"),
+        image="image_path",
+        texts=("caption",),
+        several_texts_per_image=True,
+        image_folders=_below(("Quilt/",), "quilt_1m"),
+        identity=r"(?P<key>(?P<group>.+))",
+        split_column="split",
+        tar=TarLayout(("quilt_1m_webdataset", "quilt_webdataset"), num_original=1),
+    ),
+    "retina_part1": Part(
+        title="Retina part 1 (label-only fundus sets)",
+        modality="fundus",
+        caption_rule="uniform",  # one of 10, or of 15 for grades of diabetic retinopathy
+        access="26 public sets; docs/converting.md",
+        licence="differs per set; 27_BRSET is PhysioNet credentialed",
+        expected=Expected(0, 155_000),
+        format="csv",
+        annotations=("Retina-Annotations/*.csv",),
+        left_out={
+            "06_DEN.csv": "part retina_part2",
+            "39_MM_Retinal_dataset.csv": "part retina_part3",
+            "28_OIA-DDR_revised.csv": "not in the published part",
+            "07_LAG_revised.csv": "not in the published part",
+            "01_EYEPACS_revised.csv": "not in the published part",
+        },
+        image="filename",
+        labels="categories",
+        released="captions",
+        image_folders=("Retina-Datasets", ""),
+        path_prefixes=("Retina-Datasets/",),
+        identity=r"(?P<key>08_ODIR-5K/(?:.*/)?(?P<group>\d+)_(?:left|right)|\d\d_[^/]+/.+)\.\w+$",
+        # the eleventh piece is the sentence-level caption, which training never draws
+        tar=TarLayout(("retina_part1_webdataset",), "_all_retina_merged_", num_generated=10),
+    ),
+    "retina_part2": Part(
+        title="Retina part 2 (DEN, DeepOpht)",
+        modality="fundus",
+        caption_rule="uniform",  # one made of a keyword
+        access="https://github.com/Jhhuangkay/DeepOpht-Medical-Report-Generation-for-Retinal-"
+        "Images-via-Deep-Models-and-Visual-Explanation",
+        licence="not stated",
+        expected=Expected(0, 13_000),
+        format="csv",
+        annotations=("Retina-Annotations/06_DEN.csv",),
+        image="image",
+        labels="categories",
+        noise=r"year|//",
+        last_label=True,
+        label_caption="Retinal fundus image: {}.",
+        image_folders=("Retina-Datasets", ""),
+        path_prefixes=("Retina-Datasets/",),
+        tar=TarLayout(("retina_part2_webdataset",)),
+    ),
+    "retina_part3": Part(
+        title="Retina part 3 (MM-Retinal)",
+        modality="fundus",
+        caption_rule="uniform",  # one original caption
+        access="https://github.com/lxirich/MM-Retinal",
+        licence="scanned from textbooks: rights unclear",
+        expected=Expected(0, 6_000),
+        format="csv",
+        annotations=("Retina-Annotations/39_MM_Retinal_dataset.csv",),
+        image="image",
+        texts=("caption",),
+        image_folders=("Retina-Datasets", ""),
+        path_prefixes=("Retina-Datasets/",),
+        tar=TarLayout(("retina_part3_webdataset",), num_original=1),
+    ),
 }

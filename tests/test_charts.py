@@ -86,3 +86,14 @@ def test_values_beyond_a_fixed_end_stay_at_the_border():
 def test_names_are_escaped():
     svg = chart({"<b>&": [(0, 1.0)]})
     assert next(svg.iter("title")).text.startswith("<b>&, step 0")
+
+
+def test_a_histogram_has_a_bar_per_bin_in_proportion():
+    svg = ET.fromstring(charts.histogram([0, 10, 20, 30], [5, 0, 10], marker=15))
+    bars = list(svg.iter("rect"))
+    heights = [float(bar.get("height")) for bar in bars]
+    assert heights[1] == 0 and heights[2] == pytest.approx(2 * heights[0], abs=0.2)
+    assert bars[2].find("title").text == "20 to 30: 10"
+    (marker,) = [e for e in svg.iter("line") if e.get("class") == "marker"]
+    middle = float(bars[1].get("x")) + float(bars[1].get("width")) / 2
+    assert float(marker.get("x1")) == pytest.approx(middle, abs=1)

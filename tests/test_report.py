@@ -1,50 +1,14 @@
 import base64
 import io
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from html_page import Page
 from PIL import Image
 
 from input_pipeline.errors import UserError
 from unimed_jax import report
 from unimed_jax.evals.classification import ClassificationResult
-
-VOID = {"meta", "img", "br", "hr", "link", "input"}
-
-
-class Page(HTMLParser):
-    """Checks that elements nest; collects text, attributes, and table rows."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.text, self.tags, self.rows, self.images = [], [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag == "img":
-            self.images.append(dict(attrs))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.text.append(data)
-            if "td" in self.open or "th" in self.open:
-                self.rows[-1][-1] += data
 
 
 def classification(task="brain", classes=("glioma", "no tumor", "meningioma"), num_left_out=7):

@@ -1,10 +1,12 @@
 """Writes a TFRecord corpus from images on disk.
 
     python tools/convert_corpus.py csv --input=table.csv --out=corpora/mine --captions=captions.json
+    python tools/convert_corpus.py chexpert --raw=DIR --out=corpora/chexpert --captions=labels.json
 
 A row becomes a sample when its image can be decoded and it has a caption: its own text, the
-templates of its labels, or both. Every other row is in DIR/rejected.jsonl with the reason. A run
-that is interrupted goes on when the same command is given again.
+templates of its labels, or both. Every other row is in DIR/rejected.jsonl with the reason, and
+DIR/conversion.json counts them. A run that is interrupted goes on when the same command is given
+again. `SOURCE --help` says what a source needs.
 """
 
 import argparse
@@ -12,79 +14,110 @@ import dataclasses
 import pathlib
 import sys
 import time
+import types
 import typing
 from collections.abc import Sequence
 
-from input_pipeline import caption_templates, convert
+from input_pipeline import caption_templates, conversion_report, exclude, label_table
+from input_pipeline.convert import MakeSample
+from input_pipeline.corpus_directory import REJECTED_FILE, REPORT_FILE
 from input_pipeline.errors import UserError
+from input_pipeline.executors import Beam, Executor, Local
 from input_pipeline.manifest import Manifest
-from input_pipeline.sources import SOURCES
-from input_pipeline.write_shards import REJECTED_FILE, write_corpus
+from input_pipeline.sources import SOURCES, Source
+from input_pipeline.write_shards import write_corpus
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status (2: the user's input is at fault)."""
+    """Runs the command; returns its exit status.
+
+    1: the corpus is written, but more rows were rejected than --max_rejected allows; 2: the user's
+    input is at fault, and there is no corpus.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0].startswith("tfds:"):
+        argv[:1] = ["tfds", f"--dataset={argv[0].removeprefix('tfds:')}"]
     args = _parser().parse_args(argv)
     try:
-        _convert(args)
+        return _convert(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues the conversion", file=sys.stderr)
         return 130
-    return 0
 
 
-def _convert(args: argparse.Namespace) -> None:
+def _convert(args: argparse.Namespace) -> int:
     start = time.monotonic()
     source = SOURCES[args.corpus]
     options = source.options(
         **{field.name: getattr(args, field.name) for field in dataclasses.fields(source.options)}
     )
+    if args.labels_out:
+        count = label_table.write(args.labels_out, source.open(options).rows)
+        print(f"{count} label sets -> {args.labels_out}")
+        return 0
+    if not args.out:
+        raise UserError("give --out=DIR for a corpus, or --labels_out=FILE for its labels alone")
+    if args.short_side is not None and args.short_side < 1:
+        raise UserError(f"--short_side={args.short_side}: expected a number of pixels")
+    executor = _executor(args)
+    num_shards = _shards_given(args.num_shards)
     templates = caption_templates.CaptionTemplates()
     if args.captions:
         templates = caption_templates.load(args.captions)
-    rows = convert.collect(source.rows(options))
-    if rows.shared_groups:
-        print(
-            f"warning: {len(rows.shared_groups)} groups (patients) are in more than one split, "
-            f"for example {rows.shared_groups[0]!r}",
-            file=sys.stderr,
-        )
-    num_shards = convert.num_shards(rows, options.root) | _shards_given(args.num_shards, rows)
+    reading = source.open(options)
+    if args.exclude:
+        rows = exclude.leave_out(reading.rows, exclude.load(args.exclude))
+        reading = dataclasses.replace(reading, rows=rows)
     manifest = write_corpus(
         args.out,
-        args.name or options.default_name,
-        rows.splits,
-        convert.MakeSample(options.root, templates),
+        args.name or reading.name,
+        reading.planned(),
+        MakeSample(reading.root, templates, args.short_side),
         num_shards=num_shards,
         seed=args.seed,
-        workers=args.workers or convert.default_workers(rows),
-        rejected=rows.rejected,
+        executor=executor,
+        facts=reading.facts,
         overwrite=args.overwrite,
         progress=True,
     )
     _print_summary(manifest, args.out, time.monotonic() - start)
+    share = manifest.rejected / manifest.read
+    if share > args.max_rejected:
+        print(
+            f"error: {share:.1%} of the rows were rejected, more than --max_rejected="
+            f"{args.max_rejected}; the corpus is written without them",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
 
 
-def _shards_given(text: str | None, rows: convert.Rows) -> dict[str, int]:
+def _executor(args: argparse.Namespace) -> Executor:
+    if args.runner == "local":
+        if args.beam_options:
+            raise UserError("--beam_options needs --runner=beam")
+        return Local(args.workers)
+    return Beam(tuple(args.beam_options.split()))
+
+
+def _shards_given(text: str | None) -> dict[str, int] | int | None:
     """Reads --num_shards: `8` for all splits, or `train=64,val=8`."""
     if not text:
-        return {}
-    parts = [part.rpartition("=") for part in text.split(",")]
+        return None
     try:
-        given = {split: int(count) for split, _, count in parts}
+        if "=" not in text:
+            return int(text)
+        parts = [part.partition("=") for part in text.split(",")]
+        return {split: int(count) for split, _, count in parts}
     except ValueError:
         raise UserError(f"--num_shards={text}: expected 8 or train=64,val=8") from None
-    if set(given) == {""}:
-        return dict.fromkeys(rows.splits, given[""])
-    if unknown := given.keys() - rows.splits.keys():
-        raise UserError(f"--num_shards: no split {sorted(unknown)}; found {list(rows.splits)}")
-    return given
 
 
 def _print_summary(manifest: Manifest, out: pathlib.Path, seconds: float) -> None:
+    report = conversion_report.load(out / REPORT_FILE)
     print(
         f"{manifest.name}: {manifest.read} rows read = {manifest.written} samples written "
         f"+ {manifest.rejected} rejected, {seconds:.1f} s -> {out}"
@@ -93,8 +126,23 @@ def _print_summary(manifest: Manifest, out: pathlib.Path, seconds: float) -> Non
         sources = ", ".join(f"{source} {n}" for source, n in split.counts["source"].items())
         size = f"{sum(shard.num_bytes for shard in split.shards) / 1e6:.1f} MB"
         print(f"  {name}: {split.num_samples} in {len(split.shards)} shards, {size} ({sources})")
+    for reason, count in report["rejected_by_reason"].items():
+        print(f"  rejected, {reason}: {count}")
     if manifest.rejected:
         print(f"  why rows were rejected: {out / REJECTED_FILE}")
+    for note, count in report["notes"].items():
+        print(f"  {note}: {count}")
+    if expected := report.get("expected"):
+        print(
+            f"  {expected['of']}: {expected['found']}, the published corpus has "
+            f"{expected['low']} to {expected['high']}: difference {expected['difference']:+d}"
+        )
+    if shared := report["groups_in_several_splits"]:
+        print(
+            f"warning: {shared} groups (patients) are in more than one split, for example "
+            f"{report['example_of_such_a_group']!r}",
+            file=sys.stderr,
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,24 +154,24 @@ def _parser() -> argparse.ArgumentParser:
         command = corpora.add_parser(
             name,
             help=source.help,
-            description=f"Converts {source.help}. Defaults in parentheses.",
-            epilog=f"caption templates (--captions)\n\n{caption_templates.__doc__}",
+            description=source.description or f"Converts {source.help}.",
+            epilog=f"Defaults in parentheses.\n\ncaptions for labels (--captions)\n\n"
+            f"{caption_templates.__doc__}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        hints = typing.get_type_hints(source.options, include_extras=True)
-        for field in dataclasses.fields(source.options):
-            kind, help_text = typing.get_args(hints[field.name])
-            required = field.default is dataclasses.MISSING
-            command.add_argument(
-                f"--{field.name}",
-                metavar=field.name.rpartition("_")[2].upper(),
-                type=pathlib.Path if pathlib.Path in (kind, *typing.get_args(kind)) else str,
-                required=required,
-                default=None if required else field.default,
-                help=help_text,
-            )
-        command.add_argument("--out", type=pathlib.Path, required=True, help="corpus directory")
-        command.add_argument("--captions", type=pathlib.Path, help="JSON of caption templates")
+        _add_options(command, source)
+        command.add_argument("--out", type=pathlib.Path, help="corpus directory")
+        command.add_argument(
+            "--labels_out",
+            type=pathlib.Path,
+            help="write the distinct label sets to this .jsonl, for caption_labels.py, and stop",
+        )
+        command.add_argument("--captions", type=pathlib.Path, help="JSON of captions for labels")
+        command.add_argument(
+            "--exclude",
+            type=pathlib.Path,
+            help="JSONL of ids and reasons to leave out, as tools/inspect_corpus.py writes it",
+        )
         command.add_argument("--name", help="of the corpus; default: from the input's folder")
         command.add_argument(
             "--num_shards",
@@ -132,12 +180,58 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--seed", type=int, default=0, help="of the shuffle; default 0")
         command.add_argument(
-            "--workers", type=int, help="processes; default: one per core if there is enough to do"
+            "--short_side",
+            type=int,
+            help="bound the short side of images, in pixels, and store larger ones as JPEG of "
+            "quality 95; default: JPEG and PNG stay as they are, byte for byte",
+        )
+        command.add_argument(
+            "--workers",
+            type=int,
+            help="processes of --runner=local; default: one per core if there is enough to do",
+        )
+        command.add_argument(
+            "--runner",
+            choices=("local", "beam"),
+            default="local",
+            help="processes of this machine, or Apache Beam; the bytes are the same",
+        )
+        command.add_argument(
+            "--beam_options",
+            default="",
+            help="'--runner=FlinkRunner --parallelism=64 ...', as Beam documents them",
+        )
+        command.add_argument(
+            "--max_rejected",
+            type=float,
+            default=0.5,
+            help="share of rejected rows above which the exit status is 1; default 0.5",
         )
         command.add_argument(
             "--overwrite", action="store_true", help="replace another corpus in --out"
         )
     return parser
+
+
+def _add_options(command: argparse.ArgumentParser, source: Source) -> None:
+    """A flag for every field of the options of a source."""
+    hints = typing.get_type_hints(source.options, include_extras=True)
+    for field in dataclasses.fields(source.options):
+        kind, help_text = typing.get_args(hints[field.name])
+        if kind is bool:
+            command.add_argument(f"--{field.name}", action="store_true", help=help_text)
+            continue
+        if isinstance(kind, types.UnionType):
+            kind = typing.get_args(kind)[0]  # of `Path | None`
+        required = field.default is dataclasses.MISSING
+        command.add_argument(
+            f"--{field.name}",
+            metavar=field.name.upper(),
+            type=kind,
+            required=required,
+            default=None if required else field.default,
+            help=help_text,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: sharp at any size, a few kilobytes, and coloured by the page's CSS."""
+"""Line charts and histograms as inline SVG: sharp at any size, coloured by the page's CSS."""
 
 import html
 import math
@@ -67,6 +67,50 @@ def line_chart(
                 tip = html.escape(f"{name}, step {x:g}: {y:.4g}")
                 parts.append(f'<circle class="{colour}" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}"')
                 parts.append(f' r="2.5"><title>{tip}</title></circle>')
+    return "".join([*parts, "</svg>"])
+
+
+def histogram(edges: Sequence[float], counts: Sequence[int], marker: float | None = None) -> str:
+    """One SVG element with a bar per bin.
+
+    Args:
+      edges: of the bins, ascending, one more than there are counts.
+      counts: of the bins.
+      marker: an x within the edges that gets a vertical line.
+    """
+    x_ticks = [x for x in ticks(edges[0], edges[-1], 6) if edges[0] <= x <= edges[-1]]
+    y_ticks = ticks(0, max(*counts, 1), 4)
+
+    def x_of(x: float) -> float:
+        share = (x - edges[0]) / (edges[-1] - edges[0])
+        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+
+    def y_of(y: float) -> float:
+        return _HEIGHT - _BOTTOM - y / y_ticks[-1] * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" class="chart">']
+    for y in y_ticks:
+        at = f"{y_of(y):.1f}"
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at}" y2="{at}"/>'
+            f'<text x="{_LEFT - 7}" y="{at}" dy="0.32em" text-anchor="end">'
+            f"{_label(y, y_ticks)}</text>"
+        )
+    for x in x_ticks:
+        parts.append(f'<text x="{x_of(x):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">')
+        parts.append(f"{_label(x, x_ticks)}</text>")
+    for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
+        begin, end, top = x_of(left), x_of(right), y_of(count)
+        parts.append(
+            f'<rect class="line-0" x="{begin:.1f}" y="{top:.1f}" '
+            f'width="{max(end - begin - 1, 0.5):.1f}" height="{y_of(0) - top:.1f}">'
+            f"<title>{left:g} to {right:g}: {count:,}</title></rect>"
+        )
+    if marker is not None:
+        at = f"{x_of(marker):.1f}"
+        parts.append(
+            f'<line class="marker" x1="{at}" x2="{at}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
+        )
     return "".join([*parts, "</svg>"])
 
 

@@ -1,7 +1,6 @@
 """tools/convert_corpus.py: tables of real files in, a corpus or a one-line error out."""
 
 import csv
-import importlib.util
 import io
 import json
 import os
@@ -14,20 +13,16 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from corpora import REPO, TOOL, convert, main, rejections, samples_of
 from PIL import Image
 
-from input_pipeline import caption_templates, convert, manifest, records
+from input_pipeline import caption_templates, images, manifest, plan, records
+from input_pipeline.captioning.label_sets import LabelSet
 from input_pipeline.errors import CorpusError
-from input_pipeline.sources import clean_texts
+from input_pipeline.sources.cells import clean_texts
 
-REPO = pathlib.Path(__file__).parents[2]
-TOOL = REPO / "tools" / "convert_corpus.py"
 MINIMED_CAPTIONS = REPO / "configs" / "captions" / "minimed.json"
 MINIMED_PROMPTS = REPO / "unimed_jax" / "evals" / "prompts" / "minimed.json"
-
-_spec = importlib.util.spec_from_file_location("convert_corpus", TOOL)
-convert_corpus = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(convert_corpus)
 
 COLUMNS = ("image", "label", "text", "modality", "source", "split", "group")
 
@@ -55,18 +50,7 @@ def write_jsonl(path, rows):
 
 
 def run(source, table, out, *flags):
-    return convert_corpus.main([source, f"--input={table}", f"--out={out}", "--workers=1", *flags])
-
-
-def read(out, split="train"):
-    """The samples of a split by id."""
-    files = [str(out / s.file) for s in manifest.load(out).splits[split].shards]
-    found = map(records.decode, tf.data.TFRecordDataset(files).as_numpy_iterator())
-    return {sample.id: sample for sample in found}
-
-
-def rejections(out):
-    return [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    return convert(source, out, f"--input={table}", *flags)
 
 
 def error_of(capsys, source, table, out, *flags):
@@ -98,7 +82,7 @@ def table(tmp_path):
 def test_samples_carry_the_row_and_the_very_bytes(table, tmp_path, capsys):
     assert run("csv", table, tmp_path / "out") == 0
     assert "6 rows read = 6 samples written + 0 rejected" in capsys.readouterr().out
-    samples = read(tmp_path / "out") | read(tmp_path / "out", "val")
+    samples = samples_of(tmp_path / "out") | samples_of(tmp_path / "out", "val")
     assert set(samples) == {f"src/images/{n}.img" for n in range(6)}
     assert samples["src/images/5.img"] == records.Sample(
         id="src/images/5.img",
@@ -125,7 +109,7 @@ def test_jsonl_takes_lists_and_missing_keys(table, tmp_path):
     second = {"image": "images/1.img", "modality": "mri", "source": "src", "label": 3, "text": "t"}
     write_jsonl(tmp_path / "t.jsonl", [first, second])
     assert run("jsonl", tmp_path / "t.jsonl", tmp_path / "out") == 0
-    samples = read(tmp_path / "out")
+    samples = samples_of(tmp_path / "out")
     assert samples["src/images/0.img"].captions == ("one", "two lines")
     assert samples["src/images/0.img"].labels == ("a", "b")
     assert samples["src/images/1.img"].labels == ("3",)
@@ -151,7 +135,7 @@ def test_columns_constants_and_root_are_options(tmp_path):
     templates = {"version": 1, "modalities": {"mri": {"*": ["{modality} with {label}"]}}}
     (tmp_path / "c.json").write_text(json.dumps(templates))
     assert run("csv", tmp_path / "t.csv", tmp_path / "out", *flags) == 0
-    (sample,) = read(tmp_path / "out", "test").values()
+    (sample,) = samples_of(tmp_path / "out", "test").values()
     assert (sample.id, sample.labels, sample.modality) == ("k", ("a", "b"), "mri")
     assert sample.captions == ("mri with a", "mri with b")
     assert sample.num_original_captions == 0
@@ -161,9 +145,29 @@ def test_texts_come_before_templates_and_nothing_twice(table, tmp_path):
     templates = {"version": 1, "sources": {"src": {"normal": ["generated", "a text"]}}}
     (tmp_path / "c.json").write_text(json.dumps(templates))
     run("csv", table, tmp_path / "out", f"--captions={tmp_path / 'c.json'}")
-    sample = read(tmp_path / "out")["src/images/0.img"]
+    sample = samples_of(tmp_path / "out")["src/images/0.img"]
     assert sample.captions == ("a text", "generated")
     assert sample.num_original_captions == 1
+
+
+def test_label_sets_bring_captions_with_their_provenance(table, tmp_path):
+    rows = [row("images/0.img", "edema|effusion|view=frontal", text="")]
+    rows.append(row("images/1.img", "effusion|edema"))
+    write_csv(table, rows)
+    made = caption_templates.Provenance("template", "grammar-1", seed=0, checks=("length",))
+    frontal = LabelSet("ct", ("edema", "effusion"), "src", (("view", "frontal"),))
+    sets = [(frontal, "frontal both"), (LabelSet("ct", ("effusion", "edema")), "both")]
+    caption_templates.save_label_sets(
+        tmp_path / "c.json", [(s, [caption_templates.Caption(t, made)]) for s, t in sets]
+    )
+    flags = (f"--captions={tmp_path / 'c.json'}", "--label_separator=|")
+    assert run("csv", table, tmp_path / "out", *flags) == 0
+    samples = samples_of(tmp_path / "out")
+    assert samples["src/images/0.img"].captions == ("frontal both",)
+    assert samples["src/images/1.img"].captions == ("a text", "both")
+    provenance = samples["src/images/1.img"].caption_provenance
+    assert provenance == ("", made.as_json)
+    assert json.loads(provenance[1])["provider"] == "template"
 
 
 def test_shards_may_be_chosen(table, tmp_path, capsys):
@@ -202,17 +206,14 @@ def test_group_on_both_sides_of_the_split_is_reported(table, tmp_path, capsys):
 
 
 def test_every_rejected_row_is_listed_with_its_reason(tmp_path):
-    animated = io.BytesIO()
-    frames = [Image.new("L", (9, 9), color) for color in (0, 99)]
-    frames[0].save(animated, "GIF", save_all=True, append_images=frames[1:])
     bad = {
         "missing.jpg": (None, "cannot read the image: No such file"),
         "empty.jpg": (b"", "the image file is empty"),
         "text.jpg": (b"no picture", "not an image"),
         "cut.jpg": (encoded("JPEG", size=(90, 90))[:-900], "truncated"),
         "cut.png": (encoded("PNG", size=(90, 90))[:-9000], "cannot be decoded"),
-        "scan.tif": (encoded("TIFF"), "format TIFF is not supported"),
-        "film.gif": (animated.getvalue(), "format GIF is not supported"),
+        "old.ico": (encoded("ICO"), "format ICO is not supported"),
+        "cut.tif": (encoded("TIFF", size=(90, 90))[:-900], "cannot be decoded"),
     }
     (tmp_path / "good.jpg").write_bytes(encoded("JPEG"))
     rows = [row("good.jpg")]
@@ -227,14 +228,14 @@ def test_every_rejected_row_is_listed_with_its_reason(tmp_path):
         row(""),
     ]
     write_csv(tmp_path / "t.csv", rows)
-    assert run("csv", tmp_path / "t.csv", tmp_path / "out") == 0
+    assert run("csv", tmp_path / "t.csv", tmp_path / "out") == 1, "most rows were rejected"
     found = rejections(tmp_path / "out")
     assert [r["row"] for r in found] == list(range(2, 13))
     for rejection, (name, (_, reason)) in zip(found[:7], bad.items(), strict=True):
         assert rejection["path"] == name and rejection["id"] == f"src/{name}"
         assert reason in rejection["reason"]
     assert found[7]["reason"] == "duplicate id, first in row 1"
-    assert "no caption template for label 'rare': give a template file" in found[8]["reason"]
+    assert "no caption for label 'rare': give a caption file" in found[8]["reason"]
     assert found[9]["reason"] == "neither text nor label"
     assert found[10]["reason"] == "no image"
     written = manifest.load(tmp_path / "out")
@@ -258,14 +259,14 @@ def test_missing_template_names_the_key_to_add(tmp_path):
 )
 def test_jpeg_and_png_are_kept_as_they_are(format_, mode):
     data = encoded(format_, mode=mode)
-    assert convert.check_image(data) is data
+    assert images.normalise(data) == (data, ())
     assert tf.io.decode_image(data, channels=3).shape == (12, 17, 3)
 
 
 @pytest.mark.parametrize(("format_", "mode"), [("BMP", "RGB"), ("GIF", "P")])
 def test_gif_and_bmp_become_png_without_loss(format_, mode):
     data = encoded(format_, mode=mode)
-    stored = convert.check_image(data)
+    stored, _ = images.normalise(data)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     assert Image.open(io.BytesIO(stored)).format == "PNG"
     np.testing.assert_array_equal(tf.io.decode_png(stored, channels=3), expected)
@@ -276,7 +277,7 @@ def test_any_truncation_is_detected(kept):
     for format_ in ("JPEG", "PNG"):
         data = encoded(format_, size=(40, 40))
         with pytest.raises(ValueError, match="image"):
-            convert.check_image(data[: len(data) * kept // 100])
+            images.normalise(data[: len(data) * kept // 100])
 
 
 # --- errors -------------------------------------------------------------------------------------
@@ -337,9 +338,20 @@ def test_other_corpus_in_out_needs_overwrite(table, tmp_path, capsys):
     assert run("csv", table, out, "--seed=1", "--overwrite") == 0
 
 
+def test_size_of_images_may_be_bounded(table, tmp_path, capsys):
+    assert run("csv", table, tmp_path / "out", "--short_side=6") == 0
+    sample = samples_of(tmp_path / "out")["src/images/1.img"]
+    assert Image.open(io.BytesIO(sample.image)).size == (8, 6)  # of 17 x 12
+    report = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert report["notes"] == {"short side bounded to 6": 6}
+    assert "expected a number of pixels" in error_of(
+        capsys, "csv", table, tmp_path / "b", "--short_side=0"
+    )
+
+
 def test_help_explains_the_templates(capsys):
     with pytest.raises(SystemExit):
-        convert_corpus.main(["csv", "--help"])
+        main(["csv", "--help"])
     assert "modality_names" in capsys.readouterr().out
 
 
@@ -354,6 +366,7 @@ def test_help_explains_the_templates(capsys):
         ("[sic] a caption [arrow]", ("[sic] a caption [arrow]",)),
         ("[arrow]", ("[arrow]",)),
         ("['  ']", ()),
+        ("[]", ()),
         ("[1, 2]", ("[1, 2]",)),
     ],
 )
@@ -373,13 +386,13 @@ def test_texts_are_cleaned(cell, expected):
     ],
 )
 def test_default_number_of_shards(split, rows, size, expected):
-    assert convert.default_num_shards(split, rows, size) == expected
+    assert plan.default_num_shards(split, rows, size) == expected
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, '"version" must be 1'),
+        ({}, '"version" must be 2'),
         ({"version": 1, "labels": {}}, r"\['labels'\] is unknown"),
         ({"version": 1, "sources": {"a": {"x": "text"}}}, '"sources" / "a" / "x" must be a list'),
         ({"version": 1, "sources": {"a": {"x": ["{labl}"]}}}, "'{labl}'"),

@@ -24,6 +24,7 @@ def samples(draw):
         modality=draw(TEXT),
         source=draw(TEXT),
         group=draw(TEXT),
+        caption_provenance=tuple(draw(st.sampled_from(["", "{}", '{"a":1}'])) for _ in captions),
     )
 
 
@@ -67,6 +68,21 @@ def test_parse_works_in_a_tf_data_graph_with_static_ranks():
     assert [len(x["captions"]) for x in dataset.as_numpy_iterator()] == [2, 1]
 
 
+def test_provenance_is_stored_once_and_version_1_had_none():
+    given_sample = sample(captions=("a", "b", "c"), caption_provenance=("", "{p}", "{p}"))
+    features = tf.train.Example.FromString(records.encode(given_sample)).features.feature
+    assert list(features["provenance"].bytes_list.value) == [b"{p}"]
+    assert list(features["provenance_index"].int64_list.value) == [-1, 0, 0]
+    assert records.decode(records.encode(given_sample)) == given_sample
+
+    def as_version_1(features):
+        features.pop("provenance")
+        features.pop("provenance_index")
+
+    assert records.decode(_altered(as_version_1)) == sample()
+    assert sample().caption_provenance == ("", "")
+
+
 def test_encoding_is_deterministic_across_construction_order():
     assert records.encode(sample()) == records.encode(sample())
 
@@ -78,6 +94,7 @@ def test_encoding_is_deterministic_across_construction_order():
         ({"image": b""}, "image bytes"),
         ({"captions": ("a", " \n")}, "empty caption"),
         ({"num_original_captions": 3}, "num_original_captions is 3"),
+        ({"caption_provenance": ("{}",)}, "provenance of 1 captions, but there are 2"),
     ],
 )
 def test_sample_refuses_what_no_reader_could_use(changes, message):
@@ -97,6 +114,10 @@ def _altered(alter):
         (b"\xff\xff no protobuf", "not a tf.train.Example"),
         (_altered(lambda f: f.pop("captions")), "lacks feature 'captions'"),
         (_altered(lambda f: f["id"].bytes_list.value.append(b"b")), "'id' holds 2 values"),
+        (
+            _altered(lambda f: f["provenance_index"].int64_list.value.__setitem__(0, 5)),
+            "'provenance_index' points outside",
+        ),
         (_altered(lambda f: f["id"].bytes_list.value.__setitem__(0, b"\xff")), "breaks the schema"),
     ],
 )

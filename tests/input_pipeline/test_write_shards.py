@@ -15,7 +15,9 @@ from PIL import Image
 from input_pipeline import manifest as manifest_lib
 from input_pipeline import records
 from input_pipeline.errors import CorpusError
-from input_pipeline.write_shards import RejectedSample, Rejection, write_corpus
+from input_pipeline.executors import Local
+from input_pipeline.rows import Planned, RejectedSample, Rejection
+from input_pipeline.write_shards import write_corpus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +62,15 @@ class FailsWhile:
         return make_sample(row)
 
 
-def write(out_dir, rows=ROWS, make=make_sample, num_shards=NUM_SHARDS, **options):
-    return write_corpus(out_dir, "numbers", rows, make, num_shards=num_shards, **options)
+def write(out_dir, rows=ROWS, make=make_sample, num_shards=NUM_SHARDS, rejected=(), **options):
+    planned = [
+        Planned(row, split, f"s{row.number}", row.number)
+        for split, part in rows.items()
+        for row in part
+    ]
+    return write_corpus(
+        out_dir, "numbers", [*planned, *rejected], make, num_shards=num_shards, **options
+    )
 
 
 def contents(directory):
@@ -96,7 +105,8 @@ def test_every_accepted_row_is_written_once_and_shuffled(corpus):
             s.num_samples for s in manifest.splits[split].shards
         ]
     shard_files = {s.file for split in manifest.splits.values() for s in split.shards}
-    others = {"manifest.json", "dataset_info.json", "features.json", "rejected.jsonl"}
+    others = {"manifest.json", "conversion.json", "dataset_info.json", "features.json"}
+    others.add("rejected.jsonl")
     assert {path.name for path in directory.iterdir()} == shard_files | others
 
 
@@ -123,7 +133,7 @@ def test_shards_match_their_checksums(corpus):
 
 @pytest.mark.slow  # two processes import TensorFlow
 def test_bytes_do_not_depend_on_workers(corpus, tmp_path):
-    write(tmp_path, workers=2)
+    write(tmp_path, executor=Local(2))
     assert contents(tmp_path) == contents(corpus[0])
 
 
@@ -213,8 +223,11 @@ def test_directory_in_use_or_not_writable_is_an_error(tmp_path):
 def test_shard_counts_and_empty_splits_are_checked(tmp_path):
     with pytest.raises(CorpusError, match=r"split 'val' has 13 rows: .* 1 to 13 shards, not 16"):
         write(tmp_path, num_shards=16)
-    with pytest.raises(CorpusError, match="split 'val' has no rows"):
-        write(tmp_path, rows=ROWS | {"val": []})
+    with pytest.raises(CorpusError, match=r"no split \['tset'\].*found \['train', 'val'\]"):
+        write(tmp_path, num_shards={"tset": 1})
+    with pytest.raises(CorpusError, match="no rows to convert: no input rows"):
+        write(tmp_path, rows={})
+    assert not list(tmp_path.iterdir()), "a refused plan leaves something behind"
 
 
 def test_split_of_rejected_rows_only_is_an_error_with_the_reason(tmp_path):

@@ -1,0 +1,78 @@
+"""Answers of a model on disk: what was asked once is not asked, or paid for, again."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import sqlite3
+import threading
+from types import TracebackType
+
+from input_pipeline.captioning.prompts import Request
+from input_pipeline.errors import CorpusError
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a model said, when (UTC, ISO 8601), and what it cost in tokens."""
+
+    text: str
+    time: str
+    prompt_tokens: int
+    answer_tokens: int
+
+
+class AnswerCache:
+    """SQLite file of answers; each is on disk before it is used, so a killed run loses none.
+
+    The key is a hash of all that determines an answer: prompt version, model, settings, and the
+    request, in which are the label set, the refused captions and the seed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Opens or makes the file. Raises CorpusError if it is no such cache."""
+        self._lock = threading.Lock()  # one connection serves the threads in turn
+        try:
+            pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._connection.execute(
+                "CREATE TABLE IF NOT EXISTS answers "
+                "(key TEXT PRIMARY KEY, request TEXT NOT NULL, answer TEXT NOT NULL) STRICT"
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise CorpusError(f"cannot use the cache {path}: {error}") from error
+
+    def __enter__(self) -> "AnswerCache":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.close()
+
+    def get(self, scope: str, request: Request) -> Answer | None:
+        """The answer to a request; `scope` names prompt version, model and settings."""
+        with self._lock:
+            row = self._connection.execute(
+                "SELECT answer FROM answers WHERE key = ?", (_key(scope, request),)
+            ).fetchone()
+        return Answer(**json.loads(row[0])) if row else None
+
+    def put(self, scope: str, request: Request, answer: Answer) -> None:
+        """Keeps an answer."""
+        texts = (json.dumps(dataclasses.asdict(part)) for part in (request, answer))
+        with self._lock:
+            self._connection.execute(
+                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (_key(scope, request), *texts)
+            )
+
+
+def _key(scope: str, request: Request) -> str:
+    content = json.dumps([scope, dataclasses.astuple(request)], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()

@@ -1,0 +1,136 @@
+"""What is to be captioned: the distinct label sets of a table of labels or of images."""
+
+import csv
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+
+from input_pipeline.errors import CorpusError
+
+ATTRIBUTES = ("view", "anatomy", "severity", "laterality", "age_group")
+
+_LABEL_COLUMNS = ("labels", "label")
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelSet:
+    """Labels that hold together for an image, with what else is known about it.
+
+    `labels` keep the order of the table, but sets that differ in order alone are equal in `key`.
+    `source` may be empty: the captions then serve every source. `attributes` are pairs of a name in
+    `ATTRIBUTES` and a value.
+    """
+
+    modality: str
+    labels: tuple[str, ...]
+    source: str = ""
+    attributes: tuple[tuple[str, str], ...] = ()
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Identifies the set: canonical JSON, the same in every process."""
+        parts = [self.source, self.modality, sorted(self.labels), sorted(self.attributes)]
+        return json.dumps(parts, ensure_ascii=False)
+
+    @classmethod
+    def of(cls, modality: str, labels: Iterable[str], source: str = "") -> "LabelSet":
+        """From labels among which attributes stand as `name=value`: 'edema', 'view=frontal'."""
+        findings, attributes = [], {}
+        for label in labels:
+            name, separator, value = label.partition("=")
+            if separator and name in ATTRIBUTES:
+                attributes[name] = value.strip().lower()
+            else:
+                findings.append(label)
+        return cls(modality, tuple(findings), source, tuple(attributes.items()))
+
+    def __str__(self) -> str:
+        named = [self.source, self.modality, " + ".join(self.labels)]
+        named += [f"{name} {value}" for name, value in self.attributes]
+        return ", ".join(filter(None, named))
+
+
+def read(path: str | os.PathLike[str], label_separator: str | None = None) -> list[LabelSet]:
+    """The distinct label sets of a CSV or JSONL table, in the order of their first rows.
+
+    Columns: `modality`; `labels` or `label` (one label, a JSON list of them, or several joined by
+    `label_separator`); and, where present, `source` and the names in `ATTRIBUTES`. An attribute may
+    also stand among the labels, as `name=value`. Other columns are ignored, so a table of images
+    serves as well; its rows without a label are passed over.
+
+    Raises:
+      CorpusError: the table cannot be read, lacks a column or a modality, or has no label at all.
+    """
+    path = pathlib.Path(path)
+    found: dict[str, LabelSet] = {}
+    for where, record in _records(path):
+        column = next((name for name in _LABEL_COLUMNS if name in record), None)
+        if column is None or "modality" not in record:
+            missing = "modality" if column else "labels (or label)"
+            raise CorpusError(f"{where}: no column {missing}; found {sorted(record)}")
+        labels = _labels(record[column], label_separator, where)
+        if not labels:
+            continue
+        if not (modality := _text(record["modality"], where)):
+            raise CorpusError(f"{where}: the row has labels and no modality")
+        columns = {name: _text(record.get(name), where).lower() for name in ATTRIBUTES}
+        tags = [f"{name}={value}" for name, value in columns.items() if value]
+        label_set = LabelSet.of(modality, [*labels, *tags], _text(record.get("source"), where))
+        if not label_set.labels:
+            continue
+        found.setdefault(label_set.key, label_set)
+    if not found:
+        raise CorpusError(f"{path} has no row with a label")
+    return list(found.values())
+
+
+def _records(path: pathlib.Path) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """(where, record) of every row."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix == ".jsonl":
+                yield from _jsonl_records(path, file)
+            else:
+                reader = csv.DictReader(file, strict=True)
+                for record in reader:
+                    if None in record or None in record.values():
+                        raise CorpusError(
+                            f"{path}, line {reader.line_num}: not the number of fields that the "
+                            f"header has ({len(reader.fieldnames or ())})"
+                        )
+                    yield f"{path}, line {reader.line_num}", record
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise CorpusError(f"cannot read {path}: {error}") from error
+
+
+def _jsonl_records(
+    path: pathlib.Path, lines: Iterable[str]
+) -> Iterator[tuple[str, Mapping[str, object]]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise CorpusError(f"{where}: {error}") from error
+        if not isinstance(record, dict):
+            raise CorpusError(f"{where}: not a JSON object")
+        yield where, record
+
+
+def _labels(cell: object, separator: str | None, where: str) -> tuple[str, ...]:
+    items = cell if isinstance(cell, list) else [cell]
+    texts = [_text(item, where) for item in items]
+    if separator:
+        texts = [part.strip() for text in texts for part in text.split(separator)]
+    return tuple(dict.fromkeys(filter(None, texts)))
+
+
+def _text(value: object, where: str) -> str:
+    if isinstance(value, dict | list):
+        raise CorpusError(f"{where}: expected a text, got {json.dumps(value)[:60]}")
+    return "" if value is None else " ".join(str(value).split())

@@ -1,0 +1,217 @@
+"""Medical words: findings with synonyms and broader terms, modalities, attributes, negation.
+
+The table is data, `data/vocabulary.json`; a file of the same form given by the user adds findings
+and modalities or replaces single entries. A label that no entry knows is its own only word.
+"""
+
+import dataclasses
+import functools
+import importlib.resources
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from input_pipeline.captioning.label_sets import LabelSet
+from input_pipeline.errors import CorpusError
+
+VERSION = 1
+_EXTENDABLE = ("findings", "modalities", "modality_aliases")
+_FINDING_KEYS = {"synonyms", "phrases", "is_a", "negates", "implies", "num_captions"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mention:
+    """A term found in a text, normalised, and whether it is negated there."""
+
+    text: str
+    negated: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What a label set says of an image: findings that are there, findings that are not."""
+
+    present: tuple[str, ...]
+    absent: tuple[str, ...]
+    normal: bool
+
+
+class Vocabulary:
+    """The table with its regular expressions.
+
+    Attributes:
+      content: the JSON, for what needs no more than a look-up.
+    """
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self.content = content
+        self._findings: Mapping[str, Mapping[str, Any]] = content["findings"]
+        names = {normalise(name): name for name in self._findings}
+        synonyms = {
+            normalise(term): name
+            for name, entry in self._findings.items()
+            for term in entry["synonyms"]
+        }
+        self._by_label = synonyms | names
+        self._by_term: dict[str, list[str]] = {}  # what a term in a text may stand for
+        for name, entry in self._findings.items():
+            # An entry for an absence is found in texts as a negated mention of what is absent.
+            for term in () if "negates" in entry else (name, *entry["synonyms"]):
+                self._by_term.setdefault(normalise(term), []).append(name)
+
+    def finding(self, label: str) -> str:
+        """The table's name of a label's finding; the label itself where no entry knows it."""
+        unknown = " ".join(re.sub(r"[_/]+", " ", label).split())
+        return self._by_label.get(normalise(label), unknown)
+
+    def terms(self, finding: str) -> tuple[str, ...]:
+        """The words for a finding, its name first."""
+        return (finding, *self._findings.get(finding, {}).get("synonyms", ()))
+
+    def phrases(self, finding: str) -> tuple[str, ...]:
+        """Those words for a finding that can stand in a sentence; see `grammar`."""
+        return tuple(self._findings.get(finding, {}).get("phrases", ())) or self.terms(finding)
+
+    def broader(self, finding: str) -> set[str]:
+        """The finding and all that it is a kind of: naming these adds nothing."""
+        found, todo = set(), [finding]
+        while todo:
+            name = todo.pop()
+            if name not in found:
+                found.add(name)
+                todo += self._findings.get(name, {}).get("is_a", ())
+        return found
+
+    def claim(self, label_set: LabelSet) -> Claim:
+        """What the labels say; a label that begins with 'no' or 'without' is a finding's absence.
+
+        A label that is itself an entry (such as 'no diabetic retinopathy') keeps its own words.
+        """
+        present, absent, normal = [], [], False
+        normal_labels = {normalise(label) for label in self.content["normal"]["labels"]}
+        for label in label_set.labels:
+            finding = self.finding(label)
+            negated = re.fullmatch(r"(?:no|without|not|absent|negative for)\s+(.+)", label, re.I)
+            if normalise(label) in normal_labels:
+                normal = True
+            elif "negates" in self._findings.get(finding, {}):
+                absent.append(self._findings[finding]["negates"])
+            elif negated:
+                absent.append(self.finding(negated[1]))
+            else:
+                present.append(finding)
+        return Claim(tuple(present), tuple(absent), normal)
+
+    def attributes(self, label_set: LabelSet) -> dict[str, str]:
+        """The attributes of a set, with those that its labels imply (severity of a grade)."""
+        implied = {}
+        for label in label_set.labels:
+            implied |= self._findings.get(self.finding(label), {}).get("implies", {})
+        return implied | dict(label_set.attributes)
+
+    def num_captions(self, label_set: LabelSet, default: int) -> int:
+        """How many captions a set gets: more where the table says so for one of its labels."""
+        entries = (self._findings.get(self.finding(label), {}) for label in label_set.labels)
+        return max([default, *(entry.get("num_captions", 0) for entry in entries)])
+
+    def modality(self, name: str) -> str:
+        """The table's key of a modality; the lowered name where it has none."""
+        return self.content["modality_aliases"].get(name.lower(), name.lower())
+
+    def findings_in(self, text: str, extra: Sequence[str] = ()) -> Iterator[tuple[str, Mention]]:
+        """(finding, mention) for every finding that the text names; longer terms win.
+
+        `extra` are findings that the table may not have (labels of the user).
+        """
+        unknown = {normalise(name): [name] for name in extra if name not in self._findings}
+        for mention in self._mentions(text, _pattern((*self._by_term, *unknown))):
+            term = normalise(mention.text)
+            for form in (term, *_singulars(term)):
+                if names := unknown.get(form) or self._by_term.get(form):
+                    for name in names:
+                        yield name, mention
+                    break
+
+    def terms_in(self, text: str, terms: Iterable[str]) -> list[Mention]:
+        """Mentions of any of the terms."""
+        return list(self._mentions(text, _pattern(tuple(terms))))
+
+    def _mentions(self, text: str, pattern: re.Pattern) -> Iterator[Mention]:
+        text = normalise(text)
+        for match in pattern.finditer(text):
+            yield Mention(match[0], self._is_negated(text, match.start(), match.end()))
+
+    def _is_negated(self, text: str, start: int, end: int) -> bool:
+        """NegEx in short (Chapman et al. 2001): a cue before within reach, or one just behind."""
+        rules = self.content["negation"]
+        # Commas do not end a scope: "no mass, effusion or edema".
+        before = re.split(r"[.;:]", text[:start])[-1].split()[-rules["reach"] :]
+        scope = " ".join(before)
+        for word in rules["ends_scope"]:
+            scope = re.split(rf"\b{word}\b", scope)[-1]
+        if _pattern(tuple(rules["before"])).search(scope):
+            return True
+        after = re.split(r"[.;:,]", text[end:])[0].strip()
+        return any(after.startswith(normalise(cue)) for cue in rules["after"])
+
+
+def normalise(text: str) -> str:
+    """Lower case, American spelling of tumour, hyphens and runs of space as one space."""
+    text = re.sub(r"[\s\-\u2010-\u2015_/]+", " ", text.lower()).strip()
+    return text.replace("tumour", "tumor").replace("oedema", "edema")
+
+
+@functools.lru_cache(maxsize=512)
+def _pattern(terms: tuple[str, ...]) -> re.Pattern:
+    """Matches any of the terms as whole words in normalised text, in the plural too."""
+    forms = sorted({normalise(term) for term in terms if term}, key=len, reverse=True)
+    alternatives = "|".join(re.escape(form) for form in forms) or r"(?!)"
+    return re.compile(rf"(?<!\w)(?:{alternatives})(?:s|es)?(?!\w)")
+
+
+def _singulars(term: str) -> Iterator[str]:
+    for ending in ("es", "s"):
+        if term.endswith(ending):
+            yield term.removesuffix(ending)
+
+
+def load(extension: str | os.PathLike[str] | None = None) -> Vocabulary:
+    """The built-in table, with the entries of the user's file added or put in place.
+
+    Raises:
+      CorpusError: the user's file cannot be read or is not of the table's form; names the key.
+    """
+    data = importlib.resources.files("input_pipeline.captioning") / "data" / "vocabulary.json"
+    content = json.loads(data.read_text("utf-8"))
+    if extension is None:
+        return Vocabulary(content)
+    try:
+        added = json.loads(pathlib.Path(extension).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"cannot read vocabulary {extension}: {error}") from error
+    if not isinstance(added, dict) or added.get("version") != VERSION:
+        raise CorpusError(f'vocabulary {extension}: "version" must be {VERSION}')
+    for key in added.keys() - {"version"}:
+        if key not in _EXTENDABLE or not isinstance(added[key], dict):
+            raise CorpusError(f"vocabulary {extension}: {key!r} must be one of {_EXTENDABLE}")
+        content[key] = content[key] | added[key]
+    for name, entry in content["findings"].items():
+        where = f"vocabulary {extension}: findings / {name!r}"
+        if not isinstance(entry, dict) or not _is_texts(entry.get("synonyms")):
+            raise CorpusError(f'{where} needs "synonyms", a list of texts')
+        if unknown := entry.keys() - _FINDING_KEYS:
+            raise CorpusError(f"{where}: {sorted(unknown)} unknown; valid: {sorted(_FINDING_KEYS)}")
+        kinds = [*entry.get("is_a", ()), *filter(None, [entry.get("negates")])]
+        if missing := [kind for kind in kinds if kind not in content["findings"]]:
+            raise CorpusError(f"{where}: {missing[0]!r} is no finding of the table")
+    for name, terms in content["modalities"].items():
+        if not _is_texts(terms):
+            raise CorpusError(f"vocabulary {extension}: modalities / {name!r} must list texts")
+    return Vocabulary(content)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) and text for text in value)

@@ -1,0 +1,31 @@
+"""What corpora can be converted: each source is one entry of `SOURCES`.
+
+An entry names a dataclass of options (every field becomes a flag of `tools/convert_corpus.py`, with
+the text in its annotation as help) and a function that opens it. Rows hold places of images, not
+pixels: images are read when the shards are written, in many processes.
+"""
+
+from collections.abc import Mapping
+
+from input_pipeline.sources import folder, tables, tfds, unimed, webdataset
+from input_pipeline.sources.base import Source
+from input_pipeline.unimed_parts import PARTS
+
+SOURCES: Mapping[str, Source] = {
+    "csv": Source("a CSV of image paths, labels and texts", tables.TableOptions, tables.open_csv),
+    "jsonl": Source(
+        "JSON Lines of image paths, labels and texts", tables.TableOptions, tables.open_jsonl
+    ),
+    "folder": Source("a folder of images per class", folder.FolderOptions, folder.open_folder),
+    "webdataset": Source(
+        "tars of images and texts, as open_clip and UniMed write them",
+        webdataset.TarOptions,
+        webdataset.open_tars,
+    ),
+    "tfds": Source(
+        "a labelled data set of TensorFlow Datasets (also tfds:NAME)",
+        tfds.TfdsOptions,
+        tfds.open_tfds,
+    ),
+    **{key: unimed.source(key, part) for key, part in PARTS.items()},
+}

@@ -1,0 +1,98 @@
+"""What every source gives: rows, the folder that their images are in, and facts about itself."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from input_pipeline.rows import Planned, Rejection
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One image of a corpus before conversion.
+
+    Attributes:
+      row: number in the input, from 1.
+      id: of the sample.
+      image: path of a file, relative to the root of the reading.
+      texts: written by people for this image.
+      labels: class names.
+      modality, source, split, group: as in a record (`records.py`).
+      released: captions that the source brings and no person wrote for this image.
+      span: (offset, length) of the image in the file, in bytes; None: the whole file.
+      notes: remarks for `conversion.json`, counted there if the sample is written.
+    """
+
+    row: int
+    id: str
+    image: str
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    modality: str
+    source: str
+    split: str
+    group: str
+    released: tuple[str, ...] = ()
+    span: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An opened source.
+
+    Attributes:
+      root: the folder that image paths are relative to.
+      name: of the corpus, if the user gives none.
+      rows: read once.
+      facts: for `conversion.json`; under `expected` a range of counts, if one is known.
+    """
+
+    root: Path
+    name: str
+    rows: Iterator[SourceRow | Rejection]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def planned(self) -> Iterator[Planned[SourceRow] | Rejection]:
+        """The rows as planning takes them.
+
+        Groups are compared within a source and label, because some collections number the patients
+        or clusters of each class anew; a patient with other labels on the other side is not
+        noticed.
+        """
+        for row in self.rows:
+            if isinstance(row, Rejection):
+                yield row
+                continue
+            group = (row.source, row.labels, row.group) if row.group else None
+            num_bytes = row.span[1] if row.span else _num_bytes(self.root / row.image)
+            yield Planned(row, row.split, row.id, row.row, row.image, group, num_bytes)
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a corpus is read: its flags, and the function that opens it.
+
+    `open` raises CorpusError for an input that is missing or not as it should be; its rows may do
+    so as well.
+    """
+
+    help: str
+    options: type[Any]
+    open: Callable[[Any], Reading]
+    description: str = ""
+
+
+def corpus_name(text: str) -> str:
+    """A name that TFDS takes, from a file or folder name."""
+    return re.sub(r"\W", "_", text) or "corpus"
+
+
+def _num_bytes(path: Path) -> int:
+    """0 for a file that cannot be looked up: it will be rejected when it is read."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,38 @@
+"""Texts in the cell of a table or the value of a JSON key."""
+
+import ast
+from typing import Any
+
+
+def literal_texts(cell: str) -> tuple[str, ...]:
+    """The texts of a Python list literal, as some published tables have it; else the cell itself.
+
+    The literal is parsed, never run.
+    """
+    if cell.startswith("[") and cell.endswith("]"):
+        try:
+            parsed = ast.literal_eval(cell)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            parsed = None  # a caption in brackets
+        if isinstance(parsed, list) and all(isinstance(text, str) for text in parsed):
+            return tuple(parsed)
+    return (cell,)
+
+
+def clean_texts(cell: str) -> tuple[str, ...]:
+    """`literal_texts`, white space collapsed and empty ones dropped."""
+    return tuple(clean for text in literal_texts(cell) if (clean := " ".join(text.split())))
+
+
+def value_texts(value: Any) -> tuple[str, ...]:
+    """The clean texts of a JSON value or CSV cell: a text, a list of texts, a number, null or NaN.
+
+    Raises ValueError for objects and nested lists.
+    """
+    texts = []
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, dict | list):
+            raise ValueError(f"expected a text or a list of texts, found {str(value)[:60]}")
+        if item is not None and item == item:  # NaN is not equal to itself
+            texts.extend(clean_texts(str(item).strip()))
+    return tuple(texts)
