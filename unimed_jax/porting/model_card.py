@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from input_pipeline.unimed_parts import PARTS
 from unimed_jax.models.config import ModelConfig
 from unimed_jax.porting.pretrained import Pretrained
 from unimed_jax.version import __version__
@@ -112,7 +113,9 @@ def _data(config: Mapping[str, Any]) -> str:
     if not sources:
         return "What it was trained on is not recorded in the weights; see their source."
     lines = ["Trained on these sources; their licences bind the use of the weights as well:", ""]
-    lines += [f"- `{name}`" for name in sources]
+    for name in sources:
+        part = PARTS.get(name)
+        lines.append(f"- `{name}`" + (f": {part.title}; {part.licence}" if part else ""))
     starts = {k: v for k, v in config.get("init", {}).items() if v and k != "expected"}
     if starts:
         lines += ["", "It started from: " + ", ".join(f"{k} `{v}`" for k, v in starts.items())]
