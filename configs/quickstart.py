@@ -2,7 +2,7 @@
 
     python -m unimed_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-2 CPU cores, under 5 minutes. Phantoms are drawn by input_pipeline/phantoms.py; nothing here says
+2 CPU cores, under 5 minutes. Phantoms are drawn by input_pipeline/phantoms/; nothing here says
 anything about patients. ``:smoke`` is the same in a few seconds, to see that an installation works.
 """
 

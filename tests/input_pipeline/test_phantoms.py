@@ -15,6 +15,7 @@ from sklearn.metrics import balanced_accuracy_score
 from tokenizers import BertWordPieceTokenizer
 
 from input_pipeline import manifest, phantoms, records
+from input_pipeline.phantoms import captions
 
 PROMPTS_FILE = Path(__file__).parents[2] / "unimed_jax" / "evals" / "prompts" / "phantoms.json"
 CLASSES = [(m, finding) for m, findings in phantoms.FINDINGS.items() for finding in findings]
@@ -87,7 +88,7 @@ def test_split_seed_and_index_each_give_another_phantom(change: dict) -> None:
 def test_captions_name_modality_and_finding(modality: str, finding: str) -> None:
     seen = set()
     for sample in samples(modality, finding, 20):
-        assert len(set(sample.captions)) == phantoms.CAPTIONS_PER_SAMPLE
+        assert len(set(sample.captions)) == captions.CAPTIONS_PER_SAMPLE
         seen.update(sample.captions)
     for caption in seen:
         padded = f" {caption.replace(':', ' ')} "
