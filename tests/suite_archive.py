@@ -150,10 +150,8 @@ def write_pathology(a: Archive) -> None:
         ("image", "class"),
         *((a.below("Osteosarcoma", f"set/{i}.jpg"), label) for i, label in enumerate(labels)),
     )
-    tissues = (
-        ("necrosis", "muscle", "sweatglands", "vessel", "elastosis", "chondraltissue")
-        + ("hairfollicle", "epidermis", "nerves", "subcutis", "dermis", "sebaceousglands")
-    )  # fmt: skip
+    tissues = ["necrosis", "muscle", "sweatglands", "vessel", "elastosis", "chondraltissue"]
+    tissues += ["hairfollicle", "epidermis", "nerves", "subcutis", "dermis", "sebaceousglands"]
     skin = [f"{x}_{'skeletal' if x == 'muscle' else x}" for x in tissues]
     tumors = ["epithelial_sqcc", "melanoma_melanoma", "epithelial_bcc", "naevus_naevus"]
     labels = [f"nontumor_skin_{x}" for x in skin] + [f"tumor_skin_{x}" for x in tumors]

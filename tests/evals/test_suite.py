@@ -103,7 +103,7 @@ def edited(old: str, new: str) -> bytes:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("title", "titel", "BACH.toml: unknown key 'titel'; known are key, title"),
+        ("title", "titel", "BACH.toml: unknown key 'titel'; known are title, modality"),
         ("metric = ", "notes2 = ", "unknown key 'notes2'"),
         ('metric = "accuracy"', "", "misses 'metric'"),
         ('metric = "accuracy"', 'metric = "auc"', "metric: must be accuracy or, for two classes"),

@@ -180,9 +180,8 @@ def parse_set(content: bytes, file: str) -> SetSpec:
     if not isinstance(layout, dict) or layout.get("kind") not in kinds:
         raise ConfigError(f"{file}: layout.kind must be one of {', '.join(kinds)}")
     kind = kinds[layout.pop("kind")]
-    layout["path"] = (
-        (layout["path"],) if isinstance(layout.get("path"), str) else layout.get("path", ())
-    )
+    if isinstance(layout.get("path"), str):
+        layout["path"] = (layout["path"],)
     data["layout"] = _build(kind, layout, f"{file}: layout")
     if "tfds" in data:
         data["tfds"] = _build(TfdsLayout, data["tfds"], f"{file}: tfds")
@@ -191,7 +190,7 @@ def parse_set(content: bytes, file: str) -> SetSpec:
         for i, item in enumerate(data.get("classes", ()))
     )
     digest = hashlib.sha256(content).hexdigest()
-    spec = _build(SetSpec, data | {"key": file.removesuffix(".toml"), "sha256": digest}, file)
+    spec = _build(SetSpec, data, file, key=file.removesuffix(".toml"), sha256=digest)
     _check(spec, file)
     return spec
 
@@ -240,9 +239,12 @@ def _class(item: Any, templates: Sequence[str], where: str) -> SetClass:
     return _build(SetClass, item | {"prompts": prompts}, where)
 
 
-def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """A dataclass of a TOML table: no unknown keys, none missing, lists as tuples."""
-    known = {f.name: f for f in dataclasses.fields(kind)}
+def _build(kind: type, values: Mapping[str, Any], where: str, **derived: Any) -> Any:
+    """A dataclass of a TOML table: no unknown keys, none missing, lists as tuples.
+
+    `derived` are the fields that do not come from the table.
+    """
+    known = {f.name: f for f in dataclasses.fields(kind) if f.name not in derived}
     if unknown := sorted(values.keys() - known.keys()):
         raise ConfigError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
     required = {
@@ -252,7 +254,8 @@ def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
     }
     if missing := sorted(required - values.keys()):
         raise ConfigError(f"{where}: misses {missing[0]!r}")
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return kind(**given, **derived)
 
 
 def _check(spec: SetSpec, file: str) -> None:
