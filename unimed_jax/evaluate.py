@@ -123,9 +123,9 @@ def _evaluate_run() -> None:
     corpus.prepare(config, str(workdir))
     task = tasks.create(config, str(workdir))
     mesh = sharding.make_mesh({"data": jax.device_count(), "fsdp": 1, "tensor": 1})
-    abstract_params = jax.eval_shape(task.init, jax.random.key(0))
-    shardings = sharding.state_shardings(abstract_params, task.parameter_axes, mesh)
-    params = checkpoint.load_params(workdir, step, abstract_params, shardings)
+    abstract = {"params": jax.eval_shape(task.init, jax.random.key(0))}
+    shardings = sharding.state_shardings(abstract, task.parameter_axes, mesh)
+    params = checkpoint.load_params(workdir, step, abstract["params"], shardings["params"])
     evaluations = evaluate(task.evaluators(mesh), params)
     runtime.say(f"{workdir}, step {step}")
     if jax.process_index() == 0:

@@ -212,7 +212,7 @@ def test_every_rejected_row_is_listed_with_its_reason(tmp_path):
         "text.jpg": (b"no picture", "not an image"),
         "cut.jpg": (encoded("JPEG", size=(90, 90))[:-900], "truncated"),
         "cut.png": (encoded("PNG", size=(90, 90))[:-9000], "cannot be decoded"),
-        "old.ico": (encoded("ICO"), "format ICO is not supported"),
+        "old.ico": (encoded("ICO", size=(40, 40)), "format ICO is not supported"),
         "cut.tif": (encoded("TIFF", size=(90, 90))[:-900], "cannot be decoded"),
     }
     (tmp_path / "good.jpg").write_bytes(encoded("JPEG"))
