@@ -109,7 +109,8 @@ class SuiteResult:
 
         Each set counts once with its own metric, as in the published averages.
         """
-        modalities = dict.fromkeys(spec.modality for spec in self.suite.sets)
+        specs = (*self.suite.sets, *self.suite.not_chosen)
+        modalities = dict.fromkeys(spec.modality for spec in specs)
         return {
             name: self._mean(leak_free, None if name == "mean" else name)
             for name in ("mean", *modalities)
@@ -132,6 +133,9 @@ class SuiteResult:
                 values[spec.key] = value
             else:
                 without[spec.key] = result.leak_free_reason or f"its {spec.metric} is undefined"
+        for spec in self.suite.not_chosen:
+            if modality in (None, spec.modality):
+                without[spec.key] = "not among --suite.sets"
         value = float(np.mean(list(values.values()))) if values else float("nan")
         return {"value": value, "over": list(values), "without": without}
 

@@ -128,11 +128,18 @@ class SetSpec:
 
 @dataclass(frozen=True)
 class Suite:
-    """Sets in order; `published` has model -> {modality or 'mean': percent}."""
+    """Sets in order.
+
+    Attributes:
+      sets: to evaluate.
+      not_chosen: its other sets, which means must name.
+      published: model -> {modality or 'mean': percent}.
+    """
 
     name: str
     title: str
     sets: tuple[SetSpec, ...]
+    not_chosen: tuple[SetSpec, ...] = ()
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -157,11 +164,17 @@ def load_suite(name: str, keys: Sequence[str] = ()) -> Suite:
     if unknown := [key for key in keys if key not in content["sets"]]:
         known = ", ".join(content["sets"])
         raise ConfigError(f"--suite.sets={unknown[0]}: {name} has no such set; it has {known}")
-    kept = [key for key in content["sets"] if not keys or key in keys]
-    sets = tuple(
-        parse_set((_folder() / "sets" / f"{key}.toml").read_bytes(), f"{key}.toml") for key in kept
+    specs = [
+        parse_set((_folder() / "sets" / f"{key}.toml").read_bytes(), f"{key}.toml")
+        for key in content["sets"]
+    ]
+    return Suite(
+        name,
+        content["title"],
+        sets=tuple(spec for spec in specs if not keys or spec.key in keys),
+        not_chosen=tuple(spec for spec in specs if keys and spec.key not in keys),
+        published=content.get("published", {}),
     )
-    return Suite(name, content["title"], sets, content.get("published", {}))
 
 
 def parse_set(content: bytes, file: str) -> SetSpec:

@@ -176,7 +176,7 @@ def table(found: SuiteResult) -> str:
         )
     for title, leak_free in (("as published", False), ("leak-free", True)):
         mean = found.means(leak_free)["mean"]
-        lines.append(f"mean {title}: {_mean_text(mean, len(found.suite.sets))}")
+        lines.append(f"mean {title}: {_mean_text(mean)}")
         if mean["without"]:
             lines.append(f"  without {', '.join(mean['without'])}")
     return "\n".join(lines)
@@ -197,15 +197,14 @@ def listing(suite: Suite, missing: Mapping[str, str]) -> str:
 
 
 def _sections(found: SuiteResult, settings: Mapping[str, str]) -> list[report.Section]:
-    total = len(found.suite.sets)
     published, leak_free = found.means(leak_free=False), found.means(leak_free=True)
     results = [r.result for r in found.sets]
     small = [result for result in results if len(result.classes) <= _MAX_MATRIX]
     return [
         report.summary_section(
             {
-                "mean, as published": _mean_text(published["mean"], total),
-                "mean, leak-free": _mean_text(leak_free["mean"], total),
+                "mean, as published": _mean_text(published["mean"]),
+                "mean, leak-free": _mean_text(leak_free["mean"]),
             }
         ),
         report.Section("Sets", _sets_html(found)),
@@ -257,10 +256,8 @@ def _sets_html(found: SuiteResult) -> str:
 
 def _modalities_html(suite: Suite, published: Mapping, leak_free: Mapping) -> str:
     header = ["", *(_MODALITIES[name] for name in published)]
-    totals = {name: sum(s.modality == name for s in suite.sets) for name in published}
-    totals["mean"] = len(suite.sets)
     rows = [
-        [title, *(_mean_text(mean, totals[name]) for name, mean in means.items())]
+        [title, *map(_mean_text, means.values())]
         for title, means in (("as published", published), ("leak-free", leak_free))
     ]
     for model, printed in suite.published.items():
@@ -277,11 +274,12 @@ def _left_out(published: Mapping, leak_free: Mapping) -> report.Section:
     return report.Section("Left out of the means", report.table(["Mean", "Set", "Reason"], rows))
 
 
-def _mean_text(mean: Mapping[str, Any], total: int) -> str:
+def _mean_text(mean: Mapping[str, Any]) -> str:
     """'61.6', or '61.6 (3 of 4 sets)': a mean over fewer sets says so."""
     if not mean["over"]:
         return "—"
-    of = "" if len(mean["over"]) == total else f" ({len(mean['over'])} of {total} sets)"
+    total = len(mean["over"]) + len(mean["without"])
+    of = f" ({len(mean['over'])} of {total} sets)" if mean["without"] else ""
     return f"{100 * mean['value']:.2f}{of}"
 
 
