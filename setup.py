@@ -31,7 +31,7 @@ setup(
     packages=find_packages(include=["unimed_jax*", "input_pipeline*"]),
     package_data={
         "input_pipeline": ["captioning/data/*.json"],
-        "unimed_jax": ["*.css", "evals/prompts/*.json"],
+        "unimed_jax": ["*.css", "evals/prompts/*.json", "evals/suites/**/*.toml"],
     },
     install_requires=[
         "absl-py>=2.5",

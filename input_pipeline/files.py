@@ -10,9 +10,14 @@ from input_pipeline.errors import UserError
 
 
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Replaces the file at `path` by `text` (UTF-8), creating parent directories.
+    """Replaces the file at `path` by `text` (UTF-8); as `write_bytes_atomically`."""
+    write_bytes_atomically(path, text.encode("utf-8"))
 
-    The text goes to a temporary file in the same directory, which is then renamed; a kill at any
+
+def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Replaces the file at `path` by `content`, creating parent directories.
+
+    The content goes to a temporary file in the same directory, which is then renamed; a kill at any
     moment leaves either the old file or the new one.
 
     Raises:
@@ -23,8 +28,8 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with temporary.open("wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())  # else a power cut may leave the new name without content
             temporary.replace(path)

@@ -39,17 +39,20 @@ def normalise(data: bytes, short_side: int | None = None) -> tuple[bytes, tuple[
       ValueError: the data is empty, not an image, damaged or truncated, or of another format.
       UserError: a package for the format is not installed.
     """
-    if not data:
-        raise ValueError("the image file is empty")
-    if dicom.is_dicom(data):
-        image, notes = _from_dicom(data)
-        keep = False
-    else:
-        image, notes = _from_pillow(data)
-        keep = not notes
+    image, notes = decode(data)
     if short_side and min(image.size) > short_side:
         return _shrunk(image, short_side), (*notes, f"short side bounded to {short_side}")
-    return (data if keep else _png(image)), notes
+    return (_png(image) if notes else data), notes
+
+
+def decode(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
+    """The pixels of an image file, 8 bits per channel, and notes on what was done to them.
+
+    No notes: the file can be kept as it is. Raises as `normalise` does.
+    """
+    if not data:
+        raise ValueError("the image file is empty")
+    return _from_dicom(data) if dicom.is_dicom(data) else _from_pillow(data)
 
 
 def grey_to_8_bit(pixels: np.ndarray) -> np.ndarray:

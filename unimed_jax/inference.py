@@ -5,6 +5,9 @@ model = unimed_jax.load("runs/quickstart")
 model.classify(["scan.png"], {"CT": ["a CT slice"], "MRI": ["an MRI slice", "a T1 image"]})
 """
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -151,6 +154,24 @@ class Model:
         logits = self.logit_scale * self.encode_image(images, batch_size=batch_size) @ centres.T
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+    @property
+    def source(self) -> str:
+        """Where the weights came from."""
+        return self._source
+
+    def image_tower_digest(self) -> str:
+        """SHA-256 of what image embeddings depend on besides the pixels: config and parameters."""
+        if "visual" not in self._params:
+            raise UserError(f"{self._source} has no visual tower")
+        config = dataclasses.asdict(self.config)
+        config.pop("text")
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self._params["visual"]):
+            array = np.asarray(leaf)
+            digest.update(f"{sharding.path_string(path)} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+        return digest.hexdigest()
 
     @property
     def tokenizer(self) -> Tokenizer:

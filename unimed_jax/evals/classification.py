@@ -166,26 +166,33 @@ def per_class_recall(result: ClassificationResult) -> Array:
     )
 
 
-def macro_auc(result: ClassificationResult) -> float:
-    """Mean one-versus-rest ROC AUC over the classes that have both positives and negatives.
+def one_vs_rest_scores(logits: Array) -> Array:
+    """(N, C) float64: how much a sample looks like class c rather than like any other.
 
     The score of class c is the log-odds of its softmax probability,
 
         log p_c / (1 - p_c) = z_c - logsumexp_{k != c} z_k,
 
     which ranks the samples exactly as p_c does, but does not saturate where p_c rounds to 1. With
-    two classes it is z_1 - z_0 and the mean is the usual binary AUC. NaN where no class qualifies
-    (no samples, one candidate class, or one class in the labels).
+    two classes that of class 1 is z_1 - z_0.
     """
-    logits = result.logits.astype(np.float64)
-    areas = []
-    for c in np.unique(result.labels):
-        positive = result.labels == c
-        if positive.all():
-            return float("nan")
-        score = logits[:, c] - logsumexp(np.delete(logits, c, axis=1), axis=1)
-        areas.append(sk_metrics.roc_auc_score(positive, score))
-    return float(np.mean(areas)) if areas else float("nan")
+    logits = logits.astype(np.float64)
+    others = [logsumexp(np.delete(logits, c, axis=1), axis=1) for c in range(logits.shape[1])]
+    return logits - np.stack(others, axis=1)
+
+
+def macro_auc(result: ClassificationResult) -> float:
+    """Mean one-versus-rest ROC AUC over the classes that have both positives and negatives.
+
+    By `one_vs_rest_scores`; with two classes it is the usual binary AUC. NaN where no class
+    qualifies (no samples, one candidate class, or one class in the labels).
+    """
+    occurring = np.unique(result.labels)
+    if len(occurring) < 2:
+        return float("nan")
+    scores = one_vs_rest_scores(result.logits)
+    areas = [sk_metrics.roc_auc_score(result.labels == c, scores[:, c]) for c in occurring]
+    return float(np.mean(areas))
 
 
 def metrics(result: ClassificationResult) -> dict[str, float]:

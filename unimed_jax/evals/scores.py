@@ -1,0 +1,117 @@
+"""Scores with weights per sample, and their bootstrap intervals.
+
+A resample of a set gives each sample a weight (how often it was drawn), so the same functions serve
+the score itself and all of its resamples at once. Shapes: R resamples, N samples, C classes.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from unimed_jax.evals.classification import one_vs_rest_scores
+
+Array = np.ndarray
+
+SCORES = ("accuracy", "balanced_accuracy", "auc", "f1")
+NUM_RESAMPLES = 1000
+LEVEL = 0.95
+_CHUNK = 1 << 22  # weights held at a time
+
+
+def weighted_scores(labels: Array, logits: Array, weights: Array) -> dict[str, Array]:
+    """Every score under every row of weights.
+
+    Args:
+      labels: (N,) class indices.
+      logits: (N, C).
+      weights: (R, N), not negative.
+
+    Returns:
+      score -> (R,) float64, NaN where it is undefined:
+      accuracy; balanced_accuracy, the mean recall of the classes that occur; auc, the mean over
+      the classes of one against the rest, of two classes that of z_1 - z_0; f1, of two classes
+      that of class 1, of more the mean over the classes that occur or are predicted.
+    """
+    weights = np.asarray(weights, np.float64)
+    num_classes = logits.shape[1]
+    predictions = np.argmax(logits, axis=1)
+    one_hot = np.eye(num_classes)
+    actual = weights @ one_hot[labels]  # (R, C)
+    predicted = weights @ one_hot[predictions]
+    right = (weights * (labels == predictions)) @ one_hot[labels]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        recall = right / actual
+        f1 = 2 * right / (actual + predicted)
+        scores = {
+            "accuracy": right.sum(1) / actual.sum(1),
+            "balanced_accuracy": _mean_of_defined(recall),
+            "auc": _macro_auc(labels, logits, weights),
+            "f1": f1[:, 1] if num_classes == 2 else _mean_of_defined(f1),
+        }
+    return scores
+
+
+def intervals(
+    labels: Array, logits: Array, groups: Sequence[str], seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap intervals (95 %, 1,000 resamples) of every score.
+
+    Whole groups (patients, exams) are drawn with replacement, as many as there are. The draws are
+    a function of `seed` and the number of groups. NaN for a score that no resample defines.
+    """
+    _, group = np.unique(np.asarray(groups), return_inverse=True)
+    num_groups = int(group.max()) + 1
+    rng = np.random.default_rng(seed)
+    rows = max(1, _CHUNK // len(labels))
+    found: dict[str, list[Array]] = {name: [] for name in SCORES}
+    for begin in range(0, NUM_RESAMPLES, rows):
+        count = min(rows, NUM_RESAMPLES - begin)
+        draws = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=count)
+        for name, values in weighted_scores(labels, logits, draws[:, group]).items():
+            found[name].append(values)
+    tails = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+    return {name: _quantiles(np.concatenate(values), tails) for name, values in found.items()}
+
+
+def point_scores(labels: Array, logits: Array) -> dict[str, float]:
+    """Every score of a set, each sample counted once."""
+    scores = weighted_scores(labels, logits, np.ones((1, len(labels))))
+    return {name: float(values[0]) for name, values in scores.items()}
+
+
+def prompt_spread(values: Sequence[float]) -> Mapping[str, float]:
+    """Smallest, median and largest of a score over single prompts."""
+    low, middle, high = np.quantile(values, (0.0, 0.5, 1.0))
+    return {"min": float(low), "median": float(middle), "max": float(high)}
+
+
+def _mean_of_defined(values: Array) -> Array:
+    """Mean over the classes, NaN left out."""
+    defined = np.isfinite(values)
+    return np.where(defined, values, 0).sum(1) / defined.sum(1)
+
+
+def _macro_auc(labels: Array, logits: Array, weights: Array) -> Array:
+    scores = one_vs_rest_scores(logits)
+    classes = range(logits.shape[1]) if logits.shape[1] > 2 else (1,)
+    areas = [_auc(labels == c, scores[:, c], weights) for c in classes]
+    return _mean_of_defined(np.stack(areas, axis=1))
+
+
+def _auc(positive: Array, score: Array, weights: Array) -> Array:
+    """Weighted Mann-Whitney: P(score of a positive > of a negative) + half of the ties."""
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))  # of runs of equal scores
+    positives = np.add.reduceat((weights * positive)[:, order], starts, axis=1)
+    negatives = np.add.reduceat((weights * ~positive)[:, order], starts, axis=1)
+    below = np.cumsum(negatives, axis=1) - negatives / 2
+    with np.errstate(invalid="ignore"):
+        return (positives * below).sum(1) / (positives.sum(1) * negatives.sum(1))
+
+
+def _quantiles(values: Array, tails: tuple[float, float]) -> tuple[float, float]:
+    defined = values[np.isfinite(values)]
+    if not defined.size:
+        return float("nan"), float("nan")
+    low, high = np.quantile(defined, tails)
+    return float(low), float(high)
