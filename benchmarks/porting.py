@@ -29,10 +29,10 @@ import unimed_jax
 from input_pipeline.tokenizer import Tokenizer
 from unimed_jax.checkpoint import Checkpoints, make_meta
 from unimed_jax.config import base_config
-from unimed_jax.export import TORCH_SIDE
 from unimed_jax.inference import preprocess
 from unimed_jax.models import dual_encoder
 from unimed_jax.models.config import ModelConfig, TextConfig, VisualConfig
+from unimed_jax.porting.exporting import TORCH_SIDE
 from unimed_jax.porting.resolve import resolve
 
 ROOT = Path(__file__).parents[1]

@@ -11,145 +11,23 @@ images and texts. Where torch and open_clip are not installed the directory is w
 --push=ORG/NAME also sends it to the Hugging Face hub, where it opens as hf-hub:ORG/NAME.
 """
 
-import importlib.util
-import json
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
-import numpy as np
 from absl import app, flags
-from PIL import Image
 
-from input_pipeline.errors import UserError
-from input_pipeline.files import appearing_directory
 from unimed_jax import runtime
-from unimed_jax.inference import Model, from_pretrained
-from unimed_jax.porting import hub, model_card, open_clip_directory
-from unimed_jax.porting.resolve import resolve
-from unimed_jax.weights import open_weights
-
-STATE_DICT_FILE = "model.pt"
-TORCH_SIDE = Path(open_clip_directory.__file__).with_name("torch_side.py")
-TOLERANCE = 2e-5  # largest difference of normalised embeddings, float32
-
-_FORMATS = {
-    "open_clip": None,
-    "open_clip_pt": "text.",
-    "unimed_pt": "text_encoder.",
-}
-"""--format -> prefix of the text tower in the state dict."""
-
-_TEXTS = (
-    "a chest X-ray",
-    "axial CT of the abdomen with a hypodense lesion in the liver",
-    "T2-weighted MRI, 3 mm slices.",
-    "Fundus photograph: moderate non-proliferative diabetic retinopathy",
-    "H&E stain, 40x &amp; invasive ductal carcinoma",
-    "",
-)
+from unimed_jax.porting import hub
+from unimed_jax.porting.exporting import FORMATS, export
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "work directory, checkpoint, or weights")
 _STEP = flags.DEFINE_integer("step", None, "step of a work directory (the newest)")
 _OUT = flags.DEFINE_string("out", None, "directory to write; must not exist, or be empty")
 _FORMAT = flags.DEFINE_enum(
-    "format", "open_clip", list(_FORMATS),
+    "format", "open_clip", list(FORMATS),
     "open_clip: a directory that it opens by itself; open_clip_pt, unimed_pt: with a state dict as "
     "well, in open_clip's or UniMed-CLIP's names",
 )  # fmt: skip
 _PUSH = flags.DEFINE_string("push", "", "hub repository to send it to, ORG/NAME")
-
-
-def export(
-    checkpoint: str | Path, out: Path, *, step: int | None = None, format: str = "open_clip"
-) -> str:
-    """Writes and verifies a directory; it appears whole or not at all.
-
-    Args:
-        checkpoint: what `unimed_jax.load` takes.
-        out: absolute; must not exist, or be empty.
-        step: of a work directory; None: the newest.
-        format: a key of _FORMATS.
-
-    Returns:
-        A sentence on how it was verified, or why it was not.
-
-    Raises:
-        UserError: no such checkpoint, `out` in use or not writable, torch missing where the format
-            needs it, or embeddings that differ.
-    """
-    prefix = _FORMATS[format]
-    has_torch = all(importlib.util.find_spec(name) for name in ("torch", "open_clip"))
-    if prefix and not has_torch:
-        raise UserError(f"--format={format} needs torch: pip install 'unimed_jax[torch]'")
-    pretrained = open_weights(checkpoint, step)
-    config = pretrained.model_config()
-    if not pretrained.tokenizer:
-        raise UserError(f"{pretrained.source} names no tokenizer, without which open_clip errs")
-    tokenizer_dir = resolve(pretrained.tokenizer, weights=False)
-    with appearing_directory(out) as staged:
-        # under the name that it has now, for the verification
-        open_clip_directory.write(staged, pretrained, config, tokenizer_dir, str(staged))
-        card = model_card.text(pretrained, config, out)
-        verified = "Not verified: torch and open_clip were not installed"
-        if has_torch:
-            ours = _embed(from_pretrained(pretrained, config))
-            del pretrained  # one framework after the other, each in the memory of both
-            verified = _verify(ours, staged, prefix)
-        open_clip_directory.write_config(staged, config, str(out))
-        (staged / "README.md").write_text(f"{card}\n## Verification\n\n{verified}.\n", "utf-8")
-    return verified
-
-
-def _embed(model: Model) -> dict[str, np.ndarray]:
-    """Pictures, their embeddings and those of _TEXTS, with the token ids."""
-    size = model.config.visual.image_size
-    rng = np.random.default_rng(0)
-    # smooth pictures of the model's own size, so that neither framework resizes
-    images = [
-        np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
-        for picture in rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
-    ]
-    return {
-        "images": np.stack(images),
-        "ids": model.tokenizer(_TEXTS),
-        "visual": model.encode_image(images),
-        "text": model.encode_text(_TEXTS),
-    }
-
-
-def _verify(ours: dict[str, np.ndarray], directory: Path, prefix: str | None) -> str:
-    """Compares embeddings with those that open_clip computes from a directory."""
-    with tempfile.TemporaryDirectory() as scratch:
-        inputs, outputs = Path(scratch) / "inputs.npz", Path(scratch) / "outputs.npz"
-        np.savez(inputs, images=ours["images"], texts=np.array(_TEXTS))
-        state = {"path": str(directory / STATE_DICT_FILE), "text_prefix": prefix}
-        job = {
-            "directory": str(directory),
-            "inputs": str(inputs),
-            "outputs": str(outputs),
-            "state_dict": state if prefix else None,
-        }
-        (Path(scratch) / "job.json").write_text(json.dumps(job))
-        command = [
-            sys.executable,
-            str(TORCH_SIDE),
-            f"{scratch}/job.json",
-        ]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        if run.returncode != 0:
-            raise UserError(f"open_clip cannot open the export: {run.stderr.strip()[-2000:]}")
-        with np.load(outputs) as theirs:
-            if not np.array_equal(ours["ids"], theirs["ids"]):
-                raise UserError("the export is wrong: open_clip's tokenizer gives other ids")
-            errors = {t: float(np.abs(ours[t] - theirs[t]).max()) for t in ("visual", "text")}
-    worst = ", ".join(f"{tower} {error:.1e}" for tower, error in errors.items())
-    if not max(errors.values()) <= TOLERANCE:
-        raise UserError(
-            f"the export is wrong: normalised embeddings differ by {worst}, more than {TOLERANCE}"
-        )
-    return f"Verified: embeddings by open_clip differ by at most {worst}, token ids are equal"
 
 
 def main(argv: list[str]) -> None:

@@ -17,12 +17,12 @@ from small_model import random_params, small_config
 
 import unimed_jax
 from input_pipeline.errors import UserError
-from unimed_jax import export, weights
+from unimed_jax import weights
 from unimed_jax.checkpoint import Checkpoints, make_meta
 from unimed_jax.config import base_config
 from unimed_jax.inference import preprocess
 from unimed_jax.models import dual_encoder
-from unimed_jax.porting import layouts, open_clip_directory
+from unimed_jax.porting import exporting, layouts, open_clip_directory
 from unimed_jax.porting.formats import open_pretrained
 from unimed_jax.porting.mapping import to_params
 from unimed_jax.porting.tensors import LazyTensor
@@ -183,13 +183,13 @@ def test_export_verifies_and_reads_back_bit_for_bit(
 def test_without_torch_it_says_that_nothing_was_verified(
     run_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
-    said = export.export(run_directory, tmp_path / "out", step=10)
+    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    said = exporting.export(run_directory, tmp_path / "out", step=10)
     assert said == "Not verified: torch and open_clip were not installed"
     assert said in (tmp_path / "out" / "README.md").read_text()
     _equal(unimed_jax.load(tmp_path / "out"), unimed_jax.load(run_directory, step=10))
     with pytest.raises(UserError, match=r"--format=unimed_pt needs torch: pip install"):
-        export.export(run_directory, tmp_path / "other", format="unimed_pt")
+        exporting.export(run_directory, tmp_path / "other", format="unimed_pt")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -197,22 +197,22 @@ def test_without_torch_it_says_that_nothing_was_verified(
 def test_embeddings_that_differ_leave_nothing(
     run_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "TOLERANCE", 0.0)
+    monkeypatch.setattr(exporting, "TOLERANCE", 0.0)
     with pytest.raises(UserError, match="normalised embeddings differ by visual"):
-        export.export(run_directory, tmp_path / "out")
+        exporting.export(run_directory, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_export_is_whole_or_not_at_all(run_directory: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tokenizer exists and is not an empty directory"):
-        export.export(run_directory, run_directory / "tokenizer")
+        exporting.export(run_directory, run_directory / "tokenizer")
     (tmp_path / "empty").mkdir()
     model = dual_encoder.build(small_config())
     opened = weights.of_params(random_params(model), model.config, source="x", tokenizer="y")
     with pytest.raises(UserError, match=r"empty holds neither tokenizer\.json nor vocab\.txt"):
         open_clip_directory.write(tmp_path, opened, model.config, tmp_path / "empty", "z")
     with pytest.raises(UserError, match=r"no complete checkpoint of step 11 .*steps: \[10, 20\]"):
-        export.export(run_directory, tmp_path / "out", step=11)
+        exporting.export(run_directory, tmp_path / "out", step=11)
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
@@ -234,7 +234,7 @@ def _import(*arguments: object) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_import_export_import(run_directory: Path, tmp_path: Path) -> None:
-    export.export(run_directory, tmp_path / "exported")
+    exporting.export(run_directory, tmp_path / "exported")
     run = _import(tmp_path / "exported", f"--out={tmp_path / 'imported'}")
     assert run.returncode == 0, run.stderr
     assert "open_clip: visual 33,248, text 61,680 parameters" in run.stdout
@@ -242,7 +242,7 @@ def test_import_export_import(run_directory: Path, tmp_path: Path) -> None:
     imported = unimed_jax.load(tmp_path / "imported")
     _equal(imported, original)
     assert imported.config == original.config
-    export.export(tmp_path / "imported", tmp_path / "again")
+    exporting.export(tmp_path / "imported", tmp_path / "again")
     _equal(unimed_jax.load(tmp_path / "again"), original)
 
     run = _import(tmp_path / "exported", f"--out={tmp_path / 'visual'}", "--towers=visual")
