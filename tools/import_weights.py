@@ -74,9 +74,8 @@ def _write(
             raise UserError(f"{pretrained.source} has no tokenizer: give --tokenizer=DIRECTORY")
         tokenizer = Tokenizer(resolve(uri, weights=False), config.text.context_length)
     params = pretrained.params(abstract, config)
-    params = jax.device_put(
-        params, sharding.host_device()
-    )  # Orbax copies arrays of numpy once more
+    # Orbax would copy arrays of numpy once more.
+    params = jax.device_put(params, sharding.host_device())
 
     recipe = config_lib.base_config("contrastive")
     recipe.model.update(dataclasses.asdict(config))

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _inspect(args: argparse.Namespace) -> None:
     scan.need_library()
     detector = TextDetector() if args.text_images else None
-    tokenizer = resolve(args.tokenizer) if args.tokenizer else None
+    tokenizer = resolve(args.tokenizer, weights=False) if args.tokenizer else None
     images, evaluation = [], []
     for directory in args.corpora:
         images += scan.scan_corpus(directory, tokenizer, args.workers)

@@ -22,11 +22,14 @@ def corpus_root(config: ConfigDict, workdir: str) -> Path:
     return Path(config.data.root)
 
 
-def locate(uri: str, config: ConfigDict, workdir: str) -> Path:
-    """Local path of ``root:PATH`` (in the corpus), or of what ``porting.resolve`` knows."""
+def locate(uri: str, config: ConfigDict, workdir: str, *, weights: bool = True) -> Path:
+    """Local path of ``root:PATH`` (in the corpus), or of what ``porting.resolve`` knows.
+
+    ``weights=False`` leaves weights out of a download.
+    """
     if uri.startswith("root:"):
         return corpus_root(config, workdir) / uri.removeprefix("root:")
-    return resolve(uri)
+    return resolve(uri, weights=weights)
 
 
 def prepare(config: ConfigDict, workdir: str) -> Path:

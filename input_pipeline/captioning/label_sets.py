@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 
 from input_pipeline.errors import CorpusError
+from input_pipeline.sources.files import jsonl_records
 
 ATTRIBUTES = ("view", "anatomy", "severity", "laterality", "age_group")
 
@@ -89,37 +90,22 @@ def read(path: str | os.PathLike[str], label_separator: str | None = None) -> li
 
 def _records(path: pathlib.Path) -> Iterator[tuple[str, Mapping[str, object]]]:
     """(where, record) of every row."""
+    if path.suffix == ".jsonl":
+        for number, record in jsonl_records(path):
+            yield f"{path}, line {number}", record
+        return
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".jsonl":
-                yield from _jsonl_records(path, file)
-            else:
-                reader = csv.DictReader(file, strict=True)
-                for record in reader:
-                    if None in record or None in record.values():
-                        raise CorpusError(
-                            f"{path}, line {reader.line_num}: not the number of fields that the "
-                            f"header has ({len(reader.fieldnames or ())})"
-                        )
-                    yield f"{path}, line {reader.line_num}", record
+            reader = csv.DictReader(file, strict=True)
+            for record in reader:
+                if None in record or None in record.values():
+                    raise CorpusError(
+                        f"{path}, line {reader.line_num}: not the number of fields that the "
+                        f"header has ({len(reader.fieldnames or ())})"
+                    )
+                yield f"{path}, line {reader.line_num}", record
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise CorpusError(f"cannot read {path}: {error}") from error
-
-
-def _jsonl_records(
-    path: pathlib.Path, lines: Iterable[str]
-) -> Iterator[tuple[str, Mapping[str, object]]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise CorpusError(f"{where}: {error}") from error
-        if not isinstance(record, dict):
-            raise CorpusError(f"{where}: not a JSON object")
-        yield where, record
 
 
 def _labels(cell: object, separator: str | None, where: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from input_pipeline.errors import CorpusError
 
 _CHUNK = 1 << 16  # characters of JSON read at a time
 _MAY_GO_ON = ("", *"+-.eE0123456789")
-_MAX_FIELD = 1 << 24  # characters of one CSV field; the csv module's own limit is 131,072
+MAX_FIELD = 1 << 24  # characters of one CSV field; the csv module's own limit is 131,072
 
 
 def csv_header(path: Path) -> list[str]:
@@ -35,7 +35,7 @@ def csv_records(path: Path) -> Iterator[tuple[int, Sequence[str]]]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line, cells) of all rows, the header among them."""
-    csv.field_size_limit(_MAX_FIELD)
+    csv.field_size_limit(MAX_FIELD)
     reader = csv.reader((text for _, text in _lines(path)), strict=True)
     try:
         for cells in reader:

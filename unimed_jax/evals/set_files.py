@@ -12,9 +12,8 @@ import numpy as np
 
 from input_pipeline.errors import CorpusError
 from input_pipeline.sources.cells import literal_texts
+from input_pipeline.sources.files import MAX_FIELD
 from unimed_jax.evals.suite_files import CsvLayout, FilesLayout, SetSpec, TfdsLayout
-
-_MAX_FIELD = 1 << 24  # characters of one CSV field; the csv module's own limit is 131,072
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def _find(layout: CsvLayout | FilesLayout, root: Path) -> Path | None:
 
 
 def _csv_rows(layout: CsvLayout, table: Path, root: Path) -> Iterator[_Row]:
-    csv.field_size_limit(_MAX_FIELD)
+    csv.field_size_limit(MAX_FIELD)
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)

@@ -109,11 +109,7 @@ def _verify(ours: dict[str, np.ndarray], directory: Path, prefix: str | None) ->
             "state_dict": state if prefix else None,
         }
         (Path(scratch) / "job.json").write_text(json.dumps(job))
-        command = [
-            sys.executable,
-            str(TORCH_SIDE),
-            f"{scratch}/job.json",
-        ]
+        command = [sys.executable, str(TORCH_SIDE), f"{scratch}/job.json"]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         if run.returncode != 0:
             raise UserError(f"open_clip cannot open the export: {run.stderr.strip()[-2000:]}")

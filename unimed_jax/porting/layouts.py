@@ -186,11 +186,10 @@ VISUAL: dict[str, Layout] = {"clip": CLIP_VISUAL, "timm": TIMM_VISUAL}
 """The image tower in open_clip, by `model.visual.form`."""
 
 
-def open_clip(form: str, text: str = "text.") -> Layout:
+def open_clip(form: str) -> Layout:
     """A whole model under the names of open_clip's CustomTextCLIP.
 
     Args:
         form: `model.visual.form`.
-        text: prefix of the text tower; "text_encoder." gives UniMed-CLIP's names.
     """
-    return (*under("visual/", "visual.", VISUAL[form]), *under("text/", text, HF_TEXT), *LOGITS)
+    return (*under("visual/", "visual.", VISUAL[form]), *under("text/", "text.", HF_TEXT), *LOGITS)

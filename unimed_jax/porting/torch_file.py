@@ -52,8 +52,11 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _NOT_A_FILE = "is no file of torch.save or torch.jit.save"
 
 
-class TorchScript(dict):
+class _Module(dict):
     """The attributes of a module in a file of torch.jit.save."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.update(state if isinstance(state, dict) else {})
 
 
 class _Inert:
@@ -71,11 +74,6 @@ class _Inert:
     def append(self, item: Any) -> None: ...
 
     def extend(self, items: Any) -> None: ...
-
-
-class _Module(TorchScript):
-    def __setstate__(self, state: Any) -> None:
-        self.update(state if isinstance(state, dict) else {})
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ def read(path: Path) -> tuple[dict[str, LazyTensor], bool]:
         name: LazyTensor(view.shape, lambda view=view: views.load(view))
         for name, view in named.items()
     }
-    return tensors, isinstance(content, TorchScript)
+    return tensors, isinstance(content, _Module)
 
 
 def _state_dict(content: Any) -> Any:
@@ -191,7 +189,7 @@ def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, _View]]:
     for key, value in node.items() if isinstance(node, dict) else ():
         if isinstance(value, _View):
             yield f"{prefix}{key}", value
-        elif isinstance(value, TorchScript):
+        elif isinstance(value, _Module):
             yield from _flatten(value, f"{prefix}{key}.")
 
 

@@ -95,7 +95,10 @@ class Contrastive:
         """The run's own copy if it has one, so that a finished run needs no other file."""
         text = self._config.model.text
         own = Path(self._workdir) / "tokenizer"
-        where = own if own.is_dir() else locate(self._config.tokenizer, self._config, self._workdir)
+        where = own
+        if not own.is_dir():
+            uri = self._config.tokenizer
+            where = locate(uri, self._config, self._workdir, weights=False)
         tokenizer = Tokenizer(where, text.context_length)
         for key, found in (("vocab_size", tokenizer.vocab_size), ("pad_id", tokenizer.pad_id)):
             if text[key] != found:
