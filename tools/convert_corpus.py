@@ -1,4 +1,4 @@
-"""Writes a TFRecord corpus from images on disk.
+"""Writes a TFRecord corpus from images on a disk or in a bucket.
 
     python tools/convert_corpus.py csv --input=table.csv --out=corpora/mine --captions=captions.json
     python tools/convert_corpus.py chexpert --raw=DIR --out=corpora/chexpert --captions=labels.json
@@ -18,7 +18,7 @@ import types
 import typing
 from collections.abc import Sequence
 
-from input_pipeline import caption_templates, conversion_report, exclude, label_table
+from input_pipeline import caption_templates, conversion_report, exclude, files, label_table
 from input_pipeline.convert import MakeSample
 from input_pipeline.corpus_directory import REJECTED_FILE, REPORT_FILE
 from input_pipeline.errors import UserError
@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv[:1] = ["tfds", f"--dataset={argv[0].removeprefix('tfds:')}"]
     args = _parser().parse_args(argv)
     try:
-        return _convert(args)
+        with files.store_errors():
+            return _convert(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -79,6 +80,7 @@ def _convert(args: argparse.Namespace) -> int:
         num_shards=num_shards,
         seed=args.seed,
         executor=executor,
+        threads=reading.threads,
         facts=reading.facts,
         overwrite=args.overwrite,
         progress=True,
@@ -116,7 +118,7 @@ def _shards_given(text: str | None) -> dict[str, int] | int | None:
         raise UserError(f"--num_shards={text}: expected 8 or train=64,val=8") from None
 
 
-def _print_summary(manifest: Manifest, out: pathlib.Path, seconds: float) -> None:
+def _print_summary(manifest: Manifest, out: files.AnyPath, seconds: float) -> None:
     report = conversion_report.load(out / REPORT_FILE)
     print(
         f"{manifest.name}: {manifest.read} rows read = {manifest.written} samples written "
@@ -160,16 +162,16 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         _add_options(command, source)
-        command.add_argument("--out", type=pathlib.Path, help="corpus directory")
+        command.add_argument("--out", type=files.flag, help="corpus directory")
         command.add_argument(
             "--labels_out",
-            type=pathlib.Path,
+            type=files.flag,
             help="write the distinct label sets to this .jsonl, for caption_labels.py, and stop",
         )
-        command.add_argument("--captions", type=pathlib.Path, help="JSON of captions for labels")
+        command.add_argument("--captions", type=files.flag, help="JSON of captions for labels")
         command.add_argument(
             "--exclude",
-            type=pathlib.Path,
+            type=files.flag,
             help="JSONL of ids and reasons to leave out, as tools/inspect_corpus.py writes it",
         )
         command.add_argument("--name", help="of the corpus; default: from the input's folder")
@@ -221,13 +223,12 @@ def _add_options(command: argparse.ArgumentParser, source: Source) -> None:
         if kind is bool:
             command.add_argument(f"--{field.name}", action="store_true", help=help_text)
             continue
-        if isinstance(kind, types.UnionType):
-            kind = typing.get_args(kind)[0]  # of `Path | None`
+        kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
         required = field.default is dataclasses.MISSING
         command.add_argument(
             f"--{field.name}",
             metavar=field.name.upper(),
-            type=kind,
+            type=files.flag if pathlib.Path in kinds else kinds[0],
             required=required,
             default=None if required else field.default,
             help=help_text,
