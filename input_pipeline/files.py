@@ -64,7 +64,7 @@ def to_path(path: PathLike) -> AnyPath:
         extra = "'unimed_jax[gcs]'" if package == "gcsfs" else package
         raise UserError(f"{text} needs the package {package}: pip install {extra}")
     # Other processes write as well: what was listed a minute ago is not what is there.
-    return UPath(text, use_listings_cache=False)
+    return UPath(text.rstrip("/"), use_listings_cache=False)
 
 
 def flag(text: str) -> AnyPath:
@@ -81,8 +81,13 @@ def is_local(path: AnyPath) -> TypeGuard[pathlib.Path]:
 
 
 def under(folder: AnyPath, name: str) -> AnyPath:
-    """The file that a table names: below the folder, or anywhere if it is a URL."""
-    return to_path(name) if _URL.match(name) else folder / name
+    """What a table or config names: below the folder, or anywhere if it is a URL or absolute."""
+    if _URL.match(name):
+        return to_path(name)
+    if is_local(folder) or name.startswith("/"):
+        return pathlib.Path(folder if is_local(folder) else "/", name)
+    parts = pathlib.PurePosixPath(name).parts  # without "."
+    return folder.joinpath(*parts).resolve() if ".." in parts else folder.joinpath(*parts)
 
 
 @contextlib.contextmanager

@@ -5,8 +5,8 @@ checkpoints (TENSORSTORE_GCS_HTTP_URL), and TensorFlow, whose address of Google 
 but which goes through a proxy (https_proxy): the server is that proxy as well, answers for Google's
 hosts itself, with a certificate of its own (CURL_CA_BUNDLE), and refuses every other host.
 
-As at Google, an object appears whole when its upload ends, a prefix is no directory, and
-ifGenerationMatch is obeyed.
+As at Google, an object appears whole when its upload ends and not at all when the client dies, a
+prefix is no directory, and ifGenerationMatch is obeyed.
 """
 
 import base64
@@ -18,8 +18,9 @@ import re
 import ssl
 import sys
 import threading
+import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -42,6 +43,8 @@ class Storage:
     requests: list[str] = field(default_factory=list)
     refused_hosts: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
+    hold: Callable[[], bool] | None = None  # uploads wait, unread, while it says so
+    held: threading.Event = field(default_factory=threading.Event)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     lock: Any = field(default_factory=threading.RLock)
 
@@ -53,6 +56,12 @@ class Storage:
             self.objects[name] = bytes(content)
             self.generations[name] = next(self.numbers)
             return True
+
+    def put_folder(self, folder: Path, prefix: str) -> None:
+        """Copies a local folder into the bucket."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self.put(f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
 
     def below(self, prefix: str) -> dict[str, bytes]:
         """The objects whose names begin with a prefix, by the rest of their names."""
@@ -106,7 +115,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.rfile.readline()
             self.rfile.readline()
             return b"".join(chunks)
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        size = int(self.headers.get("Content-Length") or 0)
+        if len(body := self.rfile.read(size)) < size:
+            raise ConnectionResetError("the client went away")
+        return body
 
     def _resource(self, name: str) -> dict[str, Any]:
         content = self.storage.objects[name]
@@ -126,6 +138,10 @@ class _Handler(BaseHTTPRequestHandler):
     # --- requests ---------------------------------------------------------------------------------
 
     def _handle(self) -> None:
+        if self.path.startswith("/upload"):
+            while self.storage.hold and self.storage.hold():
+                self.storage.held.set()
+                time.sleep(0.01)
         self._request_body = self._body()
         url = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))

@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import AnyPath, PathLike, to_path
 from unimed_jax import config as config_lib
 from unimed_jax import sharding
 from unimed_jax.version import __version__
@@ -45,7 +45,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        workdir: str | Path,
+        workdir: PathLike,
         *,
         keep: int = 1,
         best_metric: str = "",
@@ -83,7 +83,7 @@ class Checkpoints:
         )
         with _without_warnings():  # it warns that a directory opened for reading is read only
             self._manager = ocp.CheckpointManager(
-                Path(workdir).absolute() / FOLDER,
+                str(to_path(workdir).absolute() / FOLDER),
                 options=options,
                 item_names=("state", "data", "meta"),
             )
@@ -176,18 +176,18 @@ def make_meta(config: ConfigDict, identity: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def is_ours(path: Path) -> bool:
+def is_ours(path: AnyPath) -> bool:
     """Whether ``find`` would look for a checkpoint in a path."""
     return (_workdir_of(path) / FOLDER).is_dir()
 
 
-def _workdir_of(path: Path) -> Path:
+def _workdir_of(path: AnyPath) -> AnyPath:
     if path.name.isdigit() and path.parent.name == FOLDER:
         path = path.parent
     return path.parent if path.name == FOLDER else path
 
 
-def find(path: str | Path, step: int | None = None) -> tuple[Path, int]:
+def find(path: PathLike, step: int | None = None) -> tuple[AnyPath, int]:
     """(work directory, step) of a work directory, its ``checkpoints`` folder, or one step folder.
 
     Args:
@@ -197,7 +197,7 @@ def find(path: str | Path, step: int | None = None) -> tuple[Path, int]:
     Raises:
       UserError: there is no complete checkpoint.
     """
-    path = Path(path).absolute()
+    path = to_path(path).absolute()
     workdir = _workdir_of(path)
     if step is None and path.name.isdigit() and path.parent.name == FOLDER:
         step = int(path.name)
@@ -216,7 +216,7 @@ def find(path: str | Path, step: int | None = None) -> tuple[Path, int]:
     return workdir, steps[-1] if step is None else step
 
 
-def load_meta(workdir: Path, step: int) -> dict[str, Any]:
+def load_meta(workdir: AnyPath, step: int) -> dict[str, Any]:
     """What ``make_meta`` made."""
     manager = Checkpoints(workdir, read_only=True)
     meta = manager.read(step, "meta")
@@ -224,12 +224,12 @@ def load_meta(workdir: Path, step: int) -> dict[str, Any]:
     return meta
 
 
-def load_config(workdir: Path, step: int) -> ConfigDict:
+def load_config(workdir: AnyPath, step: int) -> ConfigDict:
     """The resolved config that a checkpoint was trained with."""
     return config_lib.from_json(json.dumps(load_meta(workdir, step)["config"]))
 
 
-def load_params(workdir: Path, step: int, abstract_params: Any, shardings: Any = None) -> Any:
+def load_params(workdir: AnyPath, step: int, abstract_params: Any, shardings: Any = None) -> Any:
     """The parameters of a checkpoint, without optimiser state.
 
     Args:

@@ -15,7 +15,6 @@ sets (docs/evaluation.md). Writes results.csv as well.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 from absl import app, flags
@@ -23,6 +22,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import exclude
 from input_pipeline.errors import UserError
+from input_pipeline.files import is_local, to_path
 from unimed_jax import checkpoint, corpus, inference, runtime, sharding, tasks
 from unimed_jax import config as config_lib
 from unimed_jax.evals import prompt_sets, set_files, suite, suite_files, suite_report
@@ -64,7 +64,7 @@ def _list_suite() -> None:
     if not _SUITE.value:
         raise UserError("--list needs --suite")
     chosen = suite_files.load_suite(_SUITE.value, _SETS.value)
-    missing = {spec.key: set_files.missing(spec, Path(_DATA.value)) for spec in chosen.sets}
+    missing = {spec.key: set_files.missing(spec, to_path(_DATA.value)) for spec in chosen.sets}
     print(suite_report.listing(chosen, missing))
 
 
@@ -78,7 +78,10 @@ def _evaluate_suite() -> None:
     chosen = suite_files.load_suite(_SUITE.value, _SETS.value)
     if jax.process_count() > 1:
         raise UserError("--suite runs on one host, with all of its devices")
-    if not Path(_DATA.value).is_dir() or not _DATA.value:
+    data = to_path(_DATA.value)
+    if not is_local(data):
+        raise UserError(f"--data={data}: the sets of a suite are read from a local disk; copy them")
+    if not data.is_dir() or not _DATA.value:
         raise UserError(f"--data={_DATA.value}: no such folder; give the folder of the test sets")
     tasks_by_key: Mapping[str, prompt_sets.PromptTask] = {}
     sha256 = ""
@@ -86,12 +89,12 @@ def _evaluate_suite() -> None:
         own = prompt_sets.load_prompts(_PROMPTS.value)
         tasks_by_key = suite_files.replace_prompts(chosen, own, _PROMPTS.value)
         sha256 = own.sha256
-    out = Path(_OUT.value)
+    out = to_path(_OUT.value)
     found = suite.evaluate_suite(
         inference.load(_CHECKPOINT.value),
         chosen,
-        Path(_DATA.value),
-        Path(_CACHE.value) if _CACHE.value else out / "embeddings",
+        data,
+        to_path(_CACHE.value) if _CACHE.value else out / "embeddings",
         protocol=_PROTOCOL.value,
         prompts=tasks_by_key,
         prompts_sha256=sha256,
@@ -129,7 +132,7 @@ def _evaluate_run() -> None:
     evaluations = evaluate(task.evaluators(mesh), params)
     runtime.say(f"{workdir}, step {step}")
     if jax.process_index() == 0:
-        write_results(Path(_OUT.value), f"{workdir.name}, step {step}", config, evaluations)
+        write_results(to_path(_OUT.value), f"{workdir.name}, step {step}", config, evaluations)
 
 
 if __name__ == "__main__":

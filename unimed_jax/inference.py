@@ -7,10 +7,10 @@ model.classify(["scan.png"], {"CT": ["a CT slice"], "MRI": ["an MRI slice", "a T
 
 import dataclasses
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.errors import UserError, WeightsError
+from input_pipeline.files import read_bytes, to_path
 from input_pipeline.tokenizer import Tokenizer
 from unimed_jax import losses, sharding
 from unimed_jax.models import dual_encoder
@@ -231,7 +232,7 @@ def preprocess(image: ImageLike, size: int) -> np.ndarray:
     if isinstance(image, str | PathLike):
         name = str(image)
         try:
-            image = Image.open(Path(image))
+            image = Image.open(io.BytesIO(read_bytes(to_path(image))))
             image.load()
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
             raise UserError(f"cannot read the image {name}: {error}") from error

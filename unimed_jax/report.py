@@ -11,7 +11,6 @@ import importlib.resources
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from input_pipeline.files import write_text_atomically
+from input_pipeline.files import PathLike, write_text_atomically
 from unimed_jax import charts
 from unimed_jax.evals import classification
 from unimed_jax.evals.classification import ClassificationResult
@@ -77,7 +76,7 @@ class GalleryItem:
 
 
 def write_report(
-    path: str | os.PathLike[str], title: str, sections: Sequence[Section], subtitle: str = ""
+    path: PathLike, title: str, sections: Sequence[Section], subtitle: str = ""
 ) -> None:
     """Writes the sections, in order and with a table of contents, to one HTML file.
 

@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from input_pipeline.files import write_text_atomically
+from input_pipeline.files import AnyPath, write_text_atomically
 from unimed_jax import config as config_lib
 from unimed_jax import metrics, report, runtime
 from unimed_jax.tasks.base import Evaluation, Evaluator
@@ -28,7 +27,7 @@ def named_metrics(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
 
 
 def write_results(
-    directory: Path,
+    directory: AnyPath,
     title: str,
     config: ConfigDict,
     evaluations: Mapping[str, Evaluation],

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import store_errors
 from unimed_jax import config as config_lib
 
 
@@ -74,7 +75,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     def guarded(argv: list[str]) -> None:
         absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is meant to be
         try:
-            main(argv)
+            with store_errors():
+                main(argv)
         except UserError as error:
             _exit(str(error))
 

@@ -12,7 +12,6 @@ tensorboard/, checkpoints/, results.json, report.html.
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from input_pipeline import feed
 from input_pipeline.errors import UserError
-from input_pipeline.files import write_text_atomically
+from input_pipeline.files import AnyPath, to_path, write_text_atomically
 from unimed_jax import config as config_lib
 from unimed_jax import corpus, flops, metrics, optim, runtime, sharding, tasks, train_step
 from unimed_jax.batches import Batches
@@ -35,10 +34,12 @@ from unimed_jax.tasks.base import Evaluation, Task
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="recipe: FILE.py or FILE.py:variant"
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "directory of this run; the same one resumes it")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "directory of this run, or gs://BUCKET/DIR; the same one resumes it"
+)
 
 
-def claim_workdir(config: ConfigDict, workdir: Path) -> None:
+def claim_workdir(config: ConfigDict, workdir: AnyPath) -> None:
     """Writes config.json, after checking that checkpoints found there are of the same config.
 
     Raises:
@@ -78,12 +79,14 @@ def is_multiple(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None = None) -> None:
+def train(
+    config: ConfigDict, workdir: AnyPath, devices: Sequence[jax.Device] | None = None
+) -> None:
     """One run, from the config to the report; resumes what the work directory holds.
 
     Args:
       config: as a recipe gives it.
-      workdir: absolute path.
+      workdir: absolute path, local or in a bucket.
       devices: of all hosts; None: all there are.
 
     Raises:
@@ -244,7 +247,7 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         raise UserError(f"no such recipe: {' '.join(str(error).split()[-10:])}") from error
     runtime.initialize()
-    train(_CONFIG.value, Path(_WORKDIR.value).absolute())
+    train(_CONFIG.value, to_path(_WORKDIR.value).absolute())
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import ConfigError
+from input_pipeline.files import reason, to_path
 
 FIELDS = ("modality", "label")
 
@@ -88,9 +89,9 @@ def load_prompts(name_or_path: str | os.PathLike[str]) -> PromptSet:
     name = os.fspath(name_or_path)
     if name.endswith(".json"):
         try:
-            content = Path(name).read_bytes()
+            content = to_path(name).read_bytes()
         except OSError as error:
-            raise ConfigError(f"cannot read the prompt file {name}: {error.strerror}") from error
+            raise ConfigError(f"cannot read the prompt file {name}: {reason(error)}") from error
         return parse_prompts(content, name)
     if name not in packaged_names():
         raise ConfigError(

@@ -6,7 +6,6 @@ import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
@@ -18,6 +17,7 @@ from PIL import Image
 
 from input_pipeline import dataset, feed, manifest, records
 from input_pipeline.errors import ConfigError
+from input_pipeline.files import AnyPath, under
 from unimed_jax import losses, report, sharding
 from unimed_jax.evals import classification, prompt_sets
 from unimed_jax.evals.classification import ClassificationResult
@@ -48,14 +48,14 @@ class ZeroShot:
     cosine (CLIP, arXiv 2103.00020, section 3.1).
     """
 
-    def __init__(self, task: Contrastive, settings: ConfigDict, root: Path, mesh: Mesh) -> None:
+    def __init__(self, task: Contrastive, settings: ConfigDict, root: AnyPath, mesh: Mesh) -> None:
         """Reads prompts and manifest.
 
         Raises:
           ConfigError, CorpusError: the prompts or the corpus are not what they should be.
         """
         self._task = task
-        self._directory = root / settings.path
+        self._directory = under(root, settings.path)
         self._split = settings.split
         self._prompts = prompt_sets.load_prompts(settings.prompts)
         self._manifest = manifest.load(self._directory)

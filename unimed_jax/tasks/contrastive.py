@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from ml_collections.config_dict import placeholder
 
 from input_pipeline import captions, records, transforms
 from input_pipeline.errors import ConfigError
+from input_pipeline.files import to_path
 from input_pipeline.tokenizer import Tokenizer
 from unimed_jax import config as config_lib
 from unimed_jax import losses, weights
@@ -94,7 +94,7 @@ class Contrastive:
     def _load_tokenizer(self) -> Tokenizer:
         """The run's own copy if it has one, so that a finished run needs no other file."""
         text = self._config.model.text
-        own = Path(self._workdir) / "tokenizer"
+        own = to_path(self._workdir) / "tokenizer"
         where = own
         if not own.is_dir():
             uri = self._config.tokenizer
@@ -109,7 +109,7 @@ class Contrastive:
         return tokenizer
 
     def save_assets(self, workdir: str) -> None:
-        self.tokenizer.save(Path(workdir) / "tokenizer")
+        self.tokenizer.save(to_path(workdir) / "tokenizer")
 
     # --- parameters -------------------------------------------------------------------------------
 
