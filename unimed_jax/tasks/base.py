@@ -63,7 +63,11 @@ class Task(Protocol):
     def loss(
         self, params: Params, batch: Mapping[str, jax.Array], rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Loss and metrics (scalars) of the global batch; ``rng`` belongs to this step."""
+        """Loss and metrics (scalars) of the global batch; ``rng`` belongs to this step.
+
+        With ``config.optimizer.accumulate_steps`` = A > 1 it keeps no activations but those of
+        1/A of the rows (``microbatches.map_rows``) and is the same loss.
+        """
 
     def constrain(self, params: Params) -> Params:
         """Projects the parameters after an update (e.g. a clamp); the identity for most."""

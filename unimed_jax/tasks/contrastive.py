@@ -24,6 +24,7 @@ from unimed_jax import config as config_lib
 from unimed_jax import losses, weights
 from unimed_jax.corpus import locate
 from unimed_jax.evals.zero_shot import ZeroShot
+from unimed_jax.microbatches import map_rows
 from unimed_jax.models import dual_encoder, parameters
 from unimed_jax.models.config import ModelConfig
 from unimed_jax.porting.pretrained import PARTS
@@ -135,8 +136,16 @@ class Contrastive:
     def loss(
         self, params: Params, batch: Mapping[str, jax.Array], rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        images = losses.normalize(self.model.encode_image(params, batch["image"]))
-        texts = losses.normalize(self.model.encode_text(params, batch["text"], dropout_rng=rng))
+        def images_of(images: jax.Array, _: jax.Array) -> jax.Array:
+            return losses.normalize(self.model.encode_image(params, images))
+
+        def texts_of(ids: jax.Array, rng: jax.Array) -> jax.Array:
+            return losses.normalize(self.model.encode_text(params, ids, dropout_rng=rng))
+
+        # one tower after the other: the activations of both are never needed at once
+        count = self._config.optimizer.accumulate_steps
+        images = map_rows(images_of, batch["image"], rng, count)
+        texts = map_rows(texts_of, batch["text"], rng, count)
         scale = jnp.exp(params["logit_scale"])
         if self._config.loss.kind == "softmax":
             loss = losses.softmax_contrastive_loss(images, texts, scale)
