@@ -16,7 +16,8 @@ from ml_collections.config_dict import placeholder
 
 from input_pipeline.errors import ConfigError
 
-# Keys that may change between the runs of one work directory: they alter neither weights nor order.
+# Keys that may change between the runs of one work directory: they alter neither weights
+# (beyond rounding) nor order.
 RUN_ONLY_KEYS = (
     "mesh",
     "evals",
@@ -28,6 +29,8 @@ RUN_ONLY_KEYS = (
     "data.verify_checksums",
     "data.accept_new_order",
     "init",
+    "model.attention",
+    "model.remat",
 )
 
 

@@ -98,6 +98,7 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
     root = corpus.corpus_root(config, str(workdir))
     mesh = sharding.make_mesh(config_lib.mesh_shape(config, num_devices), devices)
     task = tasks.create(config, str(workdir))
+    meta = make_meta(config, task.identity)
     batches = Batches(config, task, root, mesh)
     num_steps = config.num_train_steps or math.ceil(
         config.num_epochs * batches.num_samples / config.batch_size
@@ -137,7 +138,6 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
 
     # --- the loop
     writer = metrics.MetricWriter(workdir, resume_step=start or None) if main_host else None
-    meta = make_meta(config, task.identity)
     speed = metrics.Throughput(config.batch_size)
     unchecked: tuple[int, list[str], dict[str, jax.Array]] | None = None
     evaluations: dict[str, Evaluation] = {}

@@ -41,8 +41,10 @@ Evaluator = Callable[[Params], Evaluation]
 class Task(Protocol):
     """One thing that can be trained; the trainer knows nothing else about it.
 
-    A task is made from (config, workdir) on every host and holds no parameters. Its module also has
-    ``default_config() -> dict`` (the keys that only this task has) and ``validate(config)``.
+    A task is made from (config, workdir) on every host and holds no parameters. Making it and
+    ``batch_spec`` read no files: its step can be compiled where there is neither data nor
+    tokenizer. Its module also has ``default_config() -> dict`` (the keys that only this task has)
+    and ``validate(config)``.
     """
 
     parameter_axes: ParameterAxes

@@ -86,14 +86,16 @@ class Contrastive:
         self._config = config
         self._workdir = workdir
         self.model = dual_encoder.build(config.model)
-        self.tokenizer = self._load_tokenizer()
-        self.identity = {"tokenizer_sha256": self.tokenizer.sha256}
         self._rules = tuple(
             config.data.sources[k].caption_rule for k in sorted(config.data.sources)
         )
 
-    def _load_tokenizer(self) -> Tokenizer:
-        """The run's own copy if it has one, so that a finished run needs no other file."""
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The run's own copy if it has one, so that a finished run needs no other file.
+
+        Read when it is first asked for: to compile the step, no file is needed.
+        """
         text = self._config.model.text
         own = Path(self._workdir) / "tokenizer"
         where = own
@@ -108,6 +110,10 @@ class Contrastive:
                     f"which has {found}"
                 )
         return tokenizer
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"tokenizer_sha256": self.tokenizer.sha256}
 
     def save_assets(self, workdir: str) -> None:
         self.tokenizer.save(Path(workdir) / "tokenizer")
