@@ -2,8 +2,6 @@
 
 import re
 
-import jax
-import numpy as np
 import pytest
 from runs import losses_of, start, write_recipe
 
@@ -29,30 +27,6 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_samples(tiny_conf
     saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
     assert all(s < step for s in saved)
     assert not (tmp_path / "results.json").exists()
-
-
-@pytest.mark.slow
-def test_accumulated_gradients_are_the_mean_over_microbatches(tiny_config):
-    from unimed_jax import optim, tasks, train_step
-
-    config = tiny_config(optimizer__accumulate_steps=2, model__text__dropout=0.0)
-    task = tasks.create(config, "")
-    optimizer = optim.make_optimizer(config.optimizer, 10)
-    state = train_step.init_state(task, optimizer, 0)
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 256, (16, 32, 32, 3), np.uint8),
-        "text": rng.integers(5, 200, (16, 24), np.int32),
-    }
-    _, got = jax.jit(train_step.make_train_step(task, optimizer, config, 10))(state, batch)
-    key = jax.random.key(0)
-    halves = [{k: v[i::2] for k, v in batch.items()} for i in range(2)]
-    grad = jax.jit(jax.value_and_grad(lambda p, b: task.loss(p, b, key)[0]))
-    values, grads = zip(*(grad(state["params"], half) for half in halves), strict=True)
-    mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
-    norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(mean)))
-    assert float(got["loss"]) == pytest.approx(float(sum(values)) / 2, rel=1e-5)
-    assert float(got["grad_norm"]) == pytest.approx(norm, rel=1e-4)
 
 
 @pytest.mark.parametrize(

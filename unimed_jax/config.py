@@ -16,7 +16,8 @@ from ml_collections.config_dict import placeholder
 
 from input_pipeline.errors import ConfigError
 
-# Keys that may change between the runs of one work directory: they alter neither weights nor order.
+# Keys that may change between the runs of one work directory: they alter neither weights
+# (beyond rounding) nor order.
 RUN_ONLY_KEYS = (
     "mesh",
     "evals",
@@ -28,6 +29,8 @@ RUN_ONLY_KEYS = (
     "data.verify_checksums",
     "data.accept_new_order",
     "init",
+    "model.attention",
+    "model.remat",
 )
 
 
@@ -66,7 +69,9 @@ def base_config(task: str = "contrastive") -> ConfigDict:
     # expressions over parameter paths, because here blocks are stacked and heads split.
     config.optimizer.no_decay = ("(^|/)(bias|scale|class_embedding|logit_scale|logit_bias)$",)
     config.optimizer.clip_norm = 0.0  # global norm; 0: no clipping
-    config.optimizer.accumulate_steps = 1  # microbatches whose gradients are averaged in one step
+    # microbatches whose gradients are added up in one step, for the loss of the whole batch: less
+    # memory, one more forward pass (unimed_jax/microbatches.py)
+    config.optimizer.accumulate_steps = 1
     config.optimizer.frozen = ()  # likewise: parameters that stay as they are, e.g. ("^text/",)
 
     config.mesh = ConfigDict()

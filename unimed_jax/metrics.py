@@ -13,30 +13,9 @@ import jax
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import GrowingFile, PathLike, reason, to_path
+from unimed_jax.chips import CHIPS
 
 Row = dict[str, Any]
-
-# Dense bfloat16 FLOP/s of one *JAX device*, by `jax.Device.device_kind`. Sources: the "peak compute
-# per chip" tables of cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, and NVIDIA's data sheets of
-# A100, H100 and H200, whose figures "with sparsity" are halved here.
-_PEAK_BF16_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 2307e12 / 2,  # one chip shows up as two devices
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,  # SXM
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H200": 989e12,  # SXM
-}
 
 
 class MetricWriter:
@@ -274,5 +253,5 @@ def mfu(
     Returns:
       Achieved share of the peak bfloat16 FLOP/s, or None where the device's peak is not known.
     """
-    peak = _PEAK_BF16_FLOPS.get(device_kind)
-    return flops_per_step / (step_seconds * num_devices * peak) if peak else None
+    chip = CHIPS.get(device_kind)
+    return flops_per_step / (step_seconds * num_devices * chip.bf16_flops) if chip else None

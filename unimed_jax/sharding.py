@@ -28,7 +28,8 @@ LOGICAL_TO_MESH: Mapping[str, str | None] = {
 }
 
 # dims of a batch: rows are divided over both axes that hold different data
-BATCH_SPEC = PartitionSpec(("data", "fsdp"))
+BATCH_AXES = ("data", "fsdp")
+BATCH_SPEC = PartitionSpec(BATCH_AXES)
 
 ParameterAxes = Sequence[tuple[str, tuple[str | None, ...]]]
 

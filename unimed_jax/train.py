@@ -11,7 +11,7 @@ tensorboard/, checkpoints/, results.json, report.html.
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from input_pipeline import feed
 from input_pipeline.errors import UserError
 from input_pipeline.files import AnyPath, to_path, write_text_atomically
 from unimed_jax import config as config_lib
-from unimed_jax import corpus, flops, metrics, optim, runtime, sharding, tasks, train_step
+from unimed_jax import corpus, metrics, runtime, sharding, tasks, train_step
 from unimed_jax.batches import Batches
 from unimed_jax.checkpoint import FOLDER, Checkpoints, make_meta
 from unimed_jax.results import evaluate, named_metrics, write_results
@@ -56,12 +56,10 @@ def claim_workdir(config: ConfigDict, workdir: AnyPath) -> None:
     write_text_atomically(path, config_lib.to_json(config) + "\n")
 
 
-def initial_state(
-    task: Task, init: Callable[[], Any], shardings: Any, abstract_state: Any
-) -> train_step.State:
+def initial_state(task: Task, program: train_step.Program) -> train_step.State:
     """Random parameters, made where they belong, with the pretrained part put in their place."""
-    state = jax.jit(init, out_shardings=shardings)()
-    loaded = task.pretrained(abstract_state["params"])
+    state = jax.jit(program.init, out_shardings=program.shardings)()
+    loaded = task.pretrained(program.abstract_state["params"])
 
     def merge(ours: Any, theirs: Any, layout: Any) -> Any:
         if isinstance(ours, Mapping):
@@ -71,7 +69,7 @@ def initial_state(
             }
         return sharding.place_like(np.asarray(theirs, ours.dtype), layout)
 
-    return {**state, "params": merge(state["params"], loaded, shardings["params"])}
+    return {**state, "params": merge(state["params"], loaded, program.shardings["params"])}
 
 
 def is_multiple(step: int, every: int) -> bool:
@@ -103,6 +101,7 @@ def train(
     root = corpus.corpus_root(config, str(workdir))
     mesh = sharding.make_mesh(config_lib.mesh_shape(config, num_devices), devices)
     task = tasks.create(config, str(workdir))
+    meta = make_meta(config, task.identity)
     batches = Batches(config, task, root, mesh)
     num_steps = config.num_train_steps or math.ceil(
         config.num_epochs * batches.num_samples / config.batch_size
@@ -113,28 +112,22 @@ def train(
 
     # --- state: restored if there is a checkpoint, else made from the seed and the pretrained
     # weights
-    optimizer = optim.make_optimizer(config.optimizer, num_steps)
-
-    def init() -> train_step.State:
-        return train_step.init_state(task, optimizer, config.seed)
-
-    abstract_state = jax.eval_shape(init)
-    shardings = sharding.state_shardings(abstract_state, task.parameter_axes, mesh)
+    program = train_step.Program(task, config, num_steps, mesh)
     checkpoints = Checkpoints(
         workdir, keep=config.checkpoint.keep, best_metric=config.checkpoint.best_metric
     )
     start = checkpoints.latest_step()
     if start is None:
         start = 0
-        state = initial_state(task, init, shardings, abstract_state)
+        state = initial_state(task, program)
     else:
         found = checkpoints.read(start, "meta")["identity"]
         if found != dict(task.identity):
             raise UserError(f"{workdir} was trained with {found}, but now there is {task.identity}")
         batches.check_position(checkpoints.read(start, "data"), start)
-        state = checkpoints.restore_state(start, abstract_state, shardings)
+        state = checkpoints.restore_state(start, program.abstract_state, program.shardings)
         logging.info("resuming from step %d", start)
-    num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_state["params"]))
+    num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(program.abstract_state["params"]))
     runtime.say(
         f"{config.task}: {num_params:,} parameters, {batches.num_samples:,} samples, "
         f"{num_steps} steps of {config.batch_size}, mesh {dict(mesh.shape)}, from step {start}"
@@ -142,25 +135,12 @@ def train(
 
     # --- the step, compiled once, while the first batches are being read
     stream = feed.prefetch(batches.read(start, num_steps))
-    compiled = (
-        jax.jit(
-            train_step.make_train_step(task, optimizer, config, num_steps),
-            in_shardings=(shardings, sharding.batch_sharding(mesh)),
-            out_shardings=(shardings, sharding.replicated(mesh)),
-            donate_argnums=0,
-        )
-        .lower(abstract_state, task.batch_spec(config.batch_size))
-        .compile()
-    )
-    # the backward pass takes two matrix products for each of the forward pass
-    step_flops = 3 * flops.matmul_flops(
-        task.loss, abstract_state["params"], task.batch_spec(config.batch_size), jax.random.key(0)
-    )
+    compiled = program.lower().compile()
+    step_flops = program.model_flops()
     device_kind = jax.devices()[0].device_kind
 
     # --- the loop
     writer = metrics.MetricWriter(workdir, resume_step=start or None) if main_host else None
-    meta = make_meta(config, task.identity)
     speed = metrics.Throughput(config.batch_size)
     unchecked: tuple[int, list[str], dict[str, jax.Array]] | None = None
     evaluations: dict[str, Evaluation] = {}

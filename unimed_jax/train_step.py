@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unimed_jax import optim
+from unimed_jax import flops, optim, sharding
 from unimed_jax.tasks.base import Task
 
 State = dict[str, Any]  # {"params", "opt_state", "step": int32 ()}
@@ -21,24 +22,10 @@ def init_state(task: Task, optimizer: optax.GradientTransformation, seed: int) -
     return {"params": params, "opt_state": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
 
 
-def _microbatches(batch: Batch, count: int) -> Batch:
-    """(B, ...) -> (count, B / count, ...); microbatch a holds rows a, a + count, a + 2 count, ...
-
-    Rows are taken with a stride so that each device finds its share of every microbatch among its
-    own rows.
-    """
-    return jax.tree.map(
-        lambda x: jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0), batch
-    )
-
-
 def make_train_step(
     task: Task, optimizer: optax.GradientTransformation, config: ConfigDict, num_train_steps: int
 ) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
     """Builds the step of a task.
-
-    With ``optimizer.accumulate_steps`` = A > 1 the gradient is the mean over A microbatches; a
-    task whose loss compares rows with each other compares them within a microbatch.
 
     Args:
       task: supplies ``loss`` and ``constrain``.
@@ -52,7 +39,6 @@ def make_train_step(
     """
     schedule = optim.learning_rate_schedule(config.optimizer, num_train_steps)
     frozen = tuple(config.optimizer.frozen)
-    accumulate = config.optimizer.accumulate_steps
 
     def loss(params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         if frozen:  # no gradient is computed for what is frozen
@@ -69,20 +55,7 @@ def make_train_step(
         # reproducible
         rng = jax.random.fold_in(jax.random.key(config.seed), state["step"])
         params = state["params"]
-        if accumulate == 1:
-            (value, metrics), grads = grad(params, batch, rng)
-        else:
-            keys = jax.random.split(rng, accumulate)
-            micro = _microbatches(batch, accumulate)
-            shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], micro), keys[0])
-            zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-            def add(total: Any, inputs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, total, grad(params, *inputs)), None
-
-            total, _ = jax.lax.scan(add, zero, (micro, keys))
-            (value, metrics), grads = jax.tree.map(lambda x: x / accumulate, total)
-
+        (value, metrics), grads = grad(params, batch, rng)
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)
         params = task.constrain(optax.apply_updates(params, updates))
         metrics = {
@@ -95,3 +68,42 @@ def make_train_step(
         return new_state, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
 
     return train_step
+
+
+class Program:
+    """The step of a task on a mesh: what a run compiles, and ``tools/compile_report.py`` as well.
+
+    Attributes:
+      abstract_state: shapes and dtypes of the state.
+      shardings: where its arrays belong.
+    """
+
+    def __init__(self, task: Task, config: ConfigDict, num_train_steps: int, mesh: Mesh) -> None:
+        self._task, self._config, self._mesh = task, config, mesh
+        self._num_train_steps = num_train_steps
+        self._optimizer = optim.make_optimizer(config.optimizer, num_train_steps)
+        self._batch = task.batch_spec(config.batch_size)
+        self.abstract_state: State = jax.eval_shape(self.init)
+        self.shardings = sharding.state_shardings(self.abstract_state, task.parameter_axes, mesh)
+
+    def init(self) -> State:
+        """The state before the first step."""
+        return init_state(self._task, self._optimizer, self._config.seed)
+
+    def lower(self) -> jax.stages.Lowered:
+        """The step, ready to be compiled; it takes over the memory of the state it is given."""
+        step = jax.jit(
+            make_train_step(self._task, self._optimizer, self._config, self._num_train_steps),
+            in_shardings=(self.shardings, sharding.batch_sharding(self._mesh)),
+            out_shardings=(self.shardings, sharding.replicated(self._mesh)),
+            donate_argnums=0,
+        )
+        with jax.set_mesh(self._mesh):  # for what is written per device, as the losses are
+            return step.lower(self.abstract_state, self._batch)
+
+    def model_flops(self) -> float:
+        """FLOPs that the mathematics of one step needs, without those that are done again."""
+        # the backward pass takes two matrix products for each of the forward pass
+        return 3 * flops.matmul_flops(
+            self._task.loss, self.abstract_state["params"], self._batch, jax.random.key(0)
+        )

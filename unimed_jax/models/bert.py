@@ -5,12 +5,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unimed_jax.models.config import ModelConfig
+from unimed_jax.models.dropout import dropout
 from unimed_jax.models.layers import (
     LayerNorm,
     Mlp,
     SelfAttention,
     apply_blocks,
-    dropout,
     gelu,
     stack_blocks,
 )
@@ -33,6 +33,7 @@ class BertBlock(nnx.Module):
             qkv_init=_bert_normal,
             out_init=_bert_normal,
             dropout=sizes.dropout,
+            form=config.attention,
             **dtypes,
         )
         self.ln_1 = LayerNorm(*norm)

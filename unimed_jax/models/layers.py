@@ -1,4 +1,4 @@
-"""The parts that both towers are made of: activations, dropout, attention, MLP, a stack of blocks.
+"""The parts that both towers are made of: activations, attention, MLP, a stack of blocks.
 
 Shape letters: B batch, T tokens, Q query tokens, D width, H heads, K head width, M MLP width.
 """
@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unimed_jax.models.config import Remat
+from unimed_jax.models.attention import attend
+from unimed_jax.models.config import Attention, Remat
 
 Initializer = jax.nn.initializers.Initializer
 
@@ -48,24 +49,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes each element with probability `rate` and scales the rest by 1/(1 - rate).
-
-    `key` None means no dropout. The rate is rounded to a multiple of 2⁻¹⁶, and the scale with it,
-    so that the expectation is exact: two decisions share one 32-bit random word, which halves the
-    cost of the generator. The mask is a function of key and shape alone, hence the same on every
-    mesh (jax's partitionable threefry).
-    """
-    threshold = round(rate * 2**16)
-    if key is None or threshold == 0:
-        return x
-    words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
-    draws = jax.lax.bitcast_convert_type(words, jnp.uint16)
-    draws = draws.reshape(*words.shape[:-1], -1)[..., : x.shape[-1]]
-    scale = 1.0 / (1.0 - threshold / 2**16)
-    return jnp.where(draws >= threshold, x * scale, 0)
-
-
 class LayerNorm(nnx.LayerNorm):
     """Layer normalisation in float32 whatever the input's dtype, which the output gets back."""
 
@@ -97,11 +80,12 @@ class SelfAttention(nnx.Module):
         qkv_init: Initializer,
         out_init: Initializer,
         dropout: float,
+        form: Attention,
         dtype: jnp.dtype,
         param_dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ) -> None:
-        self.dropout = dropout
+        self.dropout, self.form = dropout, form
         head_dim = width // heads
         linear = functools.partial(
             nnx.LinearGeneral, dtype=dtype, param_dtype=param_dtype, rngs=rngs
@@ -133,14 +117,16 @@ class SelfAttention(nnx.Module):
             q = jnp.einsum("bqd,dhk->bqhk", x[:, :num_queries], kernel[:, 0]) + bias[0]
             kv = jnp.einsum("btd,dshk->btshk", x, kernel[:, 1:]) + bias[1:]
             q, (k, v) = q.transpose(0, 2, 1, 3), kv.transpose(2, 0, 3, 1, 4)
-        scores = jnp.einsum("bhqk,bhtk->bhqt", q, k, preferred_element_type=jnp.float32)
-        scores *= q.shape[-1] ** -0.5
-        if mask is not None:
-            # Finite, so that a row that is all padding gives a number instead of NaN.
-            scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
-        weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-        weights = dropout(weights, self.dropout, dropout_key)
-        return self.out(jnp.einsum("bhqt,bhtk->bhqk", weights, v).transpose(0, 2, 1, 3))
+        out = attend(
+            q,
+            k,
+            v,
+            mask=mask,
+            dropout_rate=self.dropout,
+            dropout_key=dropout_key,
+            form=self.form,
+        )
+        return self.out(out.transpose(0, 2, 1, 3))
 
 
 class Mlp(nnx.Module):

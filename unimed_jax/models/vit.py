@@ -33,6 +33,7 @@ class VisionBlock(nnx.Module):
             qkv_init=_init.xavier_uniform(),
             out_init=_torch_uniform,
             dropout=0.0,
+            form=config.attention,
             **dtypes,
         )
         self.ln_2 = LayerNorm(*norm)

@@ -41,8 +41,10 @@ Evaluator = Callable[[Params], Evaluation]
 class Task(Protocol):
     """One thing that can be trained; the trainer knows nothing else about it.
 
-    A task is made from (config, workdir) on every host and holds no parameters. Its module also has
-    ``default_config() -> dict`` (the keys that only this task has) and ``validate(config)``.
+    A task is made from (config, workdir) on every host and holds no parameters. Making it and
+    ``batch_spec`` read no files: its step can be compiled where there is neither data nor
+    tokenizer. Its module also has ``default_config() -> dict`` (the keys that only this task has)
+    and ``validate(config)``.
     """
 
     parameter_axes: ParameterAxes
@@ -63,7 +65,11 @@ class Task(Protocol):
     def loss(
         self, params: Params, batch: Mapping[str, jax.Array], rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Loss and metrics (scalars) of the global batch; ``rng`` belongs to this step."""
+        """Loss and metrics (scalars) of the global batch; ``rng`` belongs to this step.
+
+        With ``config.optimizer.accumulate_steps`` = A > 1 it keeps no activations but those of
+        1/A of the rows (``microbatches.map_rows``) and is the same loss.
+        """
 
     def constrain(self, params: Params) -> Params:
         """Projects the parameters after an update (e.g. a clamp); the identity for most."""

@@ -24,6 +24,7 @@ from unimed_jax import config as config_lib
 from unimed_jax import losses, weights
 from unimed_jax.corpus import locate
 from unimed_jax.evals.zero_shot import ZeroShot
+from unimed_jax.microbatches import map_rows
 from unimed_jax.models import dual_encoder, parameters
 from unimed_jax.models.config import ModelConfig
 from unimed_jax.porting.pretrained import PARTS
@@ -85,14 +86,16 @@ class Contrastive:
         self._config = config
         self._workdir = workdir
         self.model = dual_encoder.build(config.model)
-        self.tokenizer = self._load_tokenizer()
-        self.identity = {"tokenizer_sha256": self.tokenizer.sha256}
         self._rules = tuple(
             config.data.sources[k].caption_rule for k in sorted(config.data.sources)
         )
 
-    def _load_tokenizer(self) -> Tokenizer:
-        """The run's own copy if it has one, so that a finished run needs no other file."""
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The run's own copy if it has one, so that a finished run needs no other file.
+
+        Read when it is first asked for: to compile the step, no file is needed.
+        """
         text = self._config.model.text
         own = to_path(self._workdir) / "tokenizer"
         where = own
@@ -107,6 +110,10 @@ class Contrastive:
                     f"which has {found}"
                 )
         return tokenizer
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"tokenizer_sha256": self.tokenizer.sha256}
 
     def save_assets(self, workdir: str) -> None:
         self.tokenizer.save(to_path(workdir) / "tokenizer")
@@ -135,8 +142,16 @@ class Contrastive:
     def loss(
         self, params: Params, batch: Mapping[str, jax.Array], rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        images = losses.normalize(self.model.encode_image(params, batch["image"]))
-        texts = losses.normalize(self.model.encode_text(params, batch["text"], dropout_rng=rng))
+        def images_of(images: jax.Array, _: jax.Array) -> jax.Array:
+            return losses.normalize(self.model.encode_image(params, images))
+
+        def texts_of(ids: jax.Array, rng: jax.Array) -> jax.Array:
+            return losses.normalize(self.model.encode_text(params, ids, dropout_rng=rng))
+
+        # one tower after the other: the activations of both are never needed at once
+        count = self._config.optimizer.accumulate_steps
+        images = map_rows(images_of, batch["image"], rng, count)
+        texts = map_rows(texts_of, batch["text"], rng, count)
         scale = jnp.exp(params["logit_scale"])
         if self._config.loss.kind == "softmax":
             loss = losses.softmax_contrastive_loss(images, texts, scale)
