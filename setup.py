@@ -43,6 +43,7 @@ setup(
         "numpy>=2.4",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8,<1",  # 1.0 replaces the CheckpointManager API
+        "psutil>=7.2",
         "pillow>=12.3",  # the newest that Apache Beam accepts
         "safetensors>=0.8",
         "scikit-learn>=1.9",
