@@ -40,10 +40,12 @@ setup(
         "huggingface_hub>=2.4",
         "jax>=0.10.2",
         "ml_collections>=1.1",
+        "numba>=0.68",
         "numpy>=2.4",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8,<1",  # 1.0 replaces the CheckpointManager API
         "pillow>=12.3",  # the newest that Apache Beam accepts
+        "psutil>=7.2",
         "safetensors>=0.8",
         "scikit-learn>=1.9",
         "scipy>=1.17",

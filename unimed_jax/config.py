@@ -24,6 +24,7 @@ RUN_ONLY_KEYS = (
     "checkpoint",
     "log_every_steps",
     "eval_every_steps",
+    "profile",
     "data.root",
     "data.num_threads",
     "data.verify_checksums",
@@ -53,6 +54,7 @@ def base_config(task: str = "contrastive") -> ConfigDict:
     config.num_epochs = 0.0  # ... or this
     config.log_every_steps = 50
     config.eval_every_steps = 0  # 0: only after the last step
+    config.profile = False  # a trace of a few steps in WORKDIR/profile (docs/performance.md)
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 5e-4  # peak

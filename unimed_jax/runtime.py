@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -16,13 +17,20 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import store_errors
 from unimed_jax import config as config_lib
 
+# where compiled programs are kept between runs, unless JAX_COMPILATION_CACHE_DIR names a place
+_COMPILED = Path("~/.cache/unimed_jax/compiled")
+
 
 def initialize() -> None:
     """Joins the job's other processes if there are any; TensorFlow never takes an accelerator.
 
     On TPU pods and under Slurm JAX finds the job by itself; elsewhere JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID name it.
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID name it. Compiled programs are kept for the next run;
+    JAX_ENABLE_COMPILATION_CACHE=false switches that off.
     """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(_COMPILED.expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if "JAX_NUM_PROCESSES" in os.environ:
         jax.distributed.initialize(
             os.environ["JAX_COORDINATOR_ADDRESS"],

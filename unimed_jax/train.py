@@ -9,13 +9,16 @@ losses as if it had never stopped. The work directory receives config.json, metr
 tensorboard/, checkpoints/, results.json, report.html.
 """
 
+import contextlib
 import logging
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import psutil
 from absl import app, flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
@@ -25,7 +28,7 @@ from input_pipeline import feed
 from input_pipeline.errors import UserError
 from input_pipeline.files import AnyPath, to_path, write_text_atomically
 from unimed_jax import config as config_lib
-from unimed_jax import corpus, metrics, runtime, sharding, tasks, train_step
+from unimed_jax import corpus, metrics, profiling, runtime, sharding, tasks, train_step
 from unimed_jax.batches import Batches
 from unimed_jax.checkpoint import FOLDER, Checkpoints, make_meta
 from unimed_jax.results import evaluate, named_metrics, write_results
@@ -78,7 +81,10 @@ def is_multiple(step: int, every: int) -> bool:
 
 
 def train(
-    config: ConfigDict, workdir: AnyPath, devices: Sequence[jax.Device] | None = None
+    config: ConfigDict,
+    workdir: AnyPath,
+    devices: Sequence[jax.Device] | None = None,
+    began: float | None = None,
 ) -> None:
     """One run, from the config to the report; resumes what the work directory holds.
 
@@ -86,10 +92,13 @@ def train(
       config: as a recipe gives it.
       workdir: absolute path, local or in a bucket.
       devices: of all hosts; None: all there are.
+      began: `time.time` when the command was given; None: now.
 
     Raises:
       UserError: anything the user can mend, as one line.
     """
+    start_up = profiling.StartUp(time.time() if began is None else began)
+    start_up.part("imports")
     # --- checks, before anything is compiled
     num_devices = len(devices or jax.devices())
     config_lib.validate(config, num_devices, jax.process_count())
@@ -99,6 +108,7 @@ def train(
         corpus.prepare(config, str(workdir))
     multihost_utils.sync_global_devices("work directory and corpus are ready")
     root = corpus.corpus_root(config, str(workdir))
+    start_up.part("corpus")
     mesh = sharding.make_mesh(config_lib.mesh_shape(config, num_devices), devices)
     task = tasks.create(config, str(workdir))
     meta = make_meta(config, task.identity)
@@ -132,18 +142,22 @@ def train(
         f"{config.task}: {num_params:,} parameters, {batches.num_samples:,} samples, "
         f"{num_steps} steps of {config.batch_size}, mesh {dict(mesh.shape)}, from step {start}"
     )
+    jax.block_until_ready(state)
+    start_up.part("state")
 
     # --- the step, compiled once, while the first batches are being read
     stream = feed.prefetch(batches.read(start, num_steps))
     compiled = program.lower().compile()
     step_flops = program.model_flops()
     device_kind = jax.devices()[0].device_kind
+    start_up.part("compilation")
 
     # --- the loop
     writer = metrics.MetricWriter(workdir, resume_step=start or None) if main_host else None
     speed = metrics.Throughput(config.batch_size)
     unchecked: tuple[int, list[str], dict[str, jax.Array]] | None = None
     evaluations: dict[str, Evaluation] = {}
+    trace = profiling.StepTrace(workdir / "profile", start, config.profile and main_host)
     bar = tqdm(total=num_steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
 
     def check(step: int, ids: list[str], values: Mapping[str, jax.Array]) -> dict[str, float]:
@@ -160,11 +174,24 @@ def train(
 
     step = start
     stop_signal = runtime.StopSignal()
-    try:
+    # nothing goes between host and device but what is asked for: batches in the feed's thread,
+    # metrics in `check`, the state by an evaluator or for a checkpoint
+    with jax.transfer_guard("disallow"), contextlib.ExitStack() as ending:
+        for end in (checkpoints.wait, bar.close, stream.close, trace.close, stop_signal.restore):
+            ending.callback(end)  # the last one is called first
         while step < num_steps and not stop_signal.received(step):
+            trace.before(step)
             with speed.waiting_for_data():
                 ids, batch = next(stream)
-            state, values = compiled(state, batch)
+            if step == start:
+                start_up.part("first batch")
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, values = compiled(state, batch)
+            if step == start:
+                jax.block_until_ready(values)
+                start_up.part("first step")
+                runtime.say(start_up.line())
+            trace.after(step, values)
             step += 1
             speed.step_done()
             # a step is checked while the next one runs, and before it is saved, logged or evaluated
@@ -194,11 +221,6 @@ def train(
                     writer.write(step, {**row, **metrics.memory(), **scores})
                 if save or (scores and config.checkpoint.best_metric):
                     checkpoints.save(step, state, batches.position(step), meta, scores)
-    finally:
-        stop_signal.restore()
-        stream.close()
-        bar.close()
-        checkpoints.wait()
 
     if unchecked:
         check(*unchecked)
@@ -227,7 +249,8 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         raise UserError(f"no such recipe: {' '.join(str(error).split()[-10:])}") from error
     runtime.initialize()
-    train(_CONFIG.value, to_path(_WORKDIR.value).absolute())
+    began = psutil.Process().create_time()
+    train(_CONFIG.value, to_path(_WORKDIR.value).absolute(), began=began)
 
 
 if __name__ == "__main__":
