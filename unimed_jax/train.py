@@ -9,7 +9,6 @@ losses as if it had never stopped. The work directory receives config.json, metr
 tensorboard/, checkpoints/, results.json, report.html.
 """
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +35,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="recipe: FILE.py or FILE.py:variant"
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of this run; the same one resumes it")
+_STOPPED_STATUS = flags.DEFINE_integer(
+    "stopped_status", 0, "exit status of a run that a signal stopped before its last step"
+)
 
 
 def claim_workdir(config: ConfigDict, workdir: Path) -> None:
@@ -78,13 +80,16 @@ def is_multiple(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None = None) -> None:
+def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None = None) -> bool:
     """One run, from the config to the report; resumes what the work directory holds.
 
     Args:
       config: as a recipe gives it.
       workdir: absolute path.
       devices: of all hosts; None: all there are.
+
+    Returns:
+      Whether it is finished; False if a signal stopped it, saved, before the last step.
 
     Raises:
       UserError: anything the user can mend, as one line.
@@ -120,17 +125,15 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
     checkpoints = Checkpoints(
         workdir, keep=config.checkpoint.keep, best_metric=config.checkpoint.best_metric
     )
-    start = checkpoints.latest_step()
-    if start is None:
-        start = 0
-        state = initial_state(task, init, shardings, abstract_state)
+    restored = checkpoints.restore_newest(abstract_state, shardings)
+    if restored is None:
+        start, state = 0, initial_state(task, init, shardings, abstract_state)
     else:
-        found = checkpoints.read(start, "meta")["identity"]
+        start, state = restored.step, restored.state
+        found = restored.meta["identity"]
         if found != dict(task.identity):
             raise UserError(f"{workdir} was trained with {found}, but now there is {task.identity}")
-        batches.check_position(checkpoints.read(start, "data"), start)
-        state = checkpoints.restore_state(start, abstract_state, shardings)
-        logging.info("resuming from step %d", start)
+        batches.check_position(restored.position, start)
     num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_state["params"]))
     runtime.say(
         f"{config.task}: {num_params:,} parameters, {batches.num_samples:,} samples, "
@@ -225,7 +228,7 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
         runtime.say(
             f"stopped by {stop_signal.name}: step {step} is saved; the same command goes on"
         )
-        return
+        return False
     checkpoints.close()
 
     # --- results and report
@@ -234,9 +237,10 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
     if main_host:
         history = metrics.read_metrics(workdir / "metrics.jsonl")
         write_results(workdir, f"{config.task}: {workdir.name}", config, evaluations, history)
+    return True
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; keys are set by --config.KEY=VALUE")
     try:
@@ -244,7 +248,8 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         raise UserError(f"no such recipe: {' '.join(str(error).split()[-10:])}") from error
     runtime.initialize()
-    train(_CONFIG.value, Path(_WORKDIR.value).absolute())
+    finished = train(_CONFIG.value, Path(_WORKDIR.value).absolute())
+    return 0 if finished else _STOPPED_STATUS.value
 
 
 if __name__ == "__main__":
