@@ -1,11 +1,14 @@
 """Where the time of a run goes: the parts of its start, and a trace of a few of its steps."""
 
+import pathlib
+import shutil
+import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from input_pipeline.files import AnyPath, is_local, move_folder
 from unimed_jax import runtime
 
 _WARM_UP, _TRACED = 3, 4  # steps
@@ -48,7 +51,7 @@ class StepTrace:
     ui.perfetto.dev.
     """
 
-    def __init__(self, folder: Path, start: int, active: bool) -> None:
+    def __init__(self, folder: AnyPath, start: int, active: bool) -> None:
         self._folder = folder
         self._first = start + _WARM_UP if active else None
         self._running = False
@@ -56,7 +59,9 @@ class StepTrace:
     def before(self, step: int) -> None:
         """Starts the trace if ``step``, counted from 0, is the first of those that it shows."""
         if step == self._first:
-            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            local = is_local(self._folder)
+            self._written = self._folder if local else pathlib.Path(tempfile.mkdtemp())
+            jax.profiler.start_trace(self._written, create_perfetto_trace=True)
             self._running = True
 
     def after(self, step: int, result: Any) -> None:
@@ -70,4 +75,7 @@ class StepTrace:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
+            if self._written != self._folder:
+                move_folder(self._written, self._folder)
+                shutil.rmtree(self._written)
             runtime.say(f"profile: {self._folder}")

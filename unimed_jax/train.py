@@ -10,7 +10,6 @@ tensorboard/, checkpoints/, results.json, report.html.
 """
 
 import contextlib
-import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -39,6 +38,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "directory of this run, or gs://BUCKET/DIR; the same one resumes it"
+)
+_STOPPED_STATUS = flags.DEFINE_integer(
+    "stopped_status", 0, "exit status of a run that a signal stopped before its last step"
 )
 
 
@@ -85,7 +87,7 @@ def train(
     workdir: AnyPath,
     devices: Sequence[jax.Device] | None = None,
     began: float | None = None,
-) -> None:
+) -> bool:
     """One run, from the config to the report; resumes what the work directory holds.
 
     Args:
@@ -93,6 +95,9 @@ def train(
       workdir: absolute path, local or in a bucket.
       devices: of all hosts; None: all there are.
       began: `time.time` when the command was given; None: now.
+
+    Returns:
+      Whether it is finished; False if a signal stopped it, saved, before the last step.
 
     Raises:
       UserError: anything the user can mend, as one line.
@@ -126,17 +131,15 @@ def train(
     checkpoints = Checkpoints(
         workdir, keep=config.checkpoint.keep, best_metric=config.checkpoint.best_metric
     )
-    start = checkpoints.latest_step()
-    if start is None:
-        start = 0
-        state = initial_state(task, program)
+    restored = checkpoints.restore_newest(program.abstract_state, program.shardings)
+    if restored is None:
+        start, state = 0, initial_state(task, program)
     else:
-        found = checkpoints.read(start, "meta")["identity"]
+        start, state = restored.step, restored.state
+        found = restored.meta["identity"]
         if found != dict(task.identity):
             raise UserError(f"{workdir} was trained with {found}, but now there is {task.identity}")
-        batches.check_position(checkpoints.read(start, "data"), start)
-        state = checkpoints.restore_state(start, program.abstract_state, program.shardings)
-        logging.info("resuming from step %d", start)
+        batches.check_position(restored.position, start)
     num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(program.abstract_state["params"]))
     runtime.say(
         f"{config.task}: {num_params:,} parameters, {batches.num_samples:,} samples, "
@@ -230,7 +233,7 @@ def train(
         runtime.say(
             f"stopped by {stop_signal.name}: step {step} is saved; the same command goes on"
         )
-        return
+        return False
     checkpoints.close()
 
     # --- results and report
@@ -239,9 +242,10 @@ def train(
     if main_host:
         history = metrics.read_metrics(workdir / "metrics.jsonl")
         write_results(workdir, f"{config.task}: {workdir.name}", config, evaluations, history)
+    return True
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; keys are set by --config.KEY=VALUE")
     try:
@@ -250,7 +254,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"no such recipe: {' '.join(str(error).split()[-10:])}") from error
     runtime.initialize()
     began = psutil.Process().create_time()
-    train(_CONFIG.value, to_path(_WORKDIR.value).absolute(), began=began)
+    finished = train(_CONFIG.value, to_path(_WORKDIR.value).absolute(), began=began)
+    return 0 if finished else _STOPPED_STATUS.value
 
 
 if __name__ == "__main__":
