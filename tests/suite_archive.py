@@ -194,3 +194,12 @@ def write_archive(root: Path) -> None:
         write_beyond,
     ):
         write(archive)
+
+
+def write_large_pcam(root: Path, count: int) -> None:
+    """PCAM alone, of `count` images that differ."""
+    folder = root / "PCam_Test_preprocessed"
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
+    for i, picture in enumerate(pixels):
+        Image.fromarray(picture).save(folder / f"{i:05d}_{i % 2}.png")
