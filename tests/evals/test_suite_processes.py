@@ -30,8 +30,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stand-ins, PCAM being larger than a part of the embeddings."""
     root = tmp_path_factory.mktemp("sets")
-    write_large_pcam(root, NUM_LARGE)
     write_archive(root)
+    write_large_pcam(root, NUM_LARGE)
     return root
 
 
