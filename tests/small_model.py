@@ -2,12 +2,18 @@
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from unimed_jax import weights
+from unimed_jax.models import dual_encoder
 from unimed_jax.models.dual_encoder import DualEncoder, Params
+from unimed_jax.porting import open_clip_directory
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 _SMALL = {
     "embed_dim": 24,
@@ -71,3 +77,19 @@ def random_params(model: DualEncoder, seed: int = 0) -> Params:
         return rng.normal(mean, 0.15, leaf.shape).astype(leaf.dtype)
 
     return jax.tree.map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def write_export(directory: Path) -> Path:
+    """An export in `directory` whose tokenizer spells, so that different prompts differ."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words += [*_LETTERS, *(f"##{letter}" for letter in _LETTERS)]
+    words += [f"[unused{i}]" for i in range(_SMALL["text"]["vocab_size"] - len(words))]
+    (directory / "vocab.txt").write_text("\n".join(words) + "\n")
+    model = dual_encoder.build(small_config(text={"context_length": 32}))
+    opened = weights.of_params(
+        random_params(model), model.config, source="test", tokenizer=str(directory)
+    )
+    export = directory / "export"
+    export.mkdir()
+    open_clip_directory.write(export, opened, model.config, directory, str(export))
+    return export

@@ -97,3 +97,21 @@ def test_a_histogram_has_a_bar_per_bin_in_proportion():
     (marker,) = [e for e in svg.iter("line") if e.get("class") == "marker"]
     middle = float(bars[1].get("x")) + float(bars[1].get("width")) / 2
     assert float(marker.get("x1")) == pytest.approx(middle, abs=1)
+
+
+def test_intervals_land_where_the_percents_are():
+    svg = ET.fromstring(
+        charts.interval_chart(
+            ["a", "b & c"],
+            {"one": [(0.5, 0.4, 0.7), None], "two": [(0.0, 0.0, 0.0), (1.0, math.nan, math.nan)]},
+        )
+    )
+    at = {e.text: float(e.get("x")) for e in svg.iter("text") if e.get("text-anchor") == "middle"}
+    assert list(at) == [str(percent) for percent in range(0, 101, 10)]
+    circles = list(svg.iter("circle"))
+    assert [float(c.get("cx")) for c in circles] == pytest.approx([at["50"], at["0"], at["100"]])
+    assert float(circles[0].get("cy")) < float(circles[1].get("cy")) < float(circles[2].get("cy"))
+    (start, end) = vertices(svg)  # one bar only: the others have no width
+    assert (start[0], end[0]) == pytest.approx((at["40"], at["70"]))
+    assert [c.find("title").text for c in circles][::2] == ["one, a: 50.00 [40.0, 70.0]",
+                                                            "two, b & c: 100.00"]  # fmt: skip

@@ -114,6 +114,56 @@ def histogram(edges: Sequence[float], counts: Sequence[int], marker: float | Non
     return "".join([*parts, "</svg>"])
 
 
+def interval_chart(
+    rows: Sequence[str], series: Mapping[str, Sequence[tuple[float, float, float] | None]]
+) -> str:
+    """One SVG element with a line per row, on which each series has a dot and a bar.
+
+    Args:
+      rows: names, from top to bottom.
+      series: name -> (value, low, high) of each row, all between 0 and 1 and shown in percent;
+        None or a value that is not finite leaves the place empty.
+
+    Returns:
+      SVG markup; series i has the CSS class `line-(i mod 8)`.
+    """
+    left, width, lane = 200, 2 * _WIDTH, 9  # pixels; a lane per series
+    pitch = lane * len(series) + 10
+    bottom = _TOP + pitch * len(rows)
+
+    def x_of(x: float) -> float:
+        return left + min(max(x, 0.0), 1.0) * (width - left - _RIGHT - 10)
+
+    parts = [f'<svg viewBox="0 0 {width} {bottom + _BOTTOM}" role="img" class="chart">']
+    for percent in range(0, 101, 10):
+        at = f"{x_of(percent / 100):.1f}"
+        parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{_TOP}" y2="{bottom}"/>')
+        parts.append(f'<text x="{at}" y="{bottom + 16}" text-anchor="middle">{percent}</text>')
+    for number, row in enumerate(rows):
+        top = _TOP + pitch * number
+        parts.append(f'<text x="{left - 10}" y="{top + pitch / 2:.1f}" dy="0.32em" ')
+        parts.append(f'text-anchor="end">{html.escape(row)}</text>')
+        parts.append(
+            f'<line class="grid" x1="{left}" x2="{width - _RIGHT}" y1="{top}" y2="{top}"/>'
+        )
+        for i, (name, points) in enumerate(series.items()):
+            point = points[number]
+            if point is None or not math.isfinite(point[0]):
+                continue
+            value, low, high = point
+            y = f"{top + 5 + lane * (i + 0.5):.1f}"
+            colour = f"line-{i % NUM_COLOURS}"
+            tip = f"{name}, {row}: {100 * value:.2f}"
+            if low < high:
+                tip += f" [{100 * low:.1f}, {100 * high:.1f}]"
+                parts.append(
+                    f'<path class="{colour}" d="M{x_of(low):.1f} {y}L{x_of(high):.1f} {y}"/>'
+                )
+            parts.append(f'<circle class="{colour}" cx="{x_of(value):.1f}" cy="{y}" r="3.2">')
+            parts.append(f"<title>{html.escape(tip)}</title></circle>")
+    return "".join([*parts, "</svg>"])
+
+
 def ticks(low: float, high: float, count: int) -> list[float]:
     """About `count` round numbers, 1, 2 or 5 times a power of ten apart, that span [low, high]."""
     raw = (high - low) / count

@@ -14,6 +14,7 @@ With --suite, --checkpoint is anything that unimed_jax.load reads, and --data th
 sets (docs/evaluation.md). Writes results.csv as well.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -41,6 +42,9 @@ _SETS = flags.DEFINE_list("suite.sets", [], "keys of the sets to evaluate; all")
 _LIST = flags.DEFINE_bool("list", False, "print the sets of the suite, and which are there")
 _PROTOCOL = flags.DEFINE_enum("protocol", "ours", list(suite.PROTOCOLS), "of the suite")
 _EXCLUDE = flags.DEFINE_string("exclude", "", "JSON Lines of images that were trained on")
+_ON_BAD_IMAGE = flags.DEFINE_enum(
+    "on_bad_image", None, suite_files.ON_BAD_IMAGE, "in place of the suite's own rule"
+)
 _CACHE = flags.DEFINE_string("cache", "", "folder of image embeddings; OUT/embeddings")
 
 
@@ -69,15 +73,15 @@ def _list_suite() -> None:
 
 
 def _refuse_suite_flags() -> None:
-    given = [f.name for f in (_SETS, _EXCLUDE, _CACHE, _PROTOCOL) if f.present]
+    given = [f.name for f in (_SETS, _EXCLUDE, _CACHE, _PROTOCOL, _ON_BAD_IMAGE) if f.present]
     if given:
         raise UserError(f"--{given[0]} needs --suite")
 
 
 def _evaluate_suite() -> None:
     chosen = suite_files.load_suite(_SUITE.value, _SETS.value)
-    if jax.process_count() > 1:
-        raise UserError("--suite runs on one host, with all of its devices")
+    if _ON_BAD_IMAGE.value:
+        chosen = dataclasses.replace(chosen, on_bad_image=_ON_BAD_IMAGE.value)
     data = to_path(_DATA.value)
     if not is_local(data):
         raise UserError(f"--data={data}: the sets of a suite are read from a local disk; copy them")
@@ -89,9 +93,16 @@ def _evaluate_suite() -> None:
         own = prompt_sets.load_prompts(_PROMPTS.value)
         tasks_by_key = suite_files.replace_prompts(chosen, own, _PROMPTS.value)
         sha256 = own.sha256
-    out = to_path(_OUT.value)
+    out, is_first = to_path(_OUT.value), jax.process_index() == 0
+    model = inference.load(_CHECKPOINT.value)
+    name = suite_report.ModelName(model.architecture, _CHECKPOINT.value)
+
+    def write_set(result: suite.SetResult) -> None:
+        if is_first:
+            suite_report.write_set(out, result, name)
+
     found = suite.evaluate_suite(
-        inference.load(_CHECKPOINT.value),
+        model,
         chosen,
         data,
         to_path(_CACHE.value) if _CACHE.value else out / "embeddings",
@@ -99,12 +110,11 @@ def _evaluate_suite() -> None:
         prompts=tasks_by_key,
         prompts_sha256=sha256,
         excluded=exclude.load(_EXCLUDE.value) if _EXCLUDE.value else None,
+        when_done=write_set,
     )
-    settings = {
-        f.name: str(f.value)
-        for f in (_CHECKPOINT, _SUITE, _SETS, _DATA, _PROMPTS, _PROTOCOL, _EXCLUDE)
-    }
-    suite_report.write(out, found, _CHECKPOINT.value, settings)
+    shown = (_CHECKPOINT, _SUITE, _SETS, _DATA, _PROMPTS, _PROTOCOL, _EXCLUDE, _ON_BAD_IMAGE)
+    if is_first:
+        suite_report.write(out, found, name, {f.name: str(f.value) for f in shown})
 
 
 def _evaluate_run() -> None:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from input_pipeline import feed
 from input_pipeline.errors import UserError, WeightsError
 from input_pipeline.files import read_bytes, to_path
 from input_pipeline.tokenizer import Tokenizer
@@ -115,16 +116,42 @@ class Model:
         """
         one = isinstance(images, Image.Image | np.ndarray | str | PathLike)
         size = self.config.visual.image_size
-        pixels = (preprocess(image, size) for image in ([images] if one else images))
-        return self._run("visual", pixels, normalize, batch_size)
+        pixels = feed.in_threads(
+            lambda image: preprocess(image, size), [images] if one else images, depth=batch_size
+        )
+        return self.encode_pixels(pixels, normalize=normalize, batch_size=batch_size)
+
+    def encode_pixels(
+        self,
+        pixels: Iterable[np.ndarray],
+        *,
+        normalize: bool = True,
+        batch_size: int = 64,
+        whole_batches: bool = False,
+    ) -> np.ndarray:
+        """Embeddings of images that `preprocess` has made, uint8 (S, S, 3); as `encode_image`.
+
+        Args:
+            pixels: any number of images; they are taken while the devices are at work.
+            normalize: to unit length.
+            batch_size: images per device and step.
+            whole_batches: fill the last batch up, so that all steps are alike and an embedding does
+                not depend, in its last digit, on the number of images or devices.
+        """
+        return self._run("visual", pixels, normalize, batch_size, whole_batches)
 
     def encode_text(
-        self, texts: str | Iterable[str], *, normalize: bool = True, batch_size: int = 64
+        self,
+        texts: str | Iterable[str],
+        *,
+        normalize: bool = True,
+        batch_size: int = 64,
+        whole_batches: bool = False,
     ) -> np.ndarray:
-        """Embeddings of one or any number of texts, float32 (N, E); as `encode_image`."""
+        """Embeddings of one or any number of texts, float32 (N, E); as `encode_pixels`."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         ids = self.tokenizer(texts) if texts else []
-        return self._run("text", iter(ids), normalize, batch_size)
+        return self._run("text", iter(ids), normalize, batch_size, whole_batches)
 
     def classify(
         self,
@@ -155,6 +182,15 @@ class Model:
         logits = self.logit_scale * self.encode_image(images, batch_size=batch_size) @ centres.T
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+    @property
+    def architecture(self) -> str:
+        """The image tower by open_clip's naming: 'ViT-B-16', 'ViT-L-14-336'."""
+        sizes = self.config.visual
+        letters = {192: "Ti", 384: "S", 768: "B", 1024: "L", 1280: "H"}
+        size = letters.get(sizes.width, f"W{sizes.width}")
+        resolution = "" if sizes.image_size == 224 else f"-{sizes.image_size}"
+        return f"ViT-{size}-{sizes.patch_size}{resolution}"
 
     @property
     def source(self) -> str:
@@ -193,29 +229,44 @@ class Model:
         return self._tokenizer
 
     def _run(
-        self, tower: str, rows: Iterable[np.ndarray], normalize: bool, batch_size: int
+        self,
+        tower: str,
+        rows: Iterable[np.ndarray],
+        normalize: bool,
+        batch_size: int,
+        whole_batches: bool,
     ) -> np.ndarray:
         if tower not in self._params:
             raise UserError(f"{self._source} has no {tower} tower")
         limit = batch_size * self._num_devices
-        found, batch = [], []
+        found: list[np.ndarray] = []
+        running: tuple[jax.Array, int] | None = None
+        batch: list[np.ndarray] = []
 
-        def flush() -> None:
+        def start() -> tuple[jax.Array, int]:
             # The next power of two per device: few shapes, so few compilations, little padding.
             per_device = -(-len(batch) // self._num_devices)
             padded = min(1 << (per_device - 1).bit_length(), batch_size) * self._num_devices
+            padded = limit if whole_batches else padded
             stacked = np.stack(batch + [batch[-1]] * (padded - len(batch)))
             inputs = jax.device_put(stacked, self._batches)
-            embeddings = self._encode[tower]({tower: self._params[tower]}, inputs)
-            found.append(np.asarray(embeddings)[: len(batch)])
-            batch.clear()
+            return self._encode[tower]({tower: self._params[tower]}, inputs), len(batch)
+
+        def finish(embeddings: jax.Array, count: int) -> None:
+            found.append(np.asarray(embeddings)[:count])
 
         for row in rows:
             batch.append(row)
             if len(batch) == limit:
-                flush()
+                # The devices have one batch while the rows of the next are taken.
+                if running:
+                    finish(*running)
+                running = start()
+                batch = []
+        if running:
+            finish(*running)
         if batch:
-            flush()
+            finish(*start())
         if not found:
             return np.zeros((0, self.config.embed_dim), np.float32)
         result = np.concatenate(found)

@@ -126,20 +126,24 @@ def curves_section(
         series = _series(history, plot.keys)
         if not series:
             continue
-        legend = "".join(
-            f'<span><i class="line-{i % charts.NUM_COLOURS}"></i>{html.escape(name)}</span>'
-            for i, name in enumerate(series)
-        )
-        legend = f'<div class="legend">{legend}</div>' if len(series) > 1 else ""
         # The last value saves the reader from measuring the end of a single line.
         last = next(iter(series.values()))[-1][1]
         value = f"<output>{last:.4g}</output>" if len(series) == 1 else ""
         figures.append(
             f"<figure><figcaption>{html.escape(plot.title)}{value}</figcaption>"
-            f"{charts.line_chart(series, plot.y_range)}{legend}</figure>"
+            f"{charts.line_chart(series, plot.y_range)}{legend(list(series))}</figure>"
         )
     body = "".join(figures) or '<p class="empty">Nothing was logged.</p>'
     return Section(title, f'<div class="curves">{body}</div>')
+
+
+def legend(names: Sequence[str]) -> str:
+    """HTML of the colours of a chart's lines; empty for a single line."""
+    entries = "".join(
+        f'<span><i class="line-{i % charts.NUM_COLOURS}"></i>{html.escape(name)}</span>'
+        for i, name in enumerate(names)
+    )
+    return f'<div class="legend">{entries}</div>' if len(names) > 1 else ""
 
 
 def _series(
@@ -306,6 +310,11 @@ def results_table(results: Sequence[ClassificationResult]) -> str:
         numbers = (result.chance, *(scores[k] for k in ("balanced_accuracy", "accuracy", "auc")))
         counts = (len(result.classes), len(result.ids), result.num_left_out)
         rows.append((result.task, *map(str, counts), *(_number(n, dash="-") for n in numbers)))
+    return text_table(rows)
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Aligned plain text: a header, a line, the other rows; the first column to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(

@@ -1,17 +1,18 @@
-"""results.json, results.csv and report.html of a suite."""
+"""results.json, results.csv, clip_benchmark/ and report.html of a suite."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from input_pipeline import images as image_files
-from input_pipeline.files import write_text_atomically
+from input_pipeline.files import AnyPath, write_text_atomically
 from unimed_jax import report, runtime
 from unimed_jax.evals import classification, scores
 from unimed_jax.evals.suite import CLASS_VECTOR, PROTOCOLS, SCORE, Scored, SetResult, SuiteResult
@@ -32,22 +33,46 @@ _MODALITIES = {
 }
 
 
-def write(directory: Path, found: SuiteResult, model: str, settings: Mapping[str, str]) -> None:
-    """Prints the table and writes the three files.
+# what CLIP_benchmark writes of a model on a data set
+_ENTRY = ("dataset", "model", "pretrained", "task", "language", "metrics")
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A model by CLIP_benchmark's two names, the second as the user gave it."""
+
+    architecture: str
+    checkpoint: str
+
+
+def write_set(directory: AnyPath, result: SetResult, model: ModelName) -> None:
+    """Writes clip_benchmark/KEY.json, one set as CLIP_benchmark writes it, and nothing more."""
+    entry = _set_json(result, model)
+    text = _to_json({key: entry[key] for key in _ENTRY})
+    write_text_atomically(_entry_file(directory, result.spec.key), text)
+
+
+def write(
+    directory: AnyPath, found: SuiteResult, model: ModelName, settings: Mapping[str, str]
+) -> None:
+    """Prints the table and writes the files, beside those of `write_set`.
 
     Args:
-      directory: where they go.
+      directory: where they go. Files of other sets, from before, are deleted there.
       found: the results.
-      model: the checkpoint, as the user named it.
+      model: its names.
       settings: of the command, shown in the report.
     """
     content = as_json(found, model)
-    text = json.dumps(_without_nan(content), indent=1, ensure_ascii=False) + "\n"
-    write_text_atomically(directory / "results.json", text)
+    write_text_atomically(directory / "results.json", _to_json(content))
     write_text_atomically(directory / "results.csv", _csv(content["sets"]))
+    evaluated = {r.spec.key for r in found.sets}
+    for spec in (*found.suite.sets, *found.suite.not_chosen):
+        if spec.key not in evaluated:
+            _entry_file(directory, spec.key).unlink(missing_ok=True)
     report.write_report(
         directory / "report.html",
-        title=f"{found.suite.title}: {model}",
+        title=f"{found.suite.title}: {model.checkpoint}",
         sections=_sections(found, settings),
         subtitle=f"Protocol {found.protocol}: {PROTOCOLS[found.protocol]}. It shows pictures of "
         "the sets: their terms apply.",
@@ -56,11 +81,24 @@ def write(directory: Path, found: SuiteResult, model: str, settings: Mapping[str
     runtime.say(f"\nresults: {directory / 'results.json'}\nreport:  {directory / 'report.html'}")
 
 
-def as_json(found: SuiteResult, model: str) -> dict[str, Any]:
-    """The results as JSON values; the entries of 'sets' have CLIP_benchmark's keys, and more."""
+def _entry_file(directory: AnyPath, key: str) -> AnyPath:
+    return directory / "clip_benchmark" / f"{key}.json"
+
+
+def as_json(found: SuiteResult, model: ModelName) -> dict[str, Any]:
+    """The results as JSON values: CLIP_benchmark's keys, for the suite and in each of 'sets'."""
+    as_published, leak_free = found.means(leak_free=False), found.means(leak_free=True)
     return {
-        "suite": found.suite.name,
-        "model": model,
+        "dataset": found.suite.name,
+        "model": model.architecture,
+        "pretrained": model.checkpoint,
+        "task": "zeroshot_classification",
+        "language": "en",
+        "metrics": {
+            f"{column}/{name}": mean["value"]
+            for column, means in (("as_published", as_published), ("leak_free", leak_free))
+            for name, mean in means.items()
+        },
         "unimed_jax": __version__,
         "protocol": {
             "name": found.protocol,
@@ -70,31 +108,33 @@ def as_json(found: SuiteResult, model: str) -> dict[str, Any]:
             "intervals": f"percentile bootstrap over groups, {scores.NUM_RESAMPLES} resamples, "
             f"{scores.LEVEL:.0%}, seed 0",
         },
-        "means": {
-            "as_published": found.means(leak_free=False),
-            "leak_free": found.means(leak_free=True),
-        },
+        "means": {"as_published": as_published, "leak_free": leak_free},
         "absent": dict(found.absent),
         "unexpected_counts": {r.spec.key: r.count_problem for r in found.sets if r.count_problem},
+        "bad_images": {
+            r.spec.key: [dataclasses.asdict(bad) for bad in r.bad_images]
+            for r in found.sets
+            if r.bad_images
+        },
         "sets": [_set_json(r, model) for r in found.sets],
     }
 
 
-def _set_json(r: SetResult, model: str) -> dict[str, Any]:
+def _set_json(r: SetResult, model: ModelName) -> dict[str, Any]:
     values = r.scored.values
     metrics = {
         "acc1": values["accuracy"],
         "mean_per_class_recall": values["balanced_accuracy"],
         **values,
     }
-    if len(r.result.classes) >= 5:
-        top5 = np.argsort(-r.result.logits, axis=1, kind="stable")[:, :5]
-        metrics["acc5"] = float(np.mean((top5 == r.result.labels[:, None]).any(1)))
+    top5 = np.argsort(-r.result.logits, axis=1, kind="stable")[:, :5]
+    right5 = (top5 == r.result.labels[:, None]).any(1)
+    metrics["acc5"] = float(right5.mean()) if len(r.result.classes) >= 5 else float("nan")
     by_modality = _by_modality(r)
     return {
         "dataset": r.spec.key,
-        "model": model,
-        "pretrained": model,
+        "model": model.architecture,
+        "pretrained": model.checkpoint,
         "task": "zeroshot_classification",
         "language": "en",
         "metrics": metrics,
@@ -111,6 +151,8 @@ def _set_json(r: SetResult, model: str) -> dict[str, Any]:
         "expected_rows": r.spec.num_images,
         "duplicate_rows": r.num_rows - len(r.images.ids),
         "ignored_rows": dict(r.images.ignored),
+        "bad_images": len(r.bad_images),
+        "images_with_the_bytes_of_another": r.same_bytes,
         "class_counts": np.bincount(r.result.labels, minlength=len(r.result.classes)).tolist(),
         "confusion_matrix": classification.confusion_matrix(r.result).tolist(),
         "prompts": {
@@ -120,7 +162,7 @@ def _set_json(r: SetResult, model: str) -> dict[str, Any]:
             "single_prompts": list(r.single_prompts),
             **scores.prompt_spread(r.single_prompts),
         },
-        "files": {"read": r.images.source, "digest": r.images.stamp},
+        "files": {"read": r.images.source, "sha256": r.digest},
         "published": dict(r.spec.published),
     }
 
@@ -147,16 +189,16 @@ def _by_modality(r: SetResult) -> dict[str, float]:
 
 
 def _csv(sets: list[dict[str, Any]]) -> str:
-    """A line per set, with the columns of CLIP_benchmark's own table."""
+    """A line per set, with the columns that `clip_benchmark build` makes of such entries."""
     fields = ("acc1", "acc5", "mean_per_class_recall", *scores.SCORES)
-    names = ("dataset", "model", "pretrained", "task", "language")
+    names = tuple(name for name in _ENTRY if name != "metrics")
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow((*fields, *names))
+    writer.writerow((*fields, *names, "model_fullname"))
     for entry in sets:
-        writer.writerow(
-            [entry["metrics"].get(name, "") for name in fields] + [entry[name] for name in names]
-        )
+        values = [_without_nan(entry["metrics"][name]) for name in fields]
+        full = f"{entry['model']} {entry['pretrained']}"
+        writer.writerow([*values, *(entry[name] for name in names), full])
     return buffer.getvalue()
 
 
@@ -169,17 +211,24 @@ def table(found: SuiteResult) -> str:
             lines.append(f"{spec.key:<20} absent: {found.absent[spec.key]}")
             continue
         r = results[spec.key]
-        problem = f"  ! {r.count_problem}" if r.count_problem else ""
         lines.append(
             f"{spec.key:<20} {spec.metric:<9} {_percent(r.scored, spec.metric):<22} "
-            f"n={r.scored.num_images:,}{problem}"
+            f"n={r.scored.num_images:,}{''.join(f'  ! {text}' for text in _problems(r))}"
         )
     for title, leak_free in (("as published", False), ("leak-free", True)):
         mean = found.means(leak_free)["mean"]
         lines.append(f"mean {title}: {_mean_text(mean)}")
-        if mean["without"]:
-            lines.append(f"  without {', '.join(mean['without'])}")
+        for word in ("without", "incomplete"):
+            if mean[word]:
+                lines.append(f"  {word} {', '.join(mean[word])}")
+    lines += [f"does not decode: {bad.place}: {bad.id}" for r in found.sets for bad in r.bad_images]
     return "\n".join(lines)
+
+
+def _problems(r: SetResult) -> list[str]:
+    """What is wrong with the images of a set, for people."""
+    bad = f"{len(r.bad_images):,} images do not decode" if r.bad_images else ""
+    return [text for text in (r.count_problem, bad) if text]
 
 
 def listing(suite: Suite, missing: Mapping[str, str]) -> str:
@@ -210,6 +259,7 @@ def _sections(found: SuiteResult, settings: Mapping[str, str]) -> list[report.Se
         report.Section("Sets", _sets_html(found)),
         report.Section("Modalities", _modalities_html(found.suite, published, leak_free)),
         *([_left_out(published, leak_free)] if leak_free["mean"]["without"] else []),
+        *([_bad_images(found)] if any(r.bad_images for r in found.sets) else []),
         report.classification_section(results, "Other scores"),
         report.confusion_section(small),
         report.gallery_section(_wrong_answers(found), "Wrong answers"),
@@ -246,7 +296,7 @@ def _sets_html(found: SuiteResult) -> str:
                 _percent(r.leak_free, spec.metric) if r.leak_free else "—",
                 f"{100 * r.majority:.1f}",
                 ", ".join(f"{100 * value:.1f}" for value in spread.values()),
-                f"{count} ({r.count_problem})" if r.count_problem else count,
+                f"{count} ({'; '.join(problems)})" if (problems := _problems(r)) else count,
                 *printed,
             ]
         )
@@ -274,13 +324,24 @@ def _left_out(published: Mapping, leak_free: Mapping) -> report.Section:
     return report.Section("Left out of the means", report.table(["Mean", "Set", "Reason"], rows))
 
 
+def _bad_images(found: SuiteResult) -> report.Section:
+    rows = [[r.spec.key, bad.id, bad.place, bad.reason] for r in found.sets for bad in r.bad_images]
+    note = "They are in no score, and their sets count as incomplete."
+    return report.Section(
+        "Images that do not decode",
+        report.table(["Set", "Image", "Listed in", "Reason"], rows, compact=True)
+        + f'<p class="note">{note}</p>',
+    )
+
+
 def _mean_text(mean: Mapping[str, Any]) -> str:
-    """'61.6', or '61.6 (3 of 4 sets)': a mean over fewer sets says so."""
+    """'61.6', or '61.6 (3 of 4 sets, 1 incomplete)': a mean over fewer sets or images says so."""
     if not mean["over"]:
         return "—"
     total = len(mean["over"]) + len(mean["without"])
-    of = f" ({len(mean['over'])} of {total} sets)" if mean["without"] else ""
-    return f"{100 * mean['value']:.2f}{of}"
+    notes = [f"{len(mean['over'])} of {total} sets"] if mean["without"] else []
+    notes += [f"{len(mean['incomplete'])} incomplete"] if mean["incomplete"] else []
+    return f"{100 * mean['value']:.2f}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def _percent(scored: Scored, metric: str) -> str:
@@ -298,29 +359,29 @@ def _wrong_answers(found: SuiteResult) -> list[report.GalleryItem]:
         wrong = np.flatnonzero(result.predictions != result.labels)
         place = {result.ids[i]: i for i in reversed(wrong)}
         wanted = {r.images.ids.index(result.ids[i]) for i in wrong[:_GALLERY_PER_SET]}
-        if not wanted:
-            continue
         probabilities = classification.probabilities(result)
-        for number, data in enumerate(r.images.read()):
-            if number in wanted:
-                image = image_files.decode(data)[0].convert("RGB")
-                image.thumbnail((_GALLERY_SIDE, _GALLERY_SIDE))
-                index = place[r.images.ids[number]]
-                order = np.argsort(-probabilities[index], kind="stable")[:3]
-                items.append(
-                    report.GalleryItem(
-                        task=r.spec.key,
-                        id=result.ids[index],
-                        image=np.asarray(image),
-                        true_class=result.classes[result.labels[index]],
-                        top_classes=tuple(
-                            (result.classes[c], float(probabilities[index, c])) for c in order
-                        ),
-                    )
+        for number in sorted(wanted):
+            data = next(iter(r.images.read(number, number + 1)))
+            image = image_files.decode(data)[0].convert("RGB")
+            image.thumbnail((_GALLERY_SIDE, _GALLERY_SIDE))
+            index = place[r.images.ids[number]]
+            order = np.argsort(-probabilities[index], kind="stable")[:3]
+            items.append(
+                report.GalleryItem(
+                    task=r.spec.key,
+                    id=result.ids[index],
+                    image=np.asarray(image),
+                    true_class=result.classes[result.labels[index]],
+                    top_classes=tuple(
+                        (result.classes[c], float(probabilities[index, c])) for c in order
+                    ),
                 )
-            if number >= max(wanted):
-                break
+            )
     return items
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(_without_nan(value), indent=1, ensure_ascii=False) + "\n"
 
 
 def _without_nan(value: Any) -> Any:
