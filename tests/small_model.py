@@ -2,12 +2,18 @@
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from unimed_jax import weights
+from unimed_jax.models import dual_encoder
 from unimed_jax.models.dual_encoder import DualEncoder, Params
+from unimed_jax.porting import open_clip_directory
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 _SMALL = {
     "embed_dim": 24,
@@ -71,3 +77,17 @@ def random_params(model: DualEncoder, seed: int = 0) -> Params:
         return rng.normal(mean, 0.15, leaf.shape).astype(leaf.dtype)
 
     return jax.tree.map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def write_export(root: Path) -> Path:
+    """A small export, with random weights and a tokenizer that spells: other texts, other ids."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{x}" for x in LETTERS)]
+    words += [f"[unused{i}]" for i in range(99 - len(words))]
+    (root / "vocab.txt").write_text("\n".join(words) + "\n")
+    model = dual_encoder.build(small_config(text={"context_length": 32}))
+    opened = weights.of_params(
+        random_params(model), model.config, source="test", tokenizer=str(root)
+    )
+    (root / "export").mkdir()
+    open_clip_directory.write(root / "export", opened, model.config, root, str(root / "export"))
+    return root / "export"

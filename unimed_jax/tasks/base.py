@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
@@ -28,11 +29,13 @@ class Evaluation:
       metrics: name -> value, logged as ``<evaluator>/<name>``.
       table: a plain-text table for the terminal.
       sections: makes the parts of the HTML report; called only when a report is written.
+      files: folder -> JSON text, written beside the results as FOLDER/EVALUATOR.json.
     """
 
     metrics: Mapping[str, float]
     table: str = ""
     sections: Callable[[], Sequence[Section]] = field(default=lambda: ())
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 Evaluator = Callable[[Params], Evaluation]
@@ -88,5 +91,10 @@ class Task(Protocol):
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the global batch that ``loss`` takes."""
 
-    def evaluators(self, mesh: Mesh) -> Mapping[str, Evaluator]:
-        """The evaluators of ``config.evals`` by name."""
+    def evaluators(self, mesh: Mesh, cache: Path | None = None) -> Mapping[str, Evaluator]:
+        """The evaluators of ``config.evals`` by name.
+
+        Args:
+          mesh: over the devices of all hosts.
+          cache: folder for what can be used again in another process; None: nothing is kept.
+        """

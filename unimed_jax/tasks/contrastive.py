@@ -23,7 +23,8 @@ from input_pipeline.tokenizer import Tokenizer
 from unimed_jax import config as config_lib
 from unimed_jax import losses, weights
 from unimed_jax.corpus import locate
-from unimed_jax.evals.zero_shot import ZeroShot
+from unimed_jax.evals import kinds
+from unimed_jax.evals.features import Features
 from unimed_jax.models import dual_encoder, parameters
 from unimed_jax.models.config import ModelConfig
 from unimed_jax.porting.pretrained import PARTS
@@ -85,14 +86,20 @@ class Contrastive:
         self._config = config
         self._workdir = workdir
         self.model = dual_encoder.build(config.model)
-        self.tokenizer = self._load_tokenizer()
-        self.identity = {"tokenizer_sha256": self.tokenizer.sha256}
         self._rules = tuple(
             config.data.sources[k].caption_rule for k in sorted(config.data.sources)
         )
 
-    def _load_tokenizer(self) -> Tokenizer:
-        """The run's own copy if it has one, so that a finished run needs no other file."""
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"tokenizer_sha256": self.tokenizer.sha256}
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The run's own copy if it has one, so that a finished run needs no other file.
+
+        Opened when it is wanted: a model that is evaluated may have an image tower alone.
+        """
         text = self._config.model.text
         own = Path(self._workdir) / "tokenizer"
         where = own
@@ -170,18 +177,6 @@ class Contrastive:
             "caption": tf.switch_case(tf.cast(source, tf.int32), draws),
         }
 
-    def decode_for_evaluation(
-        self, record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor
-    ) -> dict[str, tf.Tensor]:
-        """As ``decode``, without randomness and without a caption."""
-        del seed, source
-        sample = records.parse(record)
-        size = self._config.model.visual.image_size
-        return {
-            "id": sample["id"],
-            "image": transforms.resize_and_center_crop(sample["image"], size),
-        }
-
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         texts = [caption.decode() for caption in batch["caption"]]
         return {"image": batch["image"], "text": self.tokenizer(texts)}
@@ -196,17 +191,10 @@ class Contrastive:
 
     # --- evaluation -------------------------------------------------------------------------------
 
-    def evaluators(self, mesh: Mesh) -> dict[str, Evaluator]:
-        kinds = {"zero_shot": ZeroShot}
-        made = {}
-        for name, settings in self._config.evals.items():
-            if settings.kind not in kinds:
-                raise ConfigError(
-                    f"config.evals.{name}.kind={settings.kind!r}; valid: {', '.join(kinds)}"
-                )
-            root = locate("root:", self._config, self._workdir)
-            made[name] = kinds[settings.kind](self, settings, root, mesh)
-        return made
+    def evaluators(self, mesh: Mesh, cache: Path | None = None) -> dict[str, Evaluator]:
+        root = locate("root:", self._config, self._workdir)
+        features = Features(self.model, lambda texts: self.tokenizer(texts), root, mesh, cache)
+        return kinds.create(self._config.evals, features)
 
 
 TASK = Contrastive
