@@ -13,7 +13,7 @@ from unimed_jax.models import dual_encoder
 from unimed_jax.models.dual_encoder import DualEncoder, Params
 from unimed_jax.porting import open_clip_directory
 
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 _SMALL = {
     "embed_dim": 24,
@@ -79,17 +79,15 @@ def random_params(model: DualEncoder, seed: int = 0) -> Params:
     return jax.tree.map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
 
 
-def write_export(directory: Path) -> Path:
-    """An export in `directory` whose tokenizer spells, so that different prompts differ."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words += [*_LETTERS, *(f"##{letter}" for letter in _LETTERS)]
-    words += [f"[unused{i}]" for i in range(_SMALL["text"]["vocab_size"] - len(words))]
-    (directory / "vocab.txt").write_text("\n".join(words) + "\n")
+def write_export(root: Path) -> Path:
+    """A small export, with random weights and a tokenizer that spells: other texts, other ids."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{x}" for x in LETTERS)]
+    words += [f"[unused{i}]" for i in range(99 - len(words))]
+    (root / "vocab.txt").write_text("\n".join(words) + "\n")
     model = dual_encoder.build(small_config(text={"context_length": 32}))
     opened = weights.of_params(
-        random_params(model), model.config, source="test", tokenizer=str(directory)
+        random_params(model), model.config, source="test", tokenizer=str(root)
     )
-    export = directory / "export"
-    export.mkdir()
-    open_clip_directory.write(export, opened, model.config, directory, str(export))
-    return export
+    (root / "export").mkdir()
+    open_clip_directory.write(root / "export", opened, model.config, root, str(root / "export"))
+    return root / "export"

@@ -13,11 +13,9 @@ unexpected or of another shape is listed and stops the import.
 """
 
 import argparse
-import ast
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
@@ -40,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         with files.store_errors():
-            overrides = dict(_override(text) for text in args.set)
+            overrides = dict(map(config_lib.parse_assignment, args.set))
             pretrained = open_weights(args.source)
             parts = _parts(pretrained, args.towers)
             config = pretrained.model_config(overrides)
@@ -103,16 +101,6 @@ def _write(
     counts = {part: sum(x.size for x in jax.tree.leaves(params.get(part, {}))) for part in parts}
     sizes = ", ".join(f"{part} {count:,}" for part, count in counts.items() if count)
     print(f"{pretrained.kind}: {sizes} parameters -> {args.out}")
-
-
-def _override(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set {text}: expected KEY=VALUE, for example visual.activation=gelu")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 Point = tuple[float, float]
 
@@ -43,14 +43,7 @@ def line_chart(
         share = (min(max(y, y_low), y_high) - y_low) / (y_high - y_low)
         return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" class="chart">']
-    for y in y_ticks:
-        at = f"{y_of(y):.1f}"
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at}" y2="{at}"/>'
-        )
-        parts.append(f'<text x="{_LEFT - 7}" y="{at}" dy="0.32em" text-anchor="end">')
-        parts.append(f"{_label(y, y_ticks)}</text>")
+    parts = _frame(y_ticks, y_of)
     for x in x_ticks:
         parts.append(f'<text x="{x_of(x):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">')
         parts.append(f"{_label(x, x_ticks)}</text>")
@@ -88,14 +81,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], marker: float | Non
     def y_of(y: float) -> float:
         return _HEIGHT - _BOTTOM - y / y_ticks[-1] * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" class="chart">']
-    for y in y_ticks:
-        at = f"{y_of(y):.1f}"
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at}" y2="{at}"/>'
-            f'<text x="{_LEFT - 7}" y="{at}" dy="0.32em" text-anchor="end">'
-            f"{_label(y, y_ticks)}</text>"
-        )
+    parts = _frame(y_ticks, y_of)
     for x in x_ticks:
         parts.append(f'<text x="{x_of(x):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">')
         parts.append(f"{_label(x, x_ticks)}</text>")
@@ -162,6 +148,61 @@ def interval_chart(
             parts.append(f'<circle class="{colour}" cx="{x_of(value):.1f}" cy="{y}" r="3.2">')
             parts.append(f"<title>{html.escape(tip)}</title></circle>")
     return "".join([*parts, "</svg>"])
+
+
+def spread_chart(
+    labels: Sequence[str], series: Mapping[str, Sequence[tuple[float, float] | None]]
+) -> str:
+    """One SVG element with a line per series over named places, and a bar of spread at each point.
+
+    Args:
+      labels: of the places, from left to right.
+      series: name -> (mean, standard deviation) at each place, of numbers between 0 and 1; None or
+        a mean that is not finite is a gap.
+    """
+    step = (_WIDTH - _LEFT - _RIGHT) / max(len(labels), 1)
+    shift = min(6.0, 0.6 * step / max(len(series), 1))  # so that bars of spread do not overlap
+
+    def y_of(y: float) -> float:
+        return _HEIGHT - _BOTTOM - min(max(y, 0.0), 1.0) * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = _frame(ticks(0, 1, 5), y_of)
+    for place, label in enumerate(labels):
+        x = _LEFT + (place + 0.5) * step
+        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 8}" text-anchor="middle">')
+        parts.append(f"{html.escape(label)}</text>")
+    for i, (name, points) in enumerate(series.items()):
+        colour = f"line-{i % NUM_COLOURS}"
+        path, pen, marks = [], "M", []
+        for place, point in enumerate(points):
+            if point is None or not math.isfinite(point[0]):
+                pen = "M"
+                continue
+            mean, deviation = point
+            x = _LEFT + (place + 0.5) * step + (i - (len(series) - 1) / 2) * shift
+            path.append(f"{pen}{x:.1f} {y_of(mean):.1f}")
+            pen = "L"
+            bar = f"M{x:.1f} {y_of(mean - deviation):.1f}V{y_of(mean + deviation):.1f}"
+            tip = html.escape(f"{name}, {labels[place]}: {mean:.3f} ± {deviation:.3f}")
+            marks.append(f'<path class="{colour}" d="{bar}"/>' if deviation else "")
+            marks.append(f'<circle class="{colour}" cx="{x:.1f}" cy="{y_of(mean):.1f}" r="3">')
+            marks.append(f"<title>{tip}</title></circle>")
+        parts.append(f'<path class="{colour}" d="{"".join(path)}"/>' if path else "")
+        parts += marks
+    return "".join([*parts, "</svg>"])
+
+
+def _frame(y_ticks: Sequence[float], y_of: Callable[[float], float]) -> list[str]:
+    """The opening tag, and a line and a label for each tick of the y axis."""
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" class="chart">']
+    for y in y_ticks:
+        at = f"{y_of(y):.1f}"
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at}" y2="{at}"/>'
+            f'<text x="{_LEFT - 7}" y="{at}" dy="0.32em" text-anchor="end">'
+            f"{_label(y, y_ticks)}</text>"
+        )
+    return parts
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:

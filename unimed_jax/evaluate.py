@@ -1,17 +1,19 @@
-"""Evaluates a checkpoint: with the evaluators of its config, or on a benchmark suite.
+"""Evaluates a model: on a converted corpus, or on a benchmark suite.
 
     python -m unimed_jax.evaluate --checkpoint=runs/quickstart --out=eval/quickstart
-    python -m unimed_jax.evaluate --checkpoint=runs/minimed/checkpoints/800 --data=DIR --out=DIR2
+    python -m unimed_jax.evaluate --checkpoint=PATH_OR_HUB_ID --data=CORPUS --prompts=FILE.json \\
+        --evals=zero_shot,linear_probe,few_shot,retrieval --out=DIR
 
---checkpoint is a work directory (its newest checkpoint), or one folder below its checkpoints/.
---data replaces data.root of the run, --prompts its prompt set. Writes results.json and report.html
-to --out.
+--checkpoint is a work directory (its newest checkpoint), one folder below its checkpoints/, or any
+weights that can be imported (docs/weights.md). Without --evals the evaluators of a run's own config
+are run, on its own corpus. --set=KEY=VALUE sets any key of the config, such as
+--set=evals.linear_probe.draws=10. Writes results.json and report.html to --out.
 
     python -m unimed_jax.evaluate --suite=unimed21 --list --data=SETS
     python -m unimed_jax.evaluate --checkpoint=PATH_OR_HUB_ID --suite=unimed21 --data=SETS --out=DIR
 
-With --suite, --checkpoint is anything that unimed_jax.load reads, and --data the folder of the test
-sets (docs/evaluation.md). Writes results.csv as well.
+With --suite, --data is the folder of the test sets; writes results.csv as well. More:
+docs/evaluation.md.
 """
 
 import dataclasses
@@ -19,18 +21,22 @@ from collections.abc import Mapping
 
 import jax
 from absl import app, flags
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from input_pipeline import exclude
 from input_pipeline.errors import UserError
-from input_pipeline.files import is_local, to_path
-from unimed_jax import checkpoint, corpus, inference, runtime, sharding, tasks
+from input_pipeline.files import AnyPath, is_local, to_path
 from unimed_jax import config as config_lib
-from unimed_jax.evals import prompt_sets, set_files, suite, suite_files, suite_report
+from unimed_jax import corpus, inference, runtime, sharding, tasks
+from unimed_jax.evals import kinds, prompt_sets, set_files, suite, suite_files, suite_report
 from unimed_jax.results import evaluate, write_results
+from unimed_jax.subject import open_subject
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "work directory, checkpoint folder, weights")
 _OUT = flags.DEFINE_string("out", None, "directory for results.json and report.html")
+_EVALS = flags.DEFINE_list("evals", [], f"kinds of evaluators: {', '.join(kinds.KINDS)}")
+_SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE of the config; may be given again")
 _DATA = flags.DEFINE_string(
     "data", "", "corpus root in place of the run's; folder of the test sets"
 )
@@ -45,7 +51,7 @@ _EXCLUDE = flags.DEFINE_string("exclude", "", "JSON Lines of images that were tr
 _ON_BAD_IMAGE = flags.DEFINE_enum(
     "on_bad_image", None, suite_files.ON_BAD_IMAGE, "in place of the suite's own rule"
 )
-_CACHE = flags.DEFINE_string("cache", "", "folder of image embeddings; OUT/embeddings")
+_CACHE = flags.DEFINE_string("cache", "", "folder of embeddings; OUT/embeddings")
 
 
 def main(argv: list[str]) -> None:
@@ -58,10 +64,11 @@ def main(argv: list[str]) -> None:
         raise UserError("give --checkpoint and --out")
     runtime.initialize()
     if _SUITE.value:
+        _refuse("has no use with --suite", _EVALS, _SET)
         _evaluate_suite()
     else:
-        _refuse_suite_flags()
-        _evaluate_run()
+        _refuse("needs --suite", _SETS, _EXCLUDE, _PROTOCOL, _ON_BAD_IMAGE)
+        _evaluate_corpus()
 
 
 def _list_suite() -> None:
@@ -72,10 +79,14 @@ def _list_suite() -> None:
     print(suite_report.listing(chosen, missing))
 
 
-def _refuse_suite_flags() -> None:
-    given = [f.name for f in (_SETS, _EXCLUDE, _CACHE, _PROTOCOL, _ON_BAD_IMAGE) if f.present]
-    if given:
-        raise UserError(f"--{given[0]} needs --suite")
+def _refuse(why: str, *wrong: flags.FlagHolder) -> None:
+    for flag in wrong:
+        if flag.present:
+            raise UserError(f"--{flag.name} {why}")
+
+
+def _cache() -> AnyPath:
+    return to_path(_CACHE.value) if _CACHE.value else to_path(_OUT.value) / "embeddings"
 
 
 def _evaluate_suite() -> None:
@@ -105,7 +116,7 @@ def _evaluate_suite() -> None:
         model,
         chosen,
         data,
-        to_path(_CACHE.value) if _CACHE.value else out / "embeddings",
+        _cache(),
         protocol=_PROTOCOL.value,
         prompts=tasks_by_key,
         prompts_sha256=sha256,
@@ -117,32 +128,38 @@ def _evaluate_suite() -> None:
         suite_report.write(out, found, name, {f.name: str(f.value) for f in shown})
 
 
-def _evaluate_run() -> None:
-    workdir, step = checkpoint.find(_CHECKPOINT.value)
-    config = checkpoint.load_config(workdir, step)
+def _evaluate_corpus() -> None:
+    changes = dict(map(config_lib.parse_assignment, _SET.value))
+    of_model = {k.removeprefix("model."): v for k, v in changes.items() if k.startswith("model.")}
+    subject = open_subject(_CHECKPOINT.value, to_path(_OUT.value), of_model)
+    config = subject.config
     if _DATA.value:
         config.data.root = _DATA.value
-    if _PROMPTS.value:
-        if not config.evals:  # as of weights that were imported
-            with config_lib.edit(config):
-                config.evals.zero_shot = ConfigDict(
-                    {"kind": "zero_shot", "path": ".", "split": "val", "batch_size": 64}
-                )
-        with config_lib.edit(config):
-            for settings in config.evals.values():
-                settings.prompts = _PROMPTS.value
-    if not config.evals:
-        raise UserError(f"{workdir} names no evaluators: give --prompts, and --data")
-    corpus.prepare(config, str(workdir))
-    task = tasks.create(config, str(workdir))
-    mesh = sharding.make_mesh({"data": jax.device_count(), "fsdp": 1, "tensor": 1})
-    abstract = {"params": jax.eval_shape(task.init, jax.random.key(0))}
-    shardings = sharding.state_shardings(abstract, task.parameter_axes, mesh)
-    params = checkpoint.load_params(workdir, step, abstract["params"], shardings["params"])
-    evaluations = evaluate(task.evaluators(mesh), params)
-    runtime.say(f"{workdir}, step {step}")
+    _choose_evaluators(config)
+    for key, value in changes.items():
+        if not key.startswith("model."):
+            config_lib.assign(config, key, value)
     if jax.process_index() == 0:
-        write_results(to_path(_OUT.value), f"{workdir.name}, step {step}", config, evaluations)
+        corpus.prepare(config, subject.workdir)
+    multihost_utils.sync_global_devices("the corpus is ready")
+    task = tasks.create(config, subject.workdir)
+    mesh = sharding.make_mesh({"data": jax.device_count(), "fsdp": 1, "tensor": 1})
+    evaluators = task.evaluators(mesh, _cache())
+    evaluations = evaluate(evaluators, subject.params(task, mesh))
+    runtime.say(subject.title)
+    if jax.process_index() == 0:
+        write_results(to_path(_OUT.value), subject.title, config, evaluations)
+
+
+def _choose_evaluators(config: ConfigDict) -> None:
+    """Sets config.evals by --evals and --prompts; a model without evaluators gets zero_shot."""
+    names = _EVALS.value or ([] if config.evals else ["zero_shot"])
+    with config_lib.edit(config):
+        if names:
+            config.evals = ConfigDict({name: kinds.complete(name, {}) for name in names})
+        for settings in config.evals.values():
+            if _PROMPTS.value and "prompts" in settings:
+                settings.prompts = _PROMPTS.value
 
 
 if __name__ == "__main__":

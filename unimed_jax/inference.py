@@ -5,10 +5,7 @@ model = unimed_jax.load("runs/quickstart")
 model.classify(["scan.png"], {"CT": ["a CT slice"], "MRI": ["an MRI slice", "a T1 image"]})
 """
 
-import dataclasses
-import hashlib
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -23,6 +20,7 @@ from input_pipeline.errors import UserError, WeightsError
 from input_pipeline.files import read_bytes, to_path
 from input_pipeline.tokenizer import Tokenizer
 from unimed_jax import losses, sharding
+from unimed_jax.evals import embedding_files
 from unimed_jax.models import dual_encoder
 from unimed_jax.models.config import ModelConfig
 from unimed_jax.porting.pretrained import Pretrained, part_of
@@ -201,14 +199,7 @@ class Model:
         """SHA-256 of what image embeddings depend on besides the pixels: config and parameters."""
         if "visual" not in self._params:
             raise UserError(f"{self._source} has no visual tower")
-        config = dataclasses.asdict(self.config)
-        config.pop("text")
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self._params["visual"]):
-            array = np.asarray(leaf)
-            digest.update(f"{sharding.path_string(path)} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-        return digest.hexdigest()
+        return embedding_files.tower_digest(self.config, self._params, "visual")
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -166,13 +166,9 @@ def classification_section(
     rows = []
     for result in results:
         scores = classification.metrics(result)
-        balanced = scores["balanced_accuracy"]
-        width = 0.0 if math.isnan(balanced) else 100 * balanced
         rows.append(
             f'<tr><th scope="row">{html.escape(result.task)}</th>'
-            f'<td><div class="balanced"><b>{_number(balanced)}</b>'
-            f'<div class="meter"><i style="width:{width:.1f}%"></i>'
-            f'<u style="left:{100 * result.chance:.1f}%"></u></div></div></td>'
+            f"<td>{meter(scores['balanced_accuracy'], result.chance)}</td>"
             f"<td>{_number(result.chance)}</td><td>{_number(scores['accuracy'])}</td>"
             f"<td>{_number(scores['auc'])}</td><td>{len(result.classes)}</td>"
             f"<td>{len(result.ids):,}</td><td>{result.num_left_out:,}</td></tr>"
@@ -188,6 +184,16 @@ def classification_section(
         '<p class="note">Balanced accuracy is the mean recall over classes; the tick marks chance, '
         "1 / classes. AUC is the area under the ROC curve, for more than two classes the mean of "
         "one against the rest. Left out: images whose label is none of the task's classes.</p>",
+    )
+
+
+def meter(value: float, chance: float) -> str:
+    """HTML of a number between 0 and 1 with a bar, on which a tick marks chance."""
+    width = 0.0 if math.isnan(value) else 100 * value
+    return (
+        f'<div class="balanced"><b>{_number(value)}</b>'
+        f'<div class="meter"><i style="width:{width:.1f}%"></i>'
+        f'<u style="left:{100 * chance:.1f}%"></u></div></div>'
     )
 
 

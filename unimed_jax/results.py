@@ -33,10 +33,11 @@ def write_results(
     evaluations: Mapping[str, Evaluation],
     history: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Prints the tables; writes results.json (flat: metric -> value) and report.html.
+    """Prints the tables; writes results.json (flat: metric -> value), report.html, and the files
+    that the evaluators made.
 
     Args:
-      directory: where both files go.
+      directory: where they go.
       title: of the report.
       config: the resolved config, shown in the report.
       evaluations: by evaluator name.
@@ -48,6 +49,8 @@ def write_results(
     sections = [report.curves_section(history)] if history else []
     for name, evaluation in evaluations.items():
         runtime.say(f"\n{name}\n{evaluation.table}")
+        for folder, text in evaluation.files.items():
+            write_text_atomically(directory / folder / f"{name}.json", text)
         sections += evaluation.sections()
     sections.append(report.config_section(json.loads(config_lib.to_json(config))))
     report.write_report(directory / "report.html", title=title, sections=sections)

@@ -7,8 +7,6 @@ but the images.
 """
 
 import hashlib
-import io
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,7 +17,8 @@ from jax.experimental import multihost_utils
 from input_pipeline import feed
 from input_pipeline import images as image_files
 from input_pipeline.errors import CorpusError, UserError
-from input_pipeline.files import AnyPath, read_bytes, write_bytes_atomically
+from input_pipeline.files import AnyPath
+from unimed_jax.evals import embedding_files
 from unimed_jax.evals.set_files import LabelledImages
 from unimed_jax.inference import Model, preprocess
 
@@ -73,7 +72,7 @@ def embed(model: Model, images: LabelledImages, folder: AnyPath) -> Embedded:
         else:
             rows = _from_all_hosts(_compute(model, images, kind, begin, end), end - begin)
             if jax.process_index() == 0:
-                _keep(path, stamp, rows)
+                embedding_files.save(path, stamp, rows=rows)
         parts.append(rows)
     rows = np.concatenate(parts)
     return Embedded(
@@ -159,7 +158,8 @@ def _kept(path: AnyPath, stamp: str, kind: np.dtype, count: int) -> np.ndarray |
     found, problem = None, None
     if jax.process_index() == 0:
         try:
-            found = _load(path, stamp)
+            kept = embedding_files.load(path, stamp)
+            found = kept and kept["rows"]
         except UserError as error:  # the other hosts must not be left waiting
             problem = error
     is_there, is_wrong = multihost_utils.broadcast_one_to_all(
@@ -172,19 +172,3 @@ def _kept(path: AnyPath, stamp: str, kind: np.dtype, count: int) -> np.ndarray |
     rows = np.zeros(count, kind) if found is None else found
     sent = multihost_utils.broadcast_one_to_all(rows.view(np.uint8).reshape(count, kind.itemsize))
     return np.ascontiguousarray(sent).view(kind).reshape(-1)
-
-
-def _load(path: AnyPath, stamp: str) -> np.ndarray | None:
-    if not path.is_file():
-        return None
-    try:
-        with np.load(io.BytesIO(read_bytes(path))) as file:
-            return file["rows"] if str(file["stamp"]) == stamp else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a file of embeddings, delete it: {error}") from error
-
-
-def _keep(path: AnyPath, stamp: str, rows: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, stamp=stamp, rows=rows)
-    write_bytes_atomically(path, buffer.getvalue())
