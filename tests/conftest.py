@@ -51,18 +51,19 @@ def tiny_config(phantom_corpus) -> Callable[..., ConfigDict]:
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory) -> Iterator["Storage"]:
     """A bucket, gs://bucket, that this process and those that it starts find by themselves."""
-    import gcsfs
     from gcs_server import storage_server
 
-    gcsfs.GCSFileSystem.clear_instance_cache()
     with (
         storage_server(tmp_path_factory.mktemp("storage")) as storage,
         pytest.MonkeyPatch.context() as patch,
     ):
         for name, value in storage.environment.items():
             patch.setenv(name, value)
+        import gcsfs  # reads some of them when it is imported
+
+        gcsfs.GCSFileSystem.clear_instance_cache()
         yield storage
-    gcsfs.GCSFileSystem.clear_instance_cache()
+        gcsfs.GCSFileSystem.clear_instance_cache()
     assert not storage.refused_hosts, "something looked for another host"
 
 

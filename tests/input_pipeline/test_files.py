@@ -145,6 +145,7 @@ files.write_bytes_atomically("gs://bucket/large", bytes(9_000_000))
 """
 
 
+@pytest.mark.slow
 def test_an_upload_that_is_killed_leaves_the_old_file(storage):
     storage.put("large", b"old")
     storage.hold, _ = lambda: True, storage.held.clear()
