@@ -99,7 +99,7 @@ def prompts(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    return write_export(tmp_path_factory.mktemp("export"))
+    return write_export(tmp_path_factory.mktemp("export"), text={"context_length": 32})
 
 
 def flags_of(checkpoint, corpus, out, prompts="", evals=KINDS, settings=SMALL, **more):

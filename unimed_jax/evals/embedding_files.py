@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ def tower_digest(config: ModelConfig, params: Mapping[str, Any], tower: str) -> 
     return digest.hexdigest()
 
 
-def load(path: Path, stamp: str) -> tuple[tuple[str, ...], np.ndarray] | None:
-    """(ids, embeddings (N, E)) of a file; None where there is none, or it has another stamp.
+def load(path: Path, stamp: str) -> dict[str, np.ndarray] | None:
+    """The arrays of a file by name; None where there is none, or it has another stamp.
 
     Raises:
       UserError: the file is not one of embeddings.
@@ -39,16 +39,14 @@ def load(path: Path, stamp: str) -> tuple[tuple[str, ...], np.ndarray] | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path) as kept:
-            if str(kept["stamp"]) != stamp:
-                return None
-            return tuple(kept["ids"].tolist()), kept["embeddings"]
+        with np.load(path) as file:
+            return dict(file) if str(file["stamp"]) == stamp else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a file of embeddings, delete it: {error}") from error
 
 
-def save(path: Path, stamp: str, ids: Sequence[str], embeddings: np.ndarray) -> None:
-    """Writes what `load` reads; `stamp` says what else the embeddings depend on."""
+def save(path: Path, stamp: str, **arrays: np.ndarray) -> None:
+    """Writes what `load` reads; `stamp` says what the arrays depend on besides the tower."""
     buffer = io.BytesIO()
-    np.savez(buffer, stamp=stamp, ids=np.array(ids, str), embeddings=embeddings)
+    np.savez(buffer, stamp=stamp, **arrays)
     write_bytes_atomically(path, buffer.getvalue())

@@ -196,10 +196,10 @@ class Features:
         # a file that only some hosts see is of no use: computing takes all of them
         everywhere = multihost_utils.process_allgather(np.array(kept is not None)).all()
         if kept and everywhere:
-            return kept
+            return tuple(kept["ids"].tolist()), kept["embeddings"]
         ids, embeddings = compute()
         if jax.process_index() == 0:
-            embedding_files.save(path, stamp, ids, embeddings)
+            embedding_files.save(path, stamp, ids=np.array(ids, str), embeddings=embeddings)
         return ids, embeddings
 
     # --- the passes -------------------------------------------------------------------------------

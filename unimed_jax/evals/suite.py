@@ -4,6 +4,8 @@ Per set: one pass over the images, whose embeddings are kept in a file; then cla
 prompts, logits, scores. Nothing here is random but the bootstrap, which is seeded.
 """
 
+import io
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,9 @@ from PIL import Image
 
 from input_pipeline import images as image_files
 from input_pipeline.errors import CorpusError, UserError
+from input_pipeline.files import write_bytes_atomically
 from unimed_jax import runtime
-from unimed_jax.evals import classification, embedding_files, scores, set_files
+from unimed_jax.evals import classification, scores, set_files
 from unimed_jax.evals.classification import ClassificationResult
 from unimed_jax.evals.prompt_sets import PromptTask
 from unimed_jax.evals.set_files import LabelledImages
@@ -195,11 +198,17 @@ def evaluate_suite(
 def _embeddings(model: Model, images: LabelledImages, path: Path) -> np.ndarray:
     """Unit vectors (N, E) of the images, from the file if it holds those of the same images."""
     stamp = f"{_PREPROCESSING}; {images.stamp}"
-    kept = embedding_files.load(path, stamp)
-    if kept:
-        return kept[1]
+    if path.is_file():
+        try:
+            with np.load(path) as kept:
+                if str(kept["stamp"]) == stamp:
+                    return kept["embeddings"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} is not a file of embeddings, delete it: {error}") from error
     embeddings = model.encode_image(_pictures(images))
-    embedding_files.save(path, stamp, images.ids, embeddings)
+    buffer = io.BytesIO()
+    np.savez(buffer, stamp=stamp, ids=np.array(images.ids), embeddings=embeddings)
+    write_bytes_atomically(path, buffer.getvalue())
     return embeddings
 
 
