@@ -23,7 +23,8 @@ UNIMED21 = suite_files.load_suite("unimed21")
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_export(tmp_path_factory.mktemp("export"))
+    """A small export whose tokenizer spells, so that different prompts differ."""
+    return write_export(tmp_path_factory.mktemp("export"), text={"context_length": 32})
 
 
 @pytest.fixture(scope="module")
