@@ -26,7 +26,14 @@ from input_pipeline import exclude
 from input_pipeline.errors import UserError
 from unimed_jax import checkpoint, corpus, inference, runtime, sharding, tasks
 from unimed_jax import config as config_lib
-from unimed_jax.evals import prompt_sets, set_files, suite, suite_files, suite_report
+from unimed_jax.evals import (
+    prompt_sets,
+    set_files,
+    suite,
+    suite_files,
+    suite_report,
+    suite_results,
+)
 from unimed_jax.results import evaluate, write_results
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "work directory, checkpoint folder, weights")
@@ -92,11 +99,11 @@ def _evaluate_suite() -> None:
         sha256 = own.sha256
     out, is_first = Path(_OUT.value), jax.process_index() == 0
     model = inference.load(_CHECKPOINT.value)
-    name = suite_report.ModelName(model.architecture, _CHECKPOINT.value)
+    name = suite_results.ModelName(model.architecture, _CHECKPOINT.value)
 
     def write_set(result: suite.SetResult) -> None:
         if is_first:
-            suite_report.write_set(out, result, name)
+            suite_results.write_set(out, result, name)
 
     found = suite.evaluate_suite(
         model,

@@ -16,7 +16,14 @@ from suite_archive import write_archive
 from input_pipeline import images as image_files
 from input_pipeline.errors import ConfigError, CorpusError, UserError
 from unimed_jax import evaluate, inference
-from unimed_jax.evals import classification, set_files, suite, suite_files, suite_report
+from unimed_jax.evals import (
+    classification,
+    set_files,
+    suite,
+    suite_files,
+    suite_report,
+    suite_results,
+)
 
 UNIMED21 = suite_files.load_suite("unimed21")
 
@@ -410,7 +417,7 @@ def test_an_image_that_does_not_decode_is_counted_or_stops(model, archive, tmp_p
     assert (len(result.ids), result.num_left_out) == (5, 1) and bad.id not in result.ids
     assert found.means(leak_free=False)["mri"]["incomplete"] == ["acl_mri"]
 
-    suite_report.write(tmp_path / "out", found, suite_report.ModelName("ViT", "x"), {})
+    suite_report.write(tmp_path / "out", found, suite_results.ModelName("ViT", "x"), {})
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["bad_images"]["acl_mri"][0]["place"] == bad.place
     page = Page((tmp_path / "out" / "report.html").read_text())
