@@ -297,6 +297,9 @@ def test_what_the_results_say(checkpoint, archive, tmp_path):
     values = [entries[k]["metrics"][entries[k]["metric"]] for k in published["over"]]
     assert published["value"] == pytest.approx(np.mean(values))
     assert results["means"]["leak_free"]["xray"]["value"] is None
+    assert results["metrics"]["as_published/mean_over_20_of_21_sets"] == published["value"]
+    assert results["metrics"]["as_published/xray"] > 0
+    assert results["metrics"]["leak_free/xray_over_0_of_2_sets"] is None
     assert "thyroid_us" not in results["unexpected_counts"]  # 72, as it should be
     assert results["unexpected_counts"]["acl_mri"] == "6 rows, expected 208"
     assert entries["NCK_CRC"]["ignored_rows"] == {"BACK": 1}

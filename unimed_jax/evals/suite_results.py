@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def as_json(found: SuiteResult, model: ModelName) -> dict[str, Any]:
         "task": "zeroshot_classification",
         "language": "en",
         "metrics": {
-            f"{column}/{name}": mean["value"]
+            f"{column}/{name}{_fewer(mean)}": mean["value"]
             for column, means in (("as_published", as_published), ("leak_free", leak_free))
             for name, mean in means.items()
         },
@@ -83,6 +84,12 @@ def as_json(found: SuiteResult, model: ModelName) -> dict[str, Any]:
         },
         "sets": [_set_json(r, model) for r in found.sets],
     }
+
+
+def _fewer(mean: Mapping[str, Any]) -> str:
+    """'_over_3_of_4_sets' for the name of a mean that is not over all of its sets."""
+    total = len(mean["over"]) + len(mean["without"])
+    return f"_over_{len(mean['over'])}_of_{total}_sets" if mean["without"] else ""
 
 
 def _set_json(r: SetResult, model: ModelName) -> dict[str, Any]:
