@@ -5,9 +5,9 @@
 
 Decoding and preprocessing are included, as a user would run them: open_clip with its transform in
 torch's DataLoader, without workers and with one per core; unimed_jax by `encode_image` on paths.
-Each is a process of its own on the same cores, embeds the same files in batches of one size, and
-takes turns with the others. Without --model, a ViT-B/16 of random weights is exported first.
-Needs the extra [torch].
+Each is a process of its own on the same cores, embeds the same files, and takes turns with the
+others. Batches of unimed_jax have the size that it chooses itself. Without --model, a ViT-B/16 of
+random weights is exported first. Needs the extra [torch].
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of pictures")
     parser.add_argument("--model", type=Path, help="export; a random ViT-B/16")
     parser.add_argument("--num", type=int, default=128, help="pictures per turn")
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--batch_size", type=int, default=32, help="of open_clip")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each")
     parser.add_argument("--side", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -153,13 +153,13 @@ def load_open_clip(
 def load_unimed_jax(
     model: Path, files: list[Path], batch_size: int, side: str
 ) -> Callable[[], None]:
-    del side
+    del batch_size, side
     import unimed_jax
 
     loaded = unimed_jax.load(model)
 
     def embed() -> None:
-        assert len(loaded.encode_image(files, batch_size=batch_size)) == len(files)
+        assert len(loaded.encode_image(files)) == len(files)
 
     return embed
 

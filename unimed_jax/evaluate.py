@@ -29,7 +29,15 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import AnyPath, is_local, to_path
 from unimed_jax import config as config_lib
 from unimed_jax import corpus, inference, runtime, sharding, tasks
-from unimed_jax.evals import kinds, prompt_sets, set_files, suite, suite_files, suite_report
+from unimed_jax.evals import (
+    kinds,
+    prompt_sets,
+    set_files,
+    suite,
+    suite_files,
+    suite_report,
+    suite_results,
+)
 from unimed_jax.results import evaluate, write_results
 from unimed_jax.subject import open_subject
 
@@ -106,11 +114,11 @@ def _evaluate_suite() -> None:
         sha256 = own.sha256
     out, is_first = to_path(_OUT.value), jax.process_index() == 0
     model = inference.load(_CHECKPOINT.value)
-    name = suite_report.ModelName(model.architecture, _CHECKPOINT.value)
+    name = suite_results.ModelName(model.architecture, _CHECKPOINT.value)
 
     def write_set(result: suite.SetResult) -> None:
         if is_first:
-            suite_report.write_set(out, result, name)
+            suite_results.write_set(out, result, name)
 
     found = suite.evaluate_suite(
         model,

@@ -27,6 +27,9 @@ from unimed_jax.porting.pretrained import Pretrained, part_of
 from unimed_jax.porting.resolve import resolve
 from unimed_jax.weights import open_weights
 
+_CPU_TOKENS = 1024  # of a step on a CPU (docs/measurements.md, "Speed of evaluation")
+_DECODE_AHEAD = 64  # images
+
 ImageLike = Image.Image | np.ndarray | str | PathLike[str]
 
 
@@ -100,7 +103,7 @@ class Model:
         images: ImageLike | Iterable[ImageLike],
         *,
         normalize: bool = True,
-        batch_size: int = 64,
+        batch_size: int | None = None,
     ) -> np.ndarray:
         """Embeddings of images, float32 (N, E).
 
@@ -110,12 +113,12 @@ class Model:
         Args:
             images: one or any number of PIL images, uint8 arrays (H, W) or (H, W, 3), or paths.
             normalize: to unit length.
-            batch_size: images per device and step.
+            batch_size: images per device and step; None: what is fast there.
         """
         one = isinstance(images, Image.Image | np.ndarray | str | PathLike)
         size = self.config.visual.image_size
         pixels = feed.in_threads(
-            lambda image: preprocess(image, size), [images] if one else images, depth=batch_size
+            lambda image: preprocess(image, size), [images] if one else images, depth=_DECODE_AHEAD
         )
         return self.encode_pixels(pixels, normalize=normalize, batch_size=batch_size)
 
@@ -124,7 +127,7 @@ class Model:
         pixels: Iterable[np.ndarray],
         *,
         normalize: bool = True,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         whole_batches: bool = False,
     ) -> np.ndarray:
         """Embeddings of images that `preprocess` has made, uint8 (S, S, 3); as `encode_image`.
@@ -132,7 +135,7 @@ class Model:
         Args:
             pixels: any number of images; they are taken while the devices are at work.
             normalize: to unit length.
-            batch_size: images per device and step.
+            batch_size: as in `encode_image`.
             whole_batches: fill the last batch up, so that all steps are alike and an embedding does
                 not depend, in its last digit, on the number of images or devices.
         """
@@ -143,7 +146,7 @@ class Model:
         texts: str | Iterable[str],
         *,
         normalize: bool = True,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         whole_batches: bool = False,
     ) -> np.ndarray:
         """Embeddings of one or any number of texts, float32 (N, E); as `encode_pixels`."""
@@ -156,7 +159,7 @@ class Model:
         images: ImageLike | Iterable[ImageLike],
         classes: Mapping[str, str | Sequence[str]],
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
     ) -> np.ndarray:
         """Zero-shot class probabilities, float32 (N, C), columns in the order of `classes`.
 
@@ -166,7 +169,7 @@ class Model:
         Args:
             images: as in `encode_image`.
             classes: name -> prompt or prompts.
-            batch_size: images per device and step.
+            batch_size: as in `encode_image`.
         """
         if not classes:
             raise ValueError("classes is empty: give {name: prompts}")
@@ -219,16 +222,25 @@ class Model:
             self._tokenizer = found
         return self._tokenizer
 
+    def _fast_batch_size(self, tower: str) -> int:
+        """Rows per device and step. A CPU multiplies matrices faster that stay in its caches."""
+        if jax.default_backend() != "cpu":
+            return 64
+        text = self.config.text.context_length
+        tokens = self.config.visual.num_tokens if tower == "visual" else text
+        return 1 << (max(_CPU_TOKENS // tokens, 1).bit_length() - 1)
+
     def _run(
         self,
         tower: str,
         rows: Iterable[np.ndarray],
         normalize: bool,
-        batch_size: int,
+        batch_size: int | None,
         whole_batches: bool,
     ) -> np.ndarray:
         if tower not in self._params:
             raise UserError(f"{self._source} has no {tower} tower")
+        batch_size = batch_size or self._fast_batch_size(tower)
         limit = batch_size * self._num_devices
         found: list[np.ndarray] = []
         running: tuple[jax.Array, int] | None = None

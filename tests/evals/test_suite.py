@@ -16,7 +16,14 @@ from suite_archive import write_archive
 from input_pipeline import images as image_files
 from input_pipeline.errors import ConfigError, CorpusError, UserError
 from unimed_jax import evaluate, inference
-from unimed_jax.evals import classification, set_files, suite, suite_files, suite_report
+from unimed_jax.evals import (
+    classification,
+    set_files,
+    suite,
+    suite_files,
+    suite_report,
+    suite_results,
+)
 
 UNIMED21 = suite_files.load_suite("unimed21")
 
@@ -291,6 +298,9 @@ def test_what_the_results_say(checkpoint, archive, tmp_path):
     values = [entries[k]["metrics"][entries[k]["metric"]] for k in published["over"]]
     assert published["value"] == pytest.approx(np.mean(values))
     assert results["means"]["leak_free"]["xray"]["value"] is None
+    assert results["metrics"]["as_published/mean_over_20_of_21_sets"] == published["value"]
+    assert results["metrics"]["as_published/xray"] > 0
+    assert results["metrics"]["leak_free/xray_over_0_of_2_sets"] is None
     assert "thyroid_us" not in results["unexpected_counts"]  # 72, as it should be
     assert results["unexpected_counts"]["acl_mri"] == "6 rows, expected 208"
     assert entries["NCK_CRC"]["ignored_rows"] == {"BACK": 1}
@@ -411,7 +421,7 @@ def test_an_image_that_does_not_decode_is_counted_or_stops(model, archive, tmp_p
     assert (len(result.ids), result.num_left_out) == (5, 1) and bad.id not in result.ids
     assert found.means(leak_free=False)["mri"]["incomplete"] == ["acl_mri"]
 
-    suite_report.write(tmp_path / "out", found, suite_report.ModelName("ViT", "x"), {})
+    suite_report.write(tmp_path / "out", found, suite_results.ModelName("ViT", "x"), {})
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["bad_images"]["acl_mri"][0]["place"] == bad.place
     page = Page((tmp_path / "out" / "report.html").read_text())

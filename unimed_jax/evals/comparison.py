@@ -54,7 +54,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Columns and rows; `differences` has row -> what its scores differ in besides the model."""
+    """Columns beside each other.
+
+    Attributes:
+      columns: measured ones first.
+      rows: those that any measured column has.
+      differences: row -> what its measured scores differ in besides the model.
+    """
 
     columns: tuple[Column, ...]
     rows: tuple[str, ...]
@@ -83,9 +89,9 @@ def compare(paths: Sequence[Path], with_published: bool = True) -> Comparison:
     if "" in suites and len(suites) > 1:
         flat = next(c.name for c in columns if not c.suite)
         raise UserError(f"{flat} is of a run's evaluators, others are of suites: not one table")
+    rows = tuple(dict.fromkeys(row for column in columns for row in column.scores))
     if with_published:
         columns += [c for suite in suites if suite for c in published(suite)]
-    rows = tuple(dict.fromkeys(row for column in columns for row in column.scores))
     return Comparison(tuple(columns), _ordered(rows, suites), _differences(rows, columns))
 
 

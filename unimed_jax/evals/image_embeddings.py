@@ -22,8 +22,8 @@ from unimed_jax.evals import embedding_files
 from unimed_jax.evals.set_files import LabelledImages
 from unimed_jax.inference import Model, preprocess
 
-BATCH_SIZE = 32  # images per device and step
-PART_SIZE = 64 * BATCH_SIZE  # what an interruption can cost
+PART_SIZE = 2048  # images; what an interruption can cost
+_DECODE_AHEAD = 64  # images
 _PREPROCESSING = "8 bit, RGB, shortest side bicubic, centre crop; version 1"
 
 
@@ -101,7 +101,7 @@ def _compute(
     rows = np.zeros(length, kind)
     size = model.config.visual.image_size
     prepared = feed.in_threads(
-        lambda data: _prepare(data, size), _contents(images, first, last), depth=2 * BATCH_SIZE
+        lambda data: _prepare(data, size), _contents(images, first, last), depth=_DECODE_AHEAD
     )
 
     def pixels() -> Iterator[np.ndarray]:
@@ -109,7 +109,7 @@ def _compute(
             row["sha256"], row["problem"] = digest, problem
             yield picture
 
-    vectors = model.encode_pixels(pixels(), batch_size=BATCH_SIZE, whole_batches=True)
+    vectors = model.encode_pixels(pixels(), whole_batches=True)
     rows["vector"][: last - first] = vectors
     rows["vector"][rows["problem"] != b""] = 0
     return rows

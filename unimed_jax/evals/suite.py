@@ -238,9 +238,7 @@ def _check_same_on_all_hosts(opened: Mapping[str, LabelledImages], root: Path) -
 def _encode_texts(model: Model, tasks: Iterable[PromptTask]) -> dict[str, np.ndarray]:
     """Unit vectors of all sentences; many occur in several sets."""
     sentences = list(dict.fromkeys(s for task in tasks for s in task.sentences))
-    vectors = model.encode_text(
-        sentences, batch_size=image_embeddings.BATCH_SIZE, whole_batches=True
-    )
+    vectors = model.encode_text(sentences, whole_batches=True)
     return dict(zip(sentences, vectors, strict=True))
 
 
