@@ -70,5 +70,5 @@ def storage(tmp_path_factory) -> Iterator["Storage"]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: with a worker per core, the last file then is a short one."""
     slow = {item.path for item in items if "slow" in item.keywords}
-    longest = ("test_resume.py", "test_meshes.py")
+    longest = ("test_hosts.py", "test_meshes.py", "test_resume.py")
     items.sort(key=lambda item: (item.path not in slow, item.path.name not in longest))

@@ -1,8 +1,8 @@
 """The notice that Google Cloud gives before it takes a host away, from the host's metadata server.
 
 A TPU VM learns of maintenance and of the preemption of a Spot VM from there, half a minute or more
-before the machine stops; no signal reaches its processes before that. (A pod of GKE and a job of
-Slurm receive SIGTERM.)
+before it stops; a signal reaches its processes only when the system is already shutting down. (A
+pod of GKE and a job of Slurm receive SIGTERM in time.)
 """
 
 import http.client
