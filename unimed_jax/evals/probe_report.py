@@ -33,15 +33,15 @@ class TaskResult:
 
     Attributes:
       test: what was scored; its logits are zero.
-      num_train: samples that a subset may hold.
       num_validation: samples by which C was chosen.
+      num_seen: test samples whose patient is among the training samples.
       drawn: budget -> a probe per draw.
       not_run: budget -> why there is none.
     """
 
     test: ClassificationResult
-    num_train: int
     num_validation: int
+    num_seen: int
     drawn: Mapping[str, Sequence[Drawn]]
     not_run: Mapping[str, str]
 
@@ -74,6 +74,7 @@ def _metrics(budgets: Sequence[str], results: Sequence[TaskResult]) -> dict[str,
         metrics[f"{result.name}/num_samples"] = float(len(result.test.ids))
         metrics[f"{result.name}/num_left_out"] = float(result.test.num_left_out)
         metrics[f"{result.name}/num_validation"] = float(result.num_validation)
+        metrics[f"{result.name}/num_seen"] = float(result.num_seen)
         for budget, drawn in result.drawn.items():
             key = f"{result.name}/{budget}"
             for score in scores.SCORES:
@@ -115,6 +116,11 @@ def _notes(results: Sequence[TaskResult]) -> list[str]:
         f"{result.name}: {budget} not run: {reason}"
         for result in results
         for budget, reason in result.not_run.items()
+    ]
+    notes += [
+        f"{result.name}: {result.num_seen:,} test images are of patients of the training split"
+        for result in results
+        if result.num_seen
     ]
     limited = sum(not d.converged for r in results for drawn in r.drawn.values() for d in drawn)
     if limited:
