@@ -43,7 +43,7 @@ class _Data:
     Attributes:
       drawable: (N,) bool, of the training split, so that subsets may hold it.
       validation: (N,) bool.
-      num_seen: test samples whose patient is among the training samples.
+      num_seen: test samples whose group is also one of training samples.
     """
 
     task: LabelTask
@@ -122,7 +122,9 @@ class _Probes:
                     f"task {task.name!r}: {groups.max() + 1} groups in {self._train.name!r}, at "
                     f"least {splits.NUM_FOLDS} are needed to set a validation part aside"
                 )
-            held_out = splits.validation_part(labels, groups, self._settings.seed)
+            # by names, so that the order in which a task lists its classes does not matter
+            by_name = np.argsort(np.argsort(task.classes))[labels]
+            held_out = splits.validation_part(by_name, groups, self._settings.seed)
         judged, test_labels, num_left_out = label_tasks.judged(task, test.samples)
         if not judged:
             raise UserError(f"task {task.name!r} judges no sample of split {self._test.name!r}")

@@ -34,7 +34,7 @@ class TaskResult:
     Attributes:
       test: what was scored; its logits are zero.
       num_validation: samples by which C was chosen.
-      num_seen: test samples whose patient is among the training samples.
+      num_seen: test samples whose group is also one of training samples.
       drawn: budget -> a probe per draw.
       not_run: budget -> why there is none.
     """
@@ -118,7 +118,7 @@ def _notes(results: Sequence[TaskResult]) -> list[str]:
         for budget, reason in result.not_run.items()
     ]
     notes += [
-        f"{result.name}: {result.num_seen:,} test images are of patients of the training split"
+        f"{result.name}: {result.num_seen:,} test images share their group with training images"
         for result in results
         if result.num_seen
     ]
