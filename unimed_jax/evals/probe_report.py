@@ -124,7 +124,7 @@ def _notes(results: Sequence[TaskResult]) -> list[str]:
     ]
     limited = sum(not d.converged for r in results for drawn in r.drawn.values() for d in drawn)
     if limited:
-        notes.append(f"{limited} probes: a fit reached the limit of iterations")
+        notes.append(f"probes of which a fit reached the limit of iterations: {limited}")
     return notes
 
 
@@ -150,8 +150,8 @@ def _sections(
     ]
     header = ["Task", "Budget", "Trained on", "Draws", "Accuracy", "Balanced", "AUC", "F1", "C"]
     body = (
-        f'<div class="curves"><figure><figcaption>Balanced accuracy</figcaption>'
-        f"{charts.spread_chart(budgets, series)}{report.legend(list(series))}</figure></div>"
+        f'<figure class="single"><figcaption>Balanced accuracy</figcaption>'
+        f"{charts.spread_chart(budgets, series)}{report.legend(list(series))}</figure>"
         + report.table(["Task", "Test images", *budgets], _rows(budgets, results, "—"))
         + '<p class="note">Balanced accuracy: mean ± standard deviation over draws, or one value '
         "with its 95 % bootstrap interval. Logistic regression on frozen unit features; C by the "
