@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from jax.sharding import Mesh
 from input_pipeline import feed, manifest, records
 from input_pipeline.errors import ConfigError, UserError
 from input_pipeline.files import AnyPath, under
-from unimed_jax import losses, sharding
+from unimed_jax import losses, runtime, sharding
 from unimed_jax.evals import embedding_files
 from unimed_jax.models.dual_encoder import DualEncoder
 from unimed_jax.tasks.base import Params
@@ -40,9 +39,9 @@ class Described:
     num_own_texts: int
 
     @property
-    def group_key(self) -> tuple[str, str]:
+    def group_key(self) -> str:
         """Equal for samples of one patient or study; of its own where the group is unknown."""
-        return (self.source, self.group) if self.group else ("", self.id)
+        return f"{self.source}\0{self.group}" if self.group else self.id
 
 
 @dataclass(frozen=True)
@@ -229,7 +228,7 @@ class Features:
         embeddings = np.concatenate(rows)[: len(ids)]
         keep = np.concatenate(valid)[: len(ids)]
         for index in np.flatnonzero(~keep):
-            logging.warning("sample %r cannot be decoded: left out", ids[index])
+            runtime.say(f"sample {ids[index]!r} cannot be decoded: left out")
         return tuple(name for name, k in zip(ids, keep, strict=True) if k), embeddings[keep]
 
     def _decode(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import UserError
 from unimed_jax.evals import label_tasks, probe, probe_report, prompt_sets, scores, splits
 from unimed_jax.evals.classification import ClassificationResult
-from unimed_jax.evals.features import Described, Embedded, Features
+from unimed_jax.evals.features import Embedded, Features
 from unimed_jax.evals.label_tasks import LabelTask
 from unimed_jax.evals.probe_report import Drawn, TaskResult
 from unimed_jax.evals.splits import Budget, TaskSplits
@@ -30,8 +29,8 @@ _SETTINGS: Mapping[str, Any] = {
     "draws": 5,  # of every subset
     "seed": 0,
     "splits": "",  # a file that was written before: its ids in place of drawn ones
-    # C of scikit-learn; features are unit vectors, so that it is large
-    "c_grid": (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5),
+    # of C; features are unit vectors: at 1e4 hardly any regularisation is left
+    "c_grid": (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4),
     "batch_size": 64,  # images per device and step
 }
 
@@ -44,6 +43,7 @@ class _Data:
     Attributes:
       drawable: (N,) bool, of the training split, so that subsets may hold it.
       validation: (N,) bool.
+      num_seen: test samples whose group is also one of training samples.
     """
 
     task: LabelTask
@@ -56,6 +56,7 @@ class _Data:
     test: ClassificationResult  # its logits are zero
     test_features: np.ndarray
     test_groups: tuple[str, ...]
+    num_seen: int
 
 
 class _Probes:
@@ -84,7 +85,6 @@ class _Probes:
 
         train, test = embedded(self._train), embedded(self._test)
         validation = embedded(self._validation) if self._validation else None
-        _warn_of_shared_groups(train.samples, test.samples)
         tasks = self._tasks or label_tasks.tasks_of_corpus(
             train.samples, test.samples, splits.NUM_FOLDS
         )
@@ -113,8 +113,8 @@ class _Probes:
         places, labels = np.array(places, int)[order], np.array(classes, int)[order]
         of_training_split = places < len(train.samples)
         self._check_classes(task, labels[of_training_split])
-        keys = [samples[i].group_key for i in places]
-        groups = np.unique([f"{a}\0{b}" for a, b in keys], return_inverse=True)[1]
+        names = [samples[i].group_key for i in places]
+        groups = np.unique(names, return_inverse=True)[1]
         held_out = ~of_training_split
         if validation is None:
             if groups.max() + 1 < splits.NUM_FOLDS:
@@ -122,10 +122,14 @@ class _Probes:
                     f"task {task.name!r}: {groups.max() + 1} groups in {self._train.name!r}, at "
                     f"least {splits.NUM_FOLDS} are needed to set a validation part aside"
                 )
-            held_out = splits.validation_part(labels, groups, self._settings.seed)
+            # by names, so that the order in which a task lists its classes does not matter
+            by_name = np.argsort(np.argsort(task.classes))[labels]
+            held_out = splits.validation_part(by_name, groups, self._settings.seed)
         judged, test_labels, num_left_out = label_tasks.judged(task, test.samples)
         if not judged:
             raise UserError(f"task {task.name!r} judges no sample of split {self._test.name!r}")
+        test_groups = tuple(test.samples[i].group_key for i in judged)
+        known = set(names)
         return _Data(
             task=task,
             ids=tuple(samples[i].id for i in places),
@@ -143,7 +147,8 @@ class _Probes:
                 num_left_out=num_left_out,
             ),
             test_features=test.embeddings[judged],
-            test_groups=tuple("\0".join(test.samples[i].group_key) for i in judged),
+            test_groups=test_groups,
+            num_seen=sum(name in known for name in test_groups),
         )
 
     def _check_classes(self, task: LabelTask, labels: np.ndarray) -> None:
@@ -229,8 +234,8 @@ class _Probes:
                 found[budget] = drawn
         return TaskResult(
             test=data.test,
-            num_train=int(data.drawable.sum()),
             num_validation=int(validation.sum()),
+            num_seen=data.num_seen,
             drawn=found,
             not_run=not_run,
         )
@@ -278,10 +283,3 @@ def _scored(data: _Data, fitted: probe.Probe, num_train: int, intervals: bool) -
         intervals=scores.intervals(labels, logits, data.test_groups) if intervals else {},
         logits=logits,
     )
-
-
-def _warn_of_shared_groups(train: Sequence[Described], test: Sequence[Described]) -> None:
-    trained = {sample.group_key for sample in train}
-    shared = sum(sample.group_key in trained for sample in test)
-    if shared:
-        logging.warning("%d test samples are of groups that are in the training split", shared)

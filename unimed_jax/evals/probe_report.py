@@ -33,15 +33,15 @@ class TaskResult:
 
     Attributes:
       test: what was scored; its logits are zero.
-      num_train: samples that a subset may hold.
       num_validation: samples by which C was chosen.
+      num_seen: test samples whose group is also one of training samples.
       drawn: budget -> a probe per draw.
       not_run: budget -> why there is none.
     """
 
     test: ClassificationResult
-    num_train: int
     num_validation: int
+    num_seen: int
     drawn: Mapping[str, Sequence[Drawn]]
     not_run: Mapping[str, str]
 
@@ -74,6 +74,7 @@ def _metrics(budgets: Sequence[str], results: Sequence[TaskResult]) -> dict[str,
         metrics[f"{result.name}/num_samples"] = float(len(result.test.ids))
         metrics[f"{result.name}/num_left_out"] = float(result.test.num_left_out)
         metrics[f"{result.name}/num_validation"] = float(result.num_validation)
+        metrics[f"{result.name}/num_seen"] = float(result.num_seen)
         for budget, drawn in result.drawn.items():
             key = f"{result.name}/{budget}"
             for score in scores.SCORES:
@@ -116,9 +117,14 @@ def _notes(results: Sequence[TaskResult]) -> list[str]:
         for result in results
         for budget, reason in result.not_run.items()
     ]
+    notes += [
+        f"{result.name}: {result.num_seen:,} test images share their group with training images"
+        for result in results
+        if result.num_seen
+    ]
     limited = sum(not d.converged for r in results for drawn in r.drawn.values() for d in drawn)
     if limited:
-        notes.append(f"{limited} probes: a fit reached the limit of iterations")
+        notes.append(f"probes of which a fit reached the limit of iterations: {limited}")
     return notes
 
 
@@ -144,8 +150,8 @@ def _sections(
     ]
     header = ["Task", "Budget", "Trained on", "Draws", "Accuracy", "Balanced", "AUC", "F1", "C"]
     body = (
-        f'<div class="curves"><figure><figcaption>Balanced accuracy</figcaption>'
-        f"{charts.spread_chart(budgets, series)}{report.legend(list(series))}</figure></div>"
+        f'<figure class="single"><figcaption>Balanced accuracy</figcaption>'
+        f"{charts.spread_chart(budgets, series)}{report.legend(list(series))}</figure>"
         + report.table(["Task", "Test images", *budgets], _rows(budgets, results, "—"))
         + '<p class="note">Balanced accuracy: mean ± standard deviation over draws, or one value '
         "with its 95 % bootstrap interval. Logistic regression on frozen unit features; C by the "
