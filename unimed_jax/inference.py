@@ -6,7 +6,7 @@ model.classify(["scan.png"], {"CT": ["a CT slice"], "MRI": ["an MRI slice", "a T
 """
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -94,7 +94,7 @@ class Model:
         whole = sharding.replicated(mesh)
         self._params = jax.device_put(params, whole)
         self._encode = {
-            name: jax.jit(encode, out_shardings=whole)
+            name: _jitted(encode, whole)
             for name, encode in (("visual", model.encode_image), ("text", model.encode_text))
         }
 
@@ -253,7 +253,8 @@ class Model:
             padded = limit if whole_batches else padded
             stacked = np.stack(batch + [batch[-1]] * (padded - len(batch)))
             inputs = jax.device_put(stacked, self._batches)
-            return self._encode[tower]({tower: self._params[tower]}, inputs), len(batch)
+            params = {tower: self._params[tower]}
+            return self._encode[tower](params, inputs, normalize), len(batch)
 
         def finish(embeddings: jax.Array, count: int) -> None:
             found.append(np.asarray(embeddings)[:count])
@@ -272,8 +273,22 @@ class Model:
             finish(*start())
         if not found:
             return np.zeros((0, self.config.embed_dim), np.float32)
-        result = np.concatenate(found)
-        return np.asarray(losses.normalize(result)) if normalize else result
+        return np.concatenate(found)
+
+
+def _jitted(
+    encode: Callable[[dual_encoder.Params, jax.Array], jax.Array], whole: jax.sharding.Sharding
+) -> Callable[[dual_encoder.Params, jax.Array, bool], jax.Array]:
+    """(parameters, rows, normalize) -> embeddings.
+
+    They are normalised within, in steps of equal shape: the last digit depends on the shape.
+    """
+
+    def embed(params: dual_encoder.Params, rows: jax.Array, normalize: bool) -> jax.Array:
+        embeddings = encode(params, rows)
+        return losses.normalize(embeddings) if normalize else embeddings
+
+    return jax.jit(embed, static_argnums=2, out_shardings=whole)
 
 
 def preprocess(image: ImageLike, size: int) -> np.ndarray:
