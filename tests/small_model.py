@@ -2,8 +2,6 @@
 
 import copy
 import math
-import string
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,7 @@ from unimed_jax.models import dual_encoder
 from unimed_jax.models.dual_encoder import DualEncoder, Params
 from unimed_jax.porting import open_clip_directory
 
-_SPELLING = [
-    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
-    *string.ascii_lowercase,
-    *(f"##{x}" for x in string.ascii_lowercase),
-]
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 _SMALL = {
     "embed_dim": 24,
@@ -85,20 +79,17 @@ def random_params(model: DualEncoder, seed: int = 0) -> Params:
     return jax.tree.map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
 
 
-def write_export(root: Path, words: Sequence[str] = _SPELLING, **changes: Any) -> Path:
-    """The directory of an export with random parameters.
-
-    Its vocabulary is `words`, filled up; that of the default spells, so that different texts of
-    letters differ. `changes` are those of `small_config`.
-    """
-    config = small_config(**changes)
-    unused = [f"[unused{i}]" for i in range(config["text"]["vocab_size"] - len(words))]
-    (root / "vocab.txt").write_text("\n".join([*words, *unused]) + "\n")
-    model = dual_encoder.build(config)
+def write_export(directory: Path) -> Path:
+    """An export in `directory` whose tokenizer spells, so that different prompts differ."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words += [*_LETTERS, *(f"##{letter}" for letter in _LETTERS)]
+    words += [f"[unused{i}]" for i in range(_SMALL["text"]["vocab_size"] - len(words))]
+    (directory / "vocab.txt").write_text("\n".join(words) + "\n")
+    model = dual_encoder.build(small_config(text={"context_length": 32}))
     opened = weights.of_params(
-        random_params(model), model.config, source="test", tokenizer=str(root)
+        random_params(model), model.config, source="test", tokenizer=str(directory)
     )
-    directory = root / "export"
-    directory.mkdir()
-    open_clip_directory.write(directory, opened, model.config, root, str(directory))
-    return directory
+    export = directory / "export"
+    export.mkdir()
+    open_clip_directory.write(export, opened, model.config, directory, str(export))
+    return export

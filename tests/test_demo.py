@@ -199,6 +199,7 @@ def test_a_phantom_is_drawn_for_those_who_have_no_image(client):
         ("cut.jpg", None, "cut.jpg: the image cannot be decoded"),
         ("empty.png", b"", "empty.png: the image file is empty"),
         ("scan.dcm", b"\0" * 128 + b"DICM", "scan.dcm: "),
+        ("line.ppm", b"P6 900 1 255 " + bytes(2700), "line.ppm: 900 x 1 pixels is no picture"),
     ],
 )
 def test_a_bad_file_gives_a_message_and_is_not_taken_for_the_one_before(

@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from small_model import small_config, write_export
+from small_model import random_params, small_config
 
 import unimed_jax
 from input_pipeline.errors import UserError
 from unimed_jax import weights
 from unimed_jax.inference import Model, from_pretrained
 from unimed_jax.models import dual_encoder
+from unimed_jax.porting import open_clip_directory
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "chest", "x", "-", "ray", "of", "##s"]
 
@@ -22,7 +23,16 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "chest", "x", "-", "ray",
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small export."""
-    return write_export(tmp_path_factory.mktemp("export"), WORDS)
+    root = tmp_path_factory.mktemp("export")
+    words = WORDS + [f"[unused{i}]" for i in range(99 - len(WORDS))]
+    (root / "vocab.txt").write_text("\n".join(words) + "\n")
+    model = dual_encoder.build(small_config())
+    opened = weights.of_params(
+        random_params(model), model.config, source="test", tokenizer=str(root)
+    )
+    (root / "export").mkdir()
+    open_clip_directory.write(root / "export", opened, model.config, root, str(root / "export"))
+    return root / "export"
 
 
 @pytest.fixture(scope="module")

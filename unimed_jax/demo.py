@@ -44,6 +44,7 @@ _NOTICE = (
 )
 _MAX_UPLOAD = "100mb"
 _PREVIEW_SIDE, _PHANTOM_SIDE = 512, 256
+_MAX_RATIO = 20  # of an image's sides: resized by its short side, a line would fill the memory
 _LEFT_OVER = 600  # seconds until an upload that was never read is deleted
 _CSS = ".alert { border-left: 4px solid #b4451d; padding: 8px 14px; } figure { margin: 0; }"
 
@@ -190,7 +191,7 @@ def open_upload(path: Path) -> tuple[Image.Image, str]:
     """The pixels of an uploaded file, as conversion reads them, and a caption; deletes the file.
 
     Raises:
-      UserError: it is not an image that can be decoded; the message names it.
+      UserError: it is not an image that can be decoded, or a mere line; the message names it.
     """
     data = path.read_bytes()
     path.unlink()
@@ -200,7 +201,10 @@ def open_upload(path: Path) -> tuple[Image.Image, str]:
         raise
     except ValueError as error:
         raise UserError(f"{path.name}: {error}") from error
-    return image, "; ".join([path.name, f"{image.width} x {image.height} pixels", *notes])
+    size = f"{image.width} x {image.height} pixels"
+    if max(image.size) > _MAX_RATIO * min(image.size):
+        raise UserError(f"{path.name}: {size} is no picture but a line")
+    return image, "; ".join([path.name, size, *notes])
 
 
 def draw_phantom(rng: np.random.Generator) -> tuple[Image.Image, str]:

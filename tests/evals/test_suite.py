@@ -12,20 +12,33 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 from html_page import Page
-from small_model import write_export
+from small_model import random_params, small_config
 from suite_archive import write_archive
 
 from input_pipeline.errors import ConfigError, CorpusError, UserError
-from unimed_jax import evaluate, inference
+from unimed_jax import evaluate, inference, weights
 from unimed_jax.evals import classification, set_files, suite, suite_files
+from unimed_jax.models import dual_encoder
+from unimed_jax.porting import open_clip_directory
 
 UNIMED21 = suite_files.load_suite("unimed21")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small export whose tokenizer spells, so that different prompts differ."""
-    return write_export(tmp_path_factory.mktemp("export"), text={"context_length": 32})
+    root = tmp_path_factory.mktemp("export")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{x}" for x in LETTERS)]
+    words += [f"[unused{i}]" for i in range(99 - len(words))]
+    (root / "vocab.txt").write_text("\n".join(words) + "\n")
+    model = dual_encoder.build(small_config(text={"context_length": 32}))
+    opened = weights.of_params(
+        random_params(model), model.config, source="test", tokenizer=str(root)
+    )
+    (root / "export").mkdir()
+    open_clip_directory.write(root / "export", opened, model.config, root, str(root / "export"))
+    return root / "export"
 
 
 @pytest.fixture(scope="module")
