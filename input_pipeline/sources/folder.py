@@ -31,6 +31,7 @@ class FolderOptions:
     ]
     modality: Annotated[str, "of all images: xray, ct, mri, ultrasound, pathology, fundus, ..."]
     source: Annotated[str | None, "name of the collection (of the folder)"] = None
+    split: Annotated[str, "of all images, where no folders name it (train)"] = "train"
     group_regex: Annotated[
         str | None, "finds the patient in a path, as its first group: '(P[0-9]+)_' (none)"
     ] = None
@@ -75,6 +76,6 @@ def _rows(
             labels=(parts[has_splits],),
             modality=options.modality,
             source=source,
-            split=_SPLITS[parts[0].lower()] if has_splits else "train",
+            split=_SPLITS[parts[0].lower()] if has_splits else options.split,
             group=found[1] if found else "",
         )
