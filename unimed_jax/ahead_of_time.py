@@ -28,7 +28,11 @@ KNOWN_TOPOLOGIES = (
 )
 
 # what libtpu reads when it is loaded: there is no TPU, and no cloud to ask about one
-ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several may compile at once: none of them holds a TPU
+}
 
 _REMAT = ("none", "dots", "full")  # the later, the more is computed again
 
