@@ -99,7 +99,7 @@ def _command(checkpoint: Path, port: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_export(tmp_path_factory.mktemp("export"))
+    return write_export(tmp_path_factory.mktemp("export"), text={"context_length": 32})
 
 
 @pytest.fixture(scope="module")

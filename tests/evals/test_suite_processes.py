@@ -23,7 +23,7 @@ NUM_LARGE = 2 * PART_SIZE + 300
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_export(tmp_path_factory.mktemp("export"))
+    return write_export(tmp_path_factory.mktemp("export"), text={"context_length": 32})
 
 
 @pytest.fixture(scope="module")
