@@ -56,6 +56,7 @@ setup(
         "tensorflow-cpu>=2.21; platform_system == 'Linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.21; platform_system != 'Linux' or platform_machine != 'x86_64'",
         "tensorflow-datasets>=4.9.10",
+        "threadpoolctl>=3.6",  # comes with scikit-learn
         "tokenizers>=0.23",
         "tqdm>=4.70",
         "universal_pathlib>=0.3.10",

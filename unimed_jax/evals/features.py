@@ -150,7 +150,6 @@ class Features:
             _require(params, "text")
             ids = self._tokenize(texts)
             stamp = hashlib.sha256(np.ascontiguousarray(ids).data).hexdigest()
-
             name = f"texts-{stamp[:12]}"
             return self._from_file(
                 params,
