@@ -53,7 +53,7 @@ def main() -> None:
         return mean / np.linalg.norm(mean)
 
     images, logits = embed_images(), {}
-    scale = float(model.logit_scale.exp())
+    scale = model.logit_scale.exp().item()
     for task, settings in json.loads(args.prompts.read_text("utf-8"))["tasks"].items():
         classes = list(settings["classes"])
         centres = np.stack([embed_class(prompts) for prompts in settings["classes"].values()])

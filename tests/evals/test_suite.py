@@ -226,34 +226,48 @@ def test_a_file_of_an_unknown_class_is_named(archive, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_set_that_tfds_prepared(tmp_path):
+@pytest.mark.parametrize(
+    ("key", "dataset", "split", "name"),
+    [
+        ("PCAM", "patch_camelyon", "test", "id"),
+        ("colorectal_histology", "colorectal_histology", "train", "filename"),
+    ],
+)
+def test_a_set_that_tfds_prepared(key, dataset, split, name, tmp_path):
+    """TFDS' own features and label names; only the download is replaced, by other images."""
     import tensorflow_datasets as tfds
 
-    class PatchCamelyon(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("2.0.0")
+    published = tfds.builder_cls(dataset)
+    shape = {"patch_camelyon": (96, 96, 3), "colorectal_histology": (150, 150, 3)}[dataset]
+    num_classes = len(spec_of(key).classes)
+    rng = np.random.default_rng(0)
+    samples = [
+        {"image": rng.integers(0, 256, shape, np.uint8), "label": i % num_classes, name: str(i)}
+        for i in range(2 * num_classes + 1)
+    ]
 
-        def _info(self):
-            image = tfds.features.Image(shape=(8, 8, 3))
-            label = tfds.features.ClassLabel(num_classes=2)
-            features = tfds.features.FeaturesDict({"image": image, "label": label})
-            return tfds.core.DatasetInfo(builder=self, features=features)
+    class WithoutDownload(published, skip_registration=True):
+        name = dataset
 
         def _split_generators(self, dl_manager):
-            return {"train": enumerate(data[:1]), "test": enumerate(data[1:])}
+            return {"validation": enumerate(samples[:1]), split: enumerate(samples[1:])}
 
-        def _generate_examples(self):
-            raise NotImplementedError
-
-    rng = np.random.default_rng(0)
-    data = [{"image": rng.integers(0, 256, (8, 8, 3), np.uint8), "label": i % 2} for i in range(6)]
-    PatchCamelyon(data_dir=tmp_path).download_and_prepare()
-    images = set_files.open_set(spec_of("PCAM"), tmp_path)
-    assert len(images.ids) == 5 and sorted(images.labels) == [0, 0, 1, 1, 1]
-    pictures = [image_files.decode(encoded)[0] for encoded in images.read(0, len(images.ids))]
-    stored = {d["image"].tobytes(): d["label"] for d in data[1:]}
+    builder = WithoutDownload(data_dir=tmp_path)
+    builder.download_and_prepare()
+    names = builder.info.features["label"].names
+    if key == "colorectal_histology":  # the order of our classes is that of the labels
+        assert [c.label.lower() for c in spec_of(key).classes] == names
+    assert set_files.missing(spec_of(key), tmp_path) == ""
+    images = set_files.open_set(spec_of(key), tmp_path)
+    count = 2 * num_classes
+    assert len(images.ids) == count and images.source.startswith(f"TFDS {dataset}/")
+    encoded = list(images.read(0, count))
+    pictures = [image_files.decode(data)[0] for data in encoded]
+    stored = {sample["image"].tobytes(): sample["label"] for sample in samples[1:]}
     found = {p.tobytes(): int(label) for p, label in zip(pictures, images.labels, strict=True)}
     assert found == stored
-    assert images.ids[3] == "patch_camelyon/test/00000003"
+    assert list(images.read(1, 3)) == encoded[1:3]
+    assert images.ids[3] == f"{dataset}/{split}/00000003"
 
 
 # --- the command --------------------------------------------------------------------------------
