@@ -1,12 +1,13 @@
 """Starting real training processes and reading what they leave, for several test files."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -46,6 +47,14 @@ def start(
     )
 
 
+@contextlib.contextmanager
+def quick_compilation() -> Iterator[None]:
+    """Compiles in half the time what then runs for some steps only; as in ``job_environment``."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def job_environment(count: int, devices_each: int = 1) -> list[dict[str, str]]:
     """The variables that make ``count`` processes on this machine one job."""
     with socket.socket() as probe:
@@ -56,6 +65,7 @@ def job_environment(count: int, devices_each: int = 1) -> list[dict[str, str]]:
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
             "JAX_NUM_PROCESSES": str(count),
             "JAX_PROCESS_ID": str(index),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices_each}",
         }
         for index in range(count)
@@ -74,7 +84,7 @@ def wait_for_row(process: subprocess.Popen, workdir: Path, step: int) -> None:
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:
-    output = process.communicate(timeout=300)[0]
+    output = process.communicate(timeout=900)[0]
     assert process.returncode == status, output
     return output
 
@@ -99,7 +109,7 @@ def recorded(directory: Path) -> dict[int, list[str]]:
     """step -> ids of the global batch, hosts in order; what was read twice was the same twice."""
     batches: dict[int, list[str]] = {}
     for file in sorted(directory.iterdir()):
-        own: Mapping[int, list[str]] = {}
+        own: dict[int, list[str]] = {}
         for step, ids in map(json.loads, file.read_text().splitlines()):
             assert own.setdefault(step, ids) == ids
         for step, ids in own.items():

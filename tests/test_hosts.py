@@ -13,7 +13,15 @@ from pathlib import Path
 import jax
 import pytest
 import tensorflow as tf
-from runs import finish, job_environment, losses_of, start, wait_for_row, write_recipe
+from runs import (
+    finish,
+    job_environment,
+    losses_of,
+    quick_compilation,
+    start,
+    wait_for_row,
+    write_recipe,
+)
 
 from input_pipeline import dataset, manifest, phantoms
 from unimed_jax import checkpoint, train
@@ -26,6 +34,8 @@ CHANGES = {
     "num_train_steps": 80,
     "checkpoint__every_steps": 20,
     "checkpoint__keep": 2,
+    "model__visual__layers": 1,
+    "model__text__layers": 1,
 }
 
 
@@ -83,7 +93,8 @@ def test_hosts_of_uneven_data_take_equally_many_steps(uneven_corpus):
 
 @pytest.mark.slow
 def test_killed_and_preempted_two_processes_train_like_one(uneven_corpus, tmp_path):
-    train.train(tiny_config(str(uneven_corpus), CHANGES), tmp_path / "one", jax.devices()[:2])
+    with quick_compilation():
+        train.train(tiny_config(str(uneven_corpus), CHANGES), tmp_path / "one", jax.devices()[:2])
     recipe, workdir = write_recipe(tmp_path / "r.py", uneven_corpus, **CHANGES), tmp_path / "two"
 
     def start_both():

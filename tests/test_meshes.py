@@ -6,14 +6,30 @@ from pathlib import Path
 
 import jax
 import pytest
-from runs import ROOT, finish, job_environment, losses_of, recorded, recording, start, write_recipe
+from runs import (
+    ROOT,
+    finish,
+    job_environment,
+    losses_of,
+    quick_compilation,
+    recorded,
+    recording,
+    start,
+    write_recipe,
+)
 
 from input_pipeline import manifest, order
 from unimed_jax import train
 from unimed_jax.batches import Batches
 from unimed_jax.testing import tiny_config
 
-STEPS = {"num_train_steps": 6, "checkpoint__every_steps": 3, "evals": {}}
+STEPS = {
+    "num_train_steps": 6,
+    "checkpoint__every_steps": 3,
+    "evals": {},
+    "model__visual__layers": 1,
+    "model__text__layers": 1,
+}
 TOLERANCE = 2e-5  # relative: other meshes add in another order
 NUM_STREAMS = 4
 
@@ -21,7 +37,7 @@ NUM_STREAMS = 4
 def train_here(corpus: Path, workdir: Path, mesh: tuple[int, int, int]) -> None:
     """Trains in this process on a mesh (data, fsdp, tensor) of as many devices as it takes."""
     axes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, quick_compilation():
         patch.setattr(Batches, "read", recording(Batches.read, workdir / "batches"))
         config = tiny_config(str(corpus), {**STEPS, **axes})
         train.train(config, workdir, jax.devices()[: math.prod(mesh)])
@@ -42,8 +58,12 @@ def train_in_processes(corpora: list[Path], workdir: Path, devices_each: int) ->
             zip(corpora, job_environment(len(corpora), devices_each), strict=True)
         )
     ]
-    for process in processes:
-        finish(process)
+    try:
+        for process in processes:
+            finish(process)
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def only_own_shards(corpus: Path, copy: Path, host: int, num_hosts: int) -> Path:
