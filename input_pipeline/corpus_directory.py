@@ -112,7 +112,7 @@ def claim(out_dir: AnyPath, plan: Plan, overwrite: bool) -> Manifest | None:
             return _finished(out_dir, plan)
         files.move_folder(plan.directory, out_dir / PARTIAL / ROWS)
     except OSError as error:
-        raise CorpusError(f"cannot write to {out_dir}: {error.strerror or error}") from error
+        raise CorpusError(f"cannot write to {out_dir}: {files.reason(error)}") from error
     return None
 
 

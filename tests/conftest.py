@@ -64,7 +64,8 @@ def storage(tmp_path_factory) -> Iterator["Storage"]:
         gcsfs.GCSFileSystem.clear_instance_cache()
         yield storage
         gcsfs.GCSFileSystem.clear_instance_cache()
-    assert not storage.refused_hosts, "something looked for another host"
+    # Beam looks on github.com for a faster local runner
+    assert set(storage.refused_hosts) <= {"github.com"}, "something looked for another host"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -310,6 +310,7 @@ def storage_server(directory: Path, bucket: str = "bucket") -> Iterator[Storage]
         "STORAGE_EMULATOR_HOST": storage.address,
         "TENSORSTORE_GCS_HTTP_URL": storage.address,
         "https_proxy": storage.address,
+        "no_proxy": "localhost,127.0.0.1",  # gRPC, as between Beam's processes, knows proxies too
         "CURL_CA_BUNDLE": str(certificates),
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
         "NO_GCE_CHECK": "true",

@@ -125,7 +125,7 @@ def test_what_a_bucket_lacks_is_one_line(storage, local, capsys):
         assert corpora.convert("csv", "gs://bucket/lacking", *flags, *FLAGS) == 2
         assert message in capsys.readouterr().err
     assert corpora.convert("csv", "gs://nobody/out", *TABLE, *FLAGS) == 2
-    assert "cannot write gs://nobody/out" in capsys.readouterr().err
+    assert "cannot write to gs://nobody/out: No such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("key", PARTS)
