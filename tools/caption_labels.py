@@ -16,7 +16,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 
-from input_pipeline import caption_templates, files
+from input_pipeline import caption_templates, command, files
 from input_pipeline.captioning import (
     generate,
     label_sets,
@@ -33,16 +33,7 @@ from input_pipeline.files import write_text_atomically
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (2: the user's input is at fault)."""
     args = _parser().parse_args(argv)
-    try:
-        with files.store_errors():
-            _caption(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
-    return 0
+    return command.run(lambda: _caption(args), "interrupted; the same command continues")
 
 
 def _caption(args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from input_pipeline.errors import UserError
+from input_pipeline import command
 from input_pipeline.files import write_text_atomically
 from unimed_jax import charts, report
 from unimed_jax.evals import comparison
@@ -32,15 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--no_published", action="store_true", help="leave the published scores out"
     )
     args = parser.parse_args(argv)
-    try:
-        found = comparison.compare(args.results, with_published=not args.no_published)
-        print("\n".join([report.text_table(_table(found)), "", *comparison.notes(found)]))
-        if args.out:
-            _write(args.out, found)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command.run(lambda: _compare(args))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    found = comparison.compare(args.results, with_published=not args.no_published)
+    print("\n".join([report.text_table(_table(found)), "", *comparison.notes(found)]))
+    if args.out:
+        _write(args.out, found)
 
 
 def _table(found: Comparison) -> list[list[str]]:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import jax
 
-from input_pipeline import files
+from input_pipeline import command, files
 from input_pipeline.errors import UserError
 from input_pipeline.manifest import file_sha256
 from input_pipeline.tokenizer import Tokenizer
@@ -36,17 +36,15 @@ from unimed_jax.weights import open_weights
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (2: the user's input is at fault)."""
     args = _parser().parse_args(argv)
-    try:
-        with files.store_errors():
-            overrides = dict(map(config_lib.parse_assignment, args.set))
-            pretrained = open_weights(args.source)
-            parts = _parts(pretrained, args.towers)
-            config = pretrained.model_config(overrides)
-            _write(pretrained, parts, config, args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command.run(lambda: _import(args))
+
+
+def _import(args: argparse.Namespace) -> None:
+    overrides = dict(map(config_lib.parse_assignment, args.set))
+    pretrained = open_weights(args.source)
+    parts = _parts(pretrained, args.towers)
+    config = pretrained.model_config(overrides)
+    _write(pretrained, parts, config, args)
 
 
 def _parts(pretrained: Pretrained, towers: str) -> list[str]:

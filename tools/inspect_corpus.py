@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import exclude, files, manifest
+from input_pipeline import command, exclude, files, manifest
 from input_pipeline.corpus_directory import REJECTED_FILE
-from input_pipeline.errors import CorpusError, UserError
+from input_pipeline.errors import CorpusError
 from input_pipeline.files import write_text_atomically
 from input_pipeline.inspection import duplicates, scan
 from input_pipeline.inspection.burned_in import BurnedInText, TextDetector
@@ -35,16 +35,7 @@ _THUMBNAIL = 256  # pixels
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (2: the user's input is at fault)."""
     args = _parser().parse_args(argv)
-    try:
-        with files.store_errors():
-            _inspect(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return command.run(lambda: _inspect(args))
 
 
 def _inspect(args: argparse.Namespace) -> None:
