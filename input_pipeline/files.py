@@ -40,7 +40,15 @@ PathLike = str | os.PathLike[str] | UPath
 _STORES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "abfs": "adlfs"}
 _URL = re.compile(r"(\w[\w+.-]*)://")
 _TORN_URL = re.compile(f"({'|'.join(_STORES)}):/(?!/)")
-_CLIENTS = (*_STORES.values(), "aiohttp", "azure", "botocore", "google.api", "google.auth", "requests")
+_CLIENTS = (
+    *_STORES.values(),
+    "aiohttp",
+    "azure",
+    "botocore",
+    "google.api",
+    "google.auth",
+    "requests",
+)
 _READ_BUFFER = 1 << 20  # bytes
 
 
