@@ -29,7 +29,6 @@ import uuid
 from collections.abc import Iterator
 from typing import BinaryIO, TypeGuard
 
-from fsspec.registry import known_implementations
 from upath import UPath
 
 from input_pipeline.errors import UserError
@@ -37,9 +36,19 @@ from input_pipeline.errors import UserError
 AnyPath = pathlib.Path | UPath
 PathLike = str | os.PathLike[str] | UPath
 
-_URL = re.compile(r"\w[\w+.-]*://")
-_TORN_URL = re.compile(r"(gs|s3|az|abfs|hf|https?):/(?!/)")
-_CLIENTS = ("gcsfs", "s3fs", "adlfs", "aiohttp", "botocore", "azure", "google", "requests")
+# scheme of URLs -> the package of fsspec that reads them
+_STORES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "abfs": "adlfs"}
+_URL = re.compile(r"(\w[\w+.-]*)://")
+_TORN_URL = re.compile(f"({'|'.join(_STORES)}):/(?!/)")
+_CLIENTS = (
+    *_STORES.values(),
+    "aiohttp",
+    "azure",
+    "botocore",
+    "google.api",
+    "google.auth",
+    "requests",
+)
 _READ_BUFFER = 1 << 20  # bytes
 
 
@@ -54,12 +63,12 @@ def to_path(path: PathLike) -> AnyPath:
     text = os.fspath(path).removeprefix("file://")
     if _TORN_URL.match(text):
         raise UserError(f"{text}: a URL has two slashes, as in gs://bucket/folder")
-    if not _URL.match(text):
+    url = _URL.match(text)
+    if not url:
         return pathlib.Path(text)
-    scheme = text.partition("://")[0]
-    if scheme not in known_implementations:
-        raise UserError(f"{text}: unknown kind of storage {scheme}://")
-    package = known_implementations[scheme]["class"].partition(".")[0]
+    package = _STORES.get(url[1])
+    if package is None:
+        raise UserError(f"{text}: expected a path, or a URL of {', '.join(_STORES)}")
     if importlib.util.find_spec(package) is None:
         extra = "'unimed_jax[gcs]'" if package == "gcsfs" else package
         raise UserError(f"{text} needs the package {package}: pip install {extra}")
@@ -82,10 +91,13 @@ def is_local(path: AnyPath) -> TypeGuard[pathlib.Path]:
 
 def under(folder: AnyPath, name: str) -> AnyPath:
     """What a table or config names: below the folder, or anywhere if it is a URL or absolute."""
-    if _URL.match(name):
+    url = _URL.match(name)
+    if url and url[1] in _STORES:
         return to_path(name)
-    if is_local(folder) or name.startswith("/"):
-        return pathlib.Path(folder if is_local(folder) else "/", name)
+    if is_local(folder):
+        return folder / name
+    if name.startswith("/"):
+        return pathlib.Path(name)
     parts = pathlib.PurePosixPath(name).parts  # without "."
     return folder.joinpath(*parts).resolve() if ".." in parts else folder.joinpath(*parts)
 
@@ -96,8 +108,7 @@ def store_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-        if packages.isdisjoint(_CLIENTS):
+        if not any(kind.__module__.startswith(_CLIENTS) for kind in type(error).__mro__):
             raise
         raise UserError(f"the bucket cannot be used: {str(error) or repr(error)}") from error
 

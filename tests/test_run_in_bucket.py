@@ -1,5 +1,6 @@
 """A run whose data and work directory are in a bucket: the losses of a local one, after a kill."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from runs import ROOT, finish, losses_of, start, write_recipe
 
 import unimed_jax
 from input_pipeline.errors import UserError
-from input_pipeline.files import to_path
+from input_pipeline.files import local_copy, to_path
 from unimed_jax import checkpoint, metrics, train
+from unimed_jax.porting import open_clip_directory
 from unimed_jax.testing import tiny_config
+from unimed_jax.weights import open_weights
 
 CHANGES = {"num_train_steps": 14, "checkpoint__every_steps": 4, "checkpoint__keep": 2}
 RUN = "gs://bucket/run"
@@ -93,6 +96,27 @@ def test_a_model_is_loaded_from_a_bucket(run, local, storage, tmp_path):
     )
     with pytest.raises(UserError, match=r"cannot read the image gs://bucket/none.png"):
         ours.encode_image("gs://bucket/none.png")
+
+
+@pytest.mark.slow
+def test_weights_in_a_bucket_are_imported_into_a_bucket(run, storage, tmp_path):
+    texts = ["a chest X-ray"]
+    expected = unimed_jax.load(RUN).encode_text(texts)
+    tool = ROOT / "tools" / "import_weights.py"
+    spec = importlib.util.spec_from_file_location("import_weights", tool)
+    import_weights = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(import_weights)
+    assert import_weights.main([RUN, "--out=gs://bucket/imported"]) == 0
+    found = unimed_jax.load("gs://bucket/imported").encode_text(texts)
+    np.testing.assert_array_equal(found, expected)
+    # as files of another library, which are opened by name
+    pretrained = open_weights(RUN)
+    config = pretrained.model_config()
+    tokenizer = local_copy(to_path(pretrained.tokenizer))
+    open_clip_directory.write(tmp_path, pretrained, config, tokenizer, "any")
+    storage.put_folder(tmp_path, "open_clip")
+    found = unimed_jax.load("gs://bucket/open_clip").encode_text(texts)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.slow

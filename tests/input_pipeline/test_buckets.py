@@ -20,6 +20,13 @@ TABLE = ("--input=gs://bucket/raw/table.csv", "--captions=gs://bucket/raw/captio
 FLAGS = ("--name=table", "--id_column=key", "--num_shards=train=6,val=2", "--short_side=25")
 
 
+def tool(name):
+    spec = importlib.util.spec_from_file_location(name, corpora.REPO / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def local(storage, tmp_path_factory):
     """What a conversion of a table writes on a local disk; the table is in the bucket as well."""
@@ -175,3 +182,45 @@ def test_folders_and_tars_are_read_from_a_bucket(storage, tmp_path):
             assert corpora.convert(source, out, f"--raw={one}", *flags) == 0
         assert storage.below(f"sources/{folder}_out/") == corpora.contents(outs[0])
         assert corpora.report(outs[0])["written"] >= 6
+
+
+def test_labels_are_listed_and_captioned_in_a_bucket(storage, local, tmp_path):
+    sets = (tmp_path / "sets.jsonl", "gs://bucket/sets.jsonl")
+    captions = (tmp_path / "captions.json", "gs://bucket/captions.json")
+    for labels, out in zip(sets, captions, strict=True):
+        assert corpora.main(["csv", f"--labels_out={labels}", TABLE[0], "--id_column=key"]) == 0
+        flags = [f"--labels={labels}", f"--out={out}", "--provider=template", "--num_captions=3"]
+        assert tool("caption_labels").main(flags) == 0
+    assert storage.objects["sets.jsonl"] == sets[0].read_bytes()
+    ours, theirs = (
+        json.loads(content)["label_sets"]
+        for content in (storage.objects["captions.json"], captions[0].read_bytes())
+    )
+    assert ours == theirs and len(ours) == 3
+
+
+def test_an_answer_cache_in_a_bucket_is_refused_with_the_remedy(storage, local, capsys):
+    flags = ["--labels=gs://bucket/raw/table.csv", "--out=gs://bucket/x.json", "--provider=openai"]
+    assert tool("caption_labels").main([*flags, "--model=any"]) == 2
+    assert "gs://bucket/x.cache.sqlite must be on a local disk" in capsys.readouterr().err
+
+
+def test_a_corpus_in_a_bucket_is_inspected_into_a_bucket(storage, tmp_path):
+    pytest.importorskip("imagehash", reason="the extra [inspect] is not installed")
+    table = put_table(tmp_path, 200)
+    captions = f"--captions={tmp_path / 'captions.json'}"
+    flags = [f"--input={table}", captions, *FLAGS]
+    assert corpora.convert("csv", tmp_path / "corpus", *flags) == 0
+    layouts.put_image(tmp_path / "evaluation" / "class" / "x.jpg", 2, size=(40, 30))
+    layouts.put_image(tmp_path / "evaluation" / "class" / "y.jpg", 99)
+    (tmp_path / "evaluation" / "notes.txt").write_text("no image")
+    for folder in ("corpus", "evaluation"):
+        storage.put_folder(tmp_path / folder, f"inspected/{folder}")
+    for root in (str(tmp_path), "gs://bucket/inspected"):
+        against = f"--against={root}/evaluation"
+        flags = [f"{root}/corpus", f"--out={root}/report", against, "--text_images=0"]
+        assert tool("inspect_corpus").main(flags) == 0
+    ours, theirs = storage.below("inspected/report/"), corpora.contents(tmp_path / "report")
+    assert ours.keys() == theirs.keys() and b"k22" in ours["exclude.jsonl"]
+    for name in ("exclude.jsonl", "duplicates.jsonl", "statistics.json"):
+        assert ours[name] == theirs[name]

@@ -40,8 +40,8 @@ def test_a_url_that_lost_a_slash_is_refused(torn):
 
 
 def test_what_is_missing_for_a_url_is_named(monkeypatch):
-    with pytest.raises(UserError, match=r"unknown kind of storage nosuch://"):
-        files.to_path("nosuch://bucket/x")
+    with pytest.raises(UserError, match=r"http://host/x: expected a path, or a URL of gs, s3"):
+        files.to_path("http://host/x")
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
     with pytest.raises(UserError, match=r"pip install 'unimed_jax\[gcs\]'"):
         files.to_path(URL)
@@ -57,6 +57,8 @@ def test_names_in_tables_are_below_the_folder_or_anywhere():
         ("../x", "gs://bucket/x", "/d/../x"),
         ("/x", "/x", "/x"),
         ("gs://other/x", "gs://other/x", "gs://other/x"),
+        # an image on the web is not fetched: there is no such file
+        ("http://host/x", "gs://bucket/d/http:/host/x", "/d/http:/host/x"),
     ):
         assert str(files.under(bucket, name)) == remote
         assert str(files.under(local, name)) == here
