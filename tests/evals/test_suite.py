@@ -332,6 +332,7 @@ def test_what_the_results_say(checkpoint, archive, tmp_path):
     page = Page((tmp_path / "out" / "report.html").read_text())
     text = " ".join(page.text)
     assert "20 of 21 sets" in text and "17 of 21 sets" in text
+    assert "6 rows, expected 208" in next(r for r in page.rows if r and r[0] == "acl_mri")
     row = next(r for r in page.rows if r and r[0] == "BACH" and "absent" in r)
     assert row[2] == "absent"
     assert page.images  # wrong answers

@@ -39,12 +39,14 @@ class Column:
       name: short, unique among the columns.
       facts: what it is, name -> text.
       suite: its suite; "" for the evaluators of a run.
+      warnings: what its own evaluation found wrong with the sets.
     """
 
     name: str
     facts: Mapping[str, str]
     suite: str
     scores: Mapping[str, Score]
+    warnings: tuple[str, ...] = ()
 
     @property
     def is_published(self) -> bool:
@@ -150,6 +152,9 @@ def _of_suite(content: Mapping[str, Any], name: str) -> Column:
         for column, suffix in _COLUMNS.items():
             if not isinstance(entry[column], dict):  # the reason why there is none
                 continue
+            all_images = entry["as_published"]["num_images"]
+            if column == "leak_free" and entry[column]["num_images"] == all_images:
+                continue  # the same number again
             found = entry[column][entry["metric"]]
             low, high = found["interval"]
             scores[entry["dataset"] + suffix] = Score(
@@ -179,7 +184,9 @@ def _of_suite(content: Mapping[str, Any], name: str) -> Column:
         "protocol": content["protocol"]["name"],
         "unimed_jax": content["unimed_jax"],
     }
-    return Column(name, facts, content["dataset"], scores)
+    warnings = [f"{key}: {problem}" for key, problem in content["unexpected_counts"].items()]
+    warnings += [f"{key}: {len(bad)} do not decode" for key, bad in content["bad_images"].items()]
+    return Column(name, facts, content["dataset"], scores, tuple(warnings))
 
 
 def _mean_row(modality: str, column: str) -> str:
@@ -229,9 +236,9 @@ def notes(comparison: Comparison) -> list[str]:
         found.append(
             f"Rows that are not comparable, marked ≠: {len(rows)} of {len(comparison.rows)}."
         )
-    bad = [c.name for c in measured if any(s.made_of.get("bad images") for s in c.scores.values())]
-    if bad:
-        found.append(f"Sets with images that do not decode: in {', '.join(bad)}.")
+    for column in measured:
+        if column.warnings:
+            found.append(f"Images of {column.name}: {'; '.join(column.warnings)}.")
     if len(measured) < len(comparison.columns):
         found.append(
             "Published scores were made with the paper's prompts, on copies of the sets that "

@@ -138,15 +138,17 @@ def _sets_html(found: SuiteResult) -> str:
         r = results[spec.key]
         spread = scores.prompt_spread(r.single_prompts)
         count = f"{r.scored.num_images:,}"
+        if r.count_problem and r.scored.num_images == r.num_rows:
+            count = ""  # the problem tells it
         rows.append(
             [
                 spec.key,
                 spec.metric,
                 _percent(r.scored, spec.metric),
-                _percent(r.leak_free, spec.metric) if r.leak_free else "—",
+                _leak_free(r),
                 f"{100 * r.majority:.1f}",
                 ", ".join(f"{100 * value:.1f}" for value in spread.values()),
-                f"{count} ({'; '.join(problems)})" if (problems := _problems(r)) else count,
+                "; ".join(filter(None, (count, *_problems(r)))),
                 *printed,
             ]
         )
@@ -154,16 +156,28 @@ def _sets_html(found: SuiteResult) -> str:
     return report.table(header, rows, compact=True) + f'<p class="note">{note}</p>'
 
 
+def _leak_free(r: SetResult) -> str:
+    """The score without known training images; its interval where it is another than that with."""
+    if not r.leak_free:
+        return "—"
+    if r.leak_free.num_images < r.scored.num_images:
+        return _percent(r.leak_free, r.spec.metric)
+    return f"{100 * r.leak_free.values[r.spec.metric]:.2f}"
+
+
 def _plot(found: SuiteResult) -> str:
-    """Scores with their intervals, those without known training images, and published ones."""
+    """Scores with their intervals, those without the known training images, and published ones."""
 
-    def point(scored: Scored | None, metric: str) -> tuple[float, float, float] | None:
-        return (scored.values[metric], *scored.intervals[metric]) if scored else None
+    def point(scored: Scored, metric: str) -> tuple[float, float, float]:
+        return (scored.values[metric], *scored.intervals[metric])
 
-    series = {
-        "as published": [point(r.scored, r.spec.metric) for r in found.sets],
-        "leak-free": [point(r.leak_free, r.spec.metric) for r in found.sets],
-    }
+    series = {"as published": [point(r.scored, r.spec.metric) for r in found.sets]}
+    fewer = [r.leak_free and r.leak_free.num_images < r.scored.num_images for r in found.sets]
+    if any(fewer):
+        series["leak-free"] = [
+            point(r.leak_free, r.spec.metric) if is_other else None
+            for r, is_other in zip(found.sets, fewer, strict=True)
+        ]
     for model in dict.fromkeys(name for r in found.sets for name in r.spec.published):
         values = [r.spec.published.get(model, math.nan) / 100 for r in found.sets]
         series[model] = [(value, value, value) for value in values]
