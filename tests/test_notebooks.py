@@ -98,7 +98,8 @@ def test_evaluate(zero_shot, folder):
     """With the model that the other notebook trained."""
     results = (
         "{'table': json.loads(table.to_json(orient='index')), 'ours': ours, "
-        "'published': published.T.to_dict(), 'beside': list(beside), 'recall': np.diag(shares).tolist(), "
+        "'published': published.T.to_dict(), 'beside': list(beside), "
+        "'recall': np.diag(shares).tolist(), "
         "'wrong': len(wrong), 'counts': counts.tolist()}"
     )
     found = _execute(folder, "evaluate", results, MODEL="runs/quickstart")
