@@ -99,8 +99,7 @@ def test_evaluate(zero_shot, folder):
     results = (
         "{'table': json.loads(table.to_json(orient='index')), 'ours': ours, "
         "'published': published.T.to_dict(), 'beside': list(beside), "
-        "'recall': np.diag(shares).tolist(), "
-        "'wrong': len(wrong), 'counts': counts.tolist()}"
+        "'recall': np.diag(shares).tolist(), 'wrong': len(wrong), 'counts': counts.tolist()}"
     )
     found = _execute(folder, "evaluate", results, MODEL="runs/quickstart")
     assert list(found["table"]) == ["breast_us", "refuge_retina", "PCAM"]
