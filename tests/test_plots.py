@@ -44,6 +44,10 @@ def test_without_a_truth_no_answer_is_wrong():
     assert charts(figure)[1] == [plots._ACCENT, plots._ACCENT]
 
 
+def test_no_answers_are_an_empty_figure():
+    assert charts(plots.answers([], [], ["a", "b"], np.zeros((0, 2)), []))[0] == []
+
+
 def test_a_matrix_is_written_row_by_row():
     counts = np.array([[9, 1, 0], [2, 3, 5]])
     shares = counts / counts.sum(1, keepdims=True)

@@ -73,7 +73,9 @@ def serve(page: "gradio.Blocks", port: int) -> None:
     import gradio as gr
 
     font, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # no web fonts
-    theme = gr.themes.Base(primary_hue="teal", font=font, font_mono=mono)
+    theme = gr.themes.Base(primary_hue="teal", font=font, font_mono=mono).set(
+        block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"
+    )
     try:
         _, address, _ = page.launch(
             server_port=port,
@@ -84,7 +86,7 @@ def serve(page: "gradio.Blocks", port: int) -> None:
             max_file_size=_MAX_UPLOAD,
             footer_links=[],
             css=_CSS,
-            theme=theme.set(block_info_text_color="*body_text_color_subdued"),
+            theme=theme,
             quiet=True,
             prevent_thread_lock=True,
         )

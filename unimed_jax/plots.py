@@ -28,7 +28,7 @@ def answers(
     """Pictures, each with the probabilities of its classes as bars below.
 
     Args:
-      pictures: N images.
+      pictures: N images; of none the figure is empty.
       titles: N.
       classes: C names.
       probabilities: (N, C).
@@ -36,7 +36,7 @@ def answers(
         the name of the true one is bold.
       columns: pictures beside each other.
     """
-    rows = math.ceil(len(pictures) / columns)
+    rows = max(1, math.ceil(len(pictures) / columns))
     size = (3.2 * columns, rows * (2.8 + 0.24 * len(classes)))
     figure, axes = plt.subplots(
         2 * rows,
