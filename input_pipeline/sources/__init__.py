@@ -7,7 +7,7 @@ pixels: images are read when the shards are written, in many processes.
 
 from collections.abc import Mapping
 
-from input_pipeline.sources import folder, tables, tfds, unimed, webdataset
+from input_pipeline.sources import folder, mask_phantoms, masks, tables, tfds, unimed, webdataset
 from input_pipeline.sources.base import Source
 from input_pipeline.unimed_parts import PARTS
 
@@ -26,6 +26,18 @@ SOURCES: Mapping[str, Source] = {
         "a labelled data set of TensorFlow Datasets (also tfds:NAME)",
         tfds.TfdsOptions,
         tfds.open_tfds,
+    ),
+    "masks": Source(
+        "a folder of images and one of masks, for segmentation",
+        masks.MaskOptions,
+        masks.open_masks,
+        captioned=False,
+    ),
+    "mask_phantoms": Source(
+        "generated images with masks, in one of two styles",
+        mask_phantoms.PhantomOptions,
+        mask_phantoms.open_phantoms,
+        captioned=False,
     ),
     **{key: unimed.source(key, part) for key, part in PARTS.items()},
 }

@@ -45,6 +45,9 @@ class Task(Protocol):
     ``default_config() -> dict`` (the keys that only this task has) and ``validate(config)``.
     """
 
+    record_schema: str
+    """Name of the schema of the records that ``decode`` reads (``records.Schema.name``)."""
+
     parameter_axes: ParameterAxes
     """(regular expression over the parameter path, logical axis of each dim); see sharding.py."""
 
