@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from unimed_jax import optim
+from unimed_jax import optim, trees
 from unimed_jax.tasks.base import Task
 
 State = dict[str, Any]  # {"params", "opt_state", "step": int32 ()}
@@ -84,7 +84,9 @@ def make_train_step(
             (value, metrics), grads = jax.tree.map(lambda x: x / accumulate, total)
 
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)
-        params = task.constrain(optax.apply_updates(params, updates))
+        statistics = metrics.pop("statistics", {})
+        params = trees.replaced(optax.apply_updates(params, updates), statistics)
+        params = task.constrain(params)
         metrics = {
             **metrics,
             "loss": value,

@@ -175,9 +175,9 @@ def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
       serialized: string (), one serialized Example.
 
     Returns:
-      id, source, group: string (); image: float32, (H, W, 3) in 0..255 of a picture or the array
-      with a last axis of one channel; mask: uint8 (H, W) or (D, H, W); spacing: float32 (n,),
-      empty where unknown.
+      id, source, group: string (); image: float32, (H, W, 3) of a picture or the array with a last
+      axis of one channel, uint8 values divided by 255; mask: uint8 (H, W) or (D, H, W); spacing:
+      float32 (n,), empty where unknown.
     """
     import tensorflow as tf
 
@@ -192,11 +192,12 @@ def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     def picture() -> tf.Tensor:
         from input_pipeline.transforms import decode_image
 
-        return tf.cast(decode_image(found["image"]), tf.float32)
+        return tf.cast(decode_image(found["image"]), tf.float32) / 255.0
 
     def array(dtype: str) -> tf.Tensor:
         raw = tf.io.decode_raw(tf.io.decode_compressed(found["image"], "ZLIB"), dtype)
-        return tf.cast(tf.reshape(raw, tf.concat([found["shape"], [1]], axis=0)), tf.float32)
+        values = tf.reshape(raw, tf.concat([found["shape"], [1]], axis=0))
+        return tf.cast(values, tf.float32) / (255.0 if dtype == "uint8" else 1.0)
 
     image = tf.case(
         [(tf.equal(found["dtype"], d), lambda d=d: array(d)) for d in DTYPES], default=picture

@@ -164,7 +164,8 @@ def test_arrays_of_any_rank_come_back_from_a_record_and_in_the_graph(data):
     np.testing.assert_array_equal(again.label_map(), mask)
     assert set(again.labels) == {("x", "y")[v - 1] for v in np.unique(mask) if v}
     parsed = records.parse(tf.constant(records.encode(sample)))
-    np.testing.assert_array_equal(parsed["image"], image.astype(np.float32)[..., None])
+    values = image.astype(np.float32) / np.float32(255 if dtype == "uint8" else 1)
+    np.testing.assert_array_equal(parsed["image"], values[..., None])
     np.testing.assert_array_equal(parsed["mask"], mask)
     assert tuple(parsed["spacing"].numpy()) == spacing
 

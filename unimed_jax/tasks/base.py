@@ -65,8 +65,13 @@ class Task(Protocol):
 
     def loss(
         self, params: Params, batch: Mapping[str, jax.Array], rng: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Loss and metrics (scalars) of the global batch; ``rng`` belongs to this step."""
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Loss and metrics (scalars) of the global batch; ``rng`` belongs to this step.
+
+        A model with running statistics keeps them among its parameters, names them in
+        ``optimizer.frozen``, and returns new values of them as the metric ``statistics``, a
+        sub-tree of the parameters.
+        """
 
     def constrain(self, params: Params) -> Params:
         """Projects the parameters after an update (e.g. a clamp); the identity for most."""
