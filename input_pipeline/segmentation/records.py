@@ -8,7 +8,8 @@ feature          type          meaning
 ``dtype``        bytes         of the array: uint8, int16 or float32; empty for an encoded picture
 ``mask``         bytes         compressed uint8 array: 0 is background, k the k-th of ``classes``
 ``shape``        int64 list    of the mask, row-major: (H, W) or (D, H, W); an array has it as well
-``spacing``      float list    mm between neighbours along each axis of ``shape``; empty: unknown
+``spacing``      float list    mm between neighbours along each axis of ``shape``, of a slice of a
+                               volume that between slices before them; empty: unknown
 ``classes``      bytes list    names of the label values 1, 2, ...; the background has none
 ``labels``       bytes list    those of them that occur in this mask
 ``modality``     bytes         mri, ct, fundus, ...
@@ -51,7 +52,7 @@ class SegmentationSample:
     `image` and `mask` are the bytes that the record holds: `of_picture` and `of_array` make them.
 
     Raises ValueError when the id or image is empty, the dtype is none of `DTYPES` or "", or the
-    spacing does not have one number per axis.
+    spacing does not have one number per axis, or one more.
     """
 
     captions: ClassVar[tuple[str, ...]] = ()  # conversion counts those of every schema
@@ -74,7 +75,7 @@ class SegmentationSample:
             raise ValueError(f"sample {self.id!r} needs an id and image bytes")
         if self.dtype not in ("", *DTYPES):
             raise ValueError(f"sample {self.id!r}: dtype {self.dtype!r} is none of {DTYPES}")
-        if self.spacing and len(self.spacing) != len(self.shape):
+        if self.spacing and len(self.spacing) - len(self.shape) not in (0, 1):
             raise ValueError(f"sample {self.id!r}: spacing {self.spacing} for shape {self.shape}")
 
     @classmethod

@@ -221,3 +221,50 @@ def test_the_stream_takes_segmentation_records_and_refuses_them_to_another_task(
     for a, b in zip(whole[4:], rest, strict=True):
         for key in a:
             np.testing.assert_array_equal(a[key], b[key])
+
+
+def test_a_table_of_images_and_masks_becomes_a_corpus(folder, tmp_path):
+    table = folder / "list.csv"
+    rows = [f"images\\{i:02d}.png,x,masks\\{i:02d}.png" for i in (0, 1, 2, 7)]
+    table.write_text("\n".join(["image,rater,mask", *rows]) + "\n")
+    out = tmp_path / "out"
+    flags = (f"--input={table}", "--modality=fundus", "--classes=vessel", "--held_out=0")
+    assert convert("mask_table", out, *flags) == 0
+    found = read(out)["train"]
+    assert {s.id for s in found} == {f"list/images/{i:02d}.png" for i in (0, 1, 2)}
+    for sample in found:
+        red = np.asarray(Image.open(folder / sample.id.removeprefix("list/")))[..., 0]
+        np.testing.assert_array_equal(sample.label_map(), red > 128)
+    assert [r["reason"] for r in rejections(out)] == ["no such file: masks/07.png"]
+    assert convert("mask_table", tmp_path / "b", *flags, "--mask_column=label") == 2
+
+
+def test_slices_of_volumes_keep_orientation_spacing_and_values(tmp_path, capsys):
+    nibabel = pytest.importorskip("nibabel")
+    raw = tmp_path / "ct"
+    raw.mkdir()
+    rng = np.random.default_rng(0)
+    values = rng.integers(-200, 400, (6, 5, 4)).astype(np.int16)  # right, anterior, superior
+    labels = np.zeros(values.shape, np.uint8)
+    labels[1:3, 2, 1] = 6
+    labels[4, 4, 2] = 1
+    labels[0, 0, 2] = 9  # of no class: background
+    # stored with the first axis to the left: the header says so
+    affine = np.diag([-0.5, 0.7, 3.0, 1.0])
+    for prefix, volume in (("image_", values), ("label_", labels)):
+        nibabel.Nifti1Image(volume[::-1], affine).to_filename(raw / f"{prefix}7.nii.gz")
+    nibabel.Nifti1Image(values, affine).to_filename(raw / "image_8.nii.gz")
+    out = tmp_path / "out"
+    flags = (f"--raw={raw}", "--modality=ct", "--classes=liver=6,spleen=1", "--held_out=0")
+    assert convert("nifti_slices", out, *flags, "--window=-125,275") == 0
+    found = {s.id: s for s in read(out)["train"]}
+    assert set(found) == {"ct/7/0001", "ct/7/0002"}
+    first = found["ct/7/0001"]
+    want = np.clip((values[::-1, ::-1, 1].T + 125) / 400, 0, 1)
+    np.testing.assert_allclose(first.pixels(), want, atol=1e-6)
+    np.testing.assert_array_equal(first.label_map(), (labels[::-1, ::-1, 1].T == 6) * 1)
+    assert first.spacing == pytest.approx((3.0, 0.7, 0.5))
+    assert (first.labels, found["ct/7/0002"].labels) == (("liver",), ("spleen",))
+    assert [r["reason"] for r in rejections(out)] == ["no label volume of its name"]
+    assert convert("nifti_slices", tmp_path / "b", *flags, "--window=9,1") == 2
+    assert "not in order" in capsys.readouterr().err

@@ -114,7 +114,7 @@ def test_encoders_agree_with_torchvision_on_copied_weights(name, tmp_path):
     np.savez(tmp_path / "in.npz", images=images, **to_torch(params, name_of))
     script = Path(__file__).with_name("encoders_reference.py")
     command = [sys.executable, script, name, tmp_path / "in.npz", tmp_path / "out.npz"]
-    subprocess.run(command, check=True, timeout=300)
+    subprocess.run(command, check=True, timeout=900)
 
     def features(params, images):
         encoder = nnx.merge(graphdef, params)

@@ -138,10 +138,12 @@ class SegmentationEvaluator:
                 )
                 overlays.append(Overlay(target, sample.id, _picture(sample), found, truth, score))
         values = {name: ([], []) for name in self._classes}
+        in_mm = True
         for unit in units.values():
             found, truth = unit.regions()
-            spacing = unit.spacing or (1.0,) * (found.ndim - 1)
-            spacing = (1.0,) * (found.ndim - 1 - len(spacing)) + tuple(spacing)
+            dims = found.ndim - 1
+            in_mm = in_mm and len(unit.spacing) >= dims
+            spacing = unit.spacing[-dims:] if len(unit.spacing) >= dims else (1.0,) * dims
             for k, name in enumerate(self._classes):
                 values[name][0].append(dice(found[..., k], truth[..., k]))
                 values[name][1].append(hausdorff95(found[..., k], truth[..., k], spacing))
@@ -151,7 +153,7 @@ class SegmentationEvaluator:
                 groups=tuple(unit.group for unit in units.values()),
                 dice={name: np.array(both[0]) for name, both in values.items()},
                 hd95={name: np.array(both[1]) for name, both in values.items()},
-                unit="mm" if all(unit.spacing for unit in units.values()) else "px",
+                unit="mm" if in_mm else "px",
             ),
             overlays,
         )
