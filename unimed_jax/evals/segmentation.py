@@ -100,7 +100,11 @@ class SegmentationEvaluator:
                 f"of mesh.data x mesh.fsdp = {shards} and of the {jax.process_count()} hosts"
             )
         self._sharding = sharding.batch_sharding(mesh)
-        self._predict = jax.jit(task.predict, out_shardings=sharding.replicated(mesh))
+        # every host gets all rows
+        self._predict = jax.jit(
+            lambda params, batch: (task.predict(params, batch["image"]), batch["valid"]),
+            out_shardings=sharding.replicated(mesh),
+        )
 
     def __call__(self, params: Params) -> Evaluation:
         scores, overlays = [], []
@@ -177,11 +181,15 @@ class SegmentationEvaluator:
             samples = map(records.decode, tf.data.TFRecordDataset(files).as_numpy_iterator())
             corpora = {str(directory): self._manifests[target]}
             for batch in feed.prefetch(dataset.numpy_batches(batches, corpora)):
-                arrays = feed.to_global({"image": batch["image"]}, self._sharding)
-                predicted = jax.device_get(self._predict(params, arrays["image"]))
-                for probabilities, sample in zip(predicted, samples, strict=False):
-                    yield sample, probabilities
-        logging.info("segmentation: %s is done", target)
+                local = {key: batch[key] for key in ("image", "valid")}
+                arrays = feed.to_global(local, self._sharding)
+                rows = jax.device_get(self._predict(params, arrays))
+                # the rows that fill the last batch come after the last sample
+                for probabilities, valid, sample in zip(*rows, samples, strict=False):
+                    if valid:
+                        yield sample, probabilities
+                    else:
+                        logging.warning("sample %r cannot be decoded: left out", sample.id)
 
 
 def resized(probabilities: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
