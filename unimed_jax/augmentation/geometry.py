@@ -19,9 +19,9 @@ def affine(
     turned by ``rotation`` (radians), enlarged by ``zoom`` and moved by ``shift`` pixels.
     """
     cos, sin = jnp.cos(rotation), jnp.sin(rotation)
-    turn = jnp.array([[cos, -sin], [sin, cos]])
-    forward = zoom * turn @ jnp.array([[1.0, 0.0], [jnp.tan(shear), 1.0]])
-    matrix = jnp.linalg.inv(forward)
+    turned_back = jnp.array([[cos, sin], [-sin, cos]])
+    unsheared = jnp.array([[1.0, 0.0], [-jnp.tan(shear), 1.0]])
+    matrix = unsheared @ turned_back / zoom
     return matrix, -matrix @ shift
 
 

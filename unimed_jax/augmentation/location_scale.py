@@ -56,7 +56,7 @@ def quantiles(values: jax.Array, where: jax.Array, q: tuple[float, ...]) -> jax.
 
 
 def draw_map(
-    key: jax.Array, values: jax.Array, where: jax.Array, inverse_probability: float
+    key: jax.Array, values: jax.Array, where: jax.Array, inverse_probability: jax.Array | float
 ) -> jax.Array:
     """The values where True, through a curve and then through a location and a scale.
 
@@ -95,9 +95,11 @@ def draw_local(key: jax.Array, image: jax.Array, labels: jax.Array, num_classes:
     That of the background is left in its own order always, that of a class every other time.
     Elements at most ``BACKGROUND_VALUE`` keep their value.
     """
-    result = image
-    for label in range(num_classes + 1):
-        where = jnp.broadcast_to((labels == label)[..., None], image.shape)
-        mapped = draw_map(jax.random.fold_in(key, label), image, where, 0.5 if label else 1.0)
-        result = jnp.where(where, mapped, result)
-    return jnp.where(image <= BACKGROUND_VALUE, image, result)
+    values = jnp.arange(num_classes + 1)
+    keys = jax.vmap(lambda label: jax.random.fold_in(key, label))(values)
+    where = (labels == values[:, None, None])[..., None]
+    where = jnp.broadcast_to(where, (len(values), *image.shape))
+    inverse_probability = jnp.where(values == 0, 1.0, 0.5)
+    mapped = jax.vmap(draw_map, in_axes=(0, None, 0, 0))(keys, image, where, inverse_probability)
+    own = jnp.take_along_axis(mapped, labels[None, ..., None], axis=0)[0]
+    return jnp.where(image <= BACKGROUND_VALUE, image, own)

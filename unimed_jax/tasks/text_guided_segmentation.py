@@ -210,7 +210,8 @@ class TextGuidedSegmentation:
         del source
         size = self._config.model.image_size
         sample = records.parse(record)
-        label = tf.image.resize(sample["mask"][..., None], (size, size), method="nearest")
+        mask = tf.ensure_shape(sample["mask"], (None, None))
+        label = tf.image.resize(mask[..., None], (size, size), method="nearest")
         return {
             "id": sample["id"],
             "image": self._resized(sample["image"]),
@@ -229,6 +230,7 @@ class TextGuidedSegmentation:
     def _resized(self, image: tf.Tensor) -> tf.Tensor:
         """float32 (H, W, C) -> (size, size, in_channels), linear with antialiasing."""
         size, channels = self._config.model.image_size, self._config.model.in_channels
+        image = tf.ensure_shape(image, (None, None, None))
         if channels == 1:
             image = tf.reduce_mean(image, axis=-1, keepdims=True)
         image = tf.image.resize(image, (size, size), antialias=True)
