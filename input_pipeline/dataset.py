@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import manifest as manifest_lib
-from input_pipeline import order
+from input_pipeline import order, records
 from input_pipeline.errors import ConfigError, CorpusError
 from input_pipeline.files import is_local, to_path
 
@@ -36,18 +36,26 @@ class Source:
 
 
 def open_sources(
-    sources: Sequence[Source], num_streams: int, verify_checksums: bool = False
+    sources: Sequence[Source],
+    num_streams: int,
+    verify_checksums: bool = False,
+    schema: str = records.SCHEMA.name,
 ) -> list[manifest_lib.Manifest]:
     """Reads and verifies the manifests of a mixture.
 
     Raises:
-      CorpusError: a manifest or shard is missing, truncated or altered, or a split is empty.
+      CorpusError: a manifest or shard is missing, truncated or altered, a split is empty, or the
+        records are of another schema.
       ConfigError: the shards of a source cannot be dealt evenly to the streams.
     """
     manifests = []
     for source in sources:
         manifest = manifest_lib.load(source.directory)
         manifest_lib.verify(source.directory, manifest, source.split, checksums=verify_checksums)
+        if manifest.schema != schema:
+            raise CorpusError(
+                f"{source.directory} holds {manifest.schema} records, the task reads {schema}"
+            )
         num_shards = len(manifest.splits[source.split].shards)
         if num_shards % num_streams:
             raise ConfigError(

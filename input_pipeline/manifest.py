@@ -69,6 +69,7 @@ class Manifest:
     rejected: int
     plan: str
     schema_version: int = records.SCHEMA_VERSION
+    schema: str = records.SCHEMA.name
 
     @functools.cached_property
     def counts(self) -> Counts:

@@ -88,6 +88,7 @@ def build(
     *,
     num_shards: Mapping[str, int] | int | None,
     seed: int,
+    schema: records.Schema = records.SCHEMA,
     progress: bool = False,
 ) -> Plan:
     """Reads all rows and writes the plan.
@@ -101,6 +102,7 @@ def build(
       num_shards: of each split, or one number for all; None and splits without a number: by
         `default_num_shards`.
       seed: of the shuffle.
+      schema: of the records that will be written.
       progress: show a progress bar.
 
     Raises:
@@ -114,7 +116,7 @@ def build(
             sizes, num_rejected = _index(index, directory, rows, seed)
             shards = _name_shards(sizes, num_shards)
             digest = hashlib.sha256()
-            settings = (name, str(records.SCHEMA_VERSION), _describe(make_sample))
+            settings = (name, str(schema.version), _describe(make_sample))
             for part in (*settings, *map(repr, _unpickled(directory / _REJECTED_FILE))):
                 digest.update(part.encode() + b"\0")
             _write_rows(index, directory, shards, digest)

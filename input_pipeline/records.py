@@ -23,7 +23,8 @@ samples starts at once.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from input_pipeline.errors import CorpusError
 
@@ -31,6 +32,27 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 SCHEMA_VERSION = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """How the samples of a corpus are laid out in its records.
+
+    Samples of every schema have `id`, `source`, `modality`, `labels`, `captions` and
+    `num_original_captions`, which conversion counts.
+
+    Attributes:
+      name: in the manifest; a task reads corpora of one schema.
+      version: of this layout.
+      encode: a sample -> a serialized `tf.train.Example`; equal samples give equal bytes.
+      tfds_features: the features of a record as TFDS describes them.
+    """
+
+    name: str
+    version: int
+    encode: Callable[[Any], bytes]
+    tfds_features: Callable[[], dict[str, Any]]
+
 
 _TEXT_KEYS = ("id", "modality", "source", "group")
 _TEXT_LIST_KEYS = ("captions", "labels")
@@ -78,24 +100,34 @@ class Sample:
 
 def encode(sample: Sample) -> bytes:
     """Serializes a sample; equal samples give equal bytes."""
-    import tensorflow as tf
-
-    def bytes_feature(values: list[bytes]) -> tf.train.Feature:
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
-
-    def int64_feature(values: list[int]) -> tf.train.Feature:
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-
-    features = {key: bytes_feature([getattr(sample, key).encode()]) for key in _TEXT_KEYS}
+    features: dict[str, list[bytes]] = {key: [getattr(sample, key).encode()] for key in _TEXT_KEYS}
     for key in _TEXT_LIST_KEYS:
-        features[key] = bytes_feature([text.encode() for text in getattr(sample, key)])
-    features["image"] = bytes_feature([sample.image])
-    features["num_original_captions"] = int64_feature([sample.num_original_captions])
+        features[key] = [text.encode() for text in getattr(sample, key)]
+    features["image"] = [sample.image]
     # Ten captions of one run share their provenance: it is stored once.
     distinct = list(dict.fromkeys(filter(None, sample.caption_provenance)))
     places = {"": -1} | {text: place for place, text in enumerate(distinct)}
-    features["provenance"] = bytes_feature([text.encode() for text in distinct])
-    features["provenance_index"] = int64_feature([places[t] for t in sample.caption_provenance])
+    features["provenance"] = [text.encode() for text in distinct]
+    integers = {"provenance_index": [places[t] for t in sample.caption_provenance]}
+    integers["num_original_captions"] = [sample.num_original_captions]
+    return serialize(features, integers)
+
+
+def serialize(
+    texts: Mapping[str, Sequence[bytes]],
+    integers: Mapping[str, Sequence[int]],
+    numbers: Mapping[str, Sequence[float]] = {},
+) -> bytes:
+    """A serialized `tf.train.Example` of bytes, int64 and float32 lists by feature name."""
+    import tensorflow as tf
+
+    features = {
+        **{k: tf.train.Feature(bytes_list=tf.train.BytesList(value=v)) for k, v in texts.items()},
+        **{
+            k: tf.train.Feature(int64_list=tf.train.Int64List(value=v)) for k, v in integers.items()
+        },
+        **{k: tf.train.Feature(float_list=tf.train.FloatList(value=v)) for k, v in numbers.items()},
+    }
     example = tf.train.Example(features=tf.train.Features(feature=features))
     # Maps have no order of their own: without this flag checksums would differ between runs.
     return example.SerializeToString(deterministic=True)
@@ -164,3 +196,26 @@ def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     spec |= {key: text_list() for key in _TEXT_LIST_KEYS}
     spec["num_original_captions"] = tf.io.FixedLenFeature((), tf.int64)
     return tf.io.parse_single_example(serialized, spec)
+
+
+def tfds_features() -> dict[str, Any]:
+    """The features of a record as TFDS describes them."""
+    import numpy as np
+    import tensorflow_datasets as tfds
+
+    text = tfds.features.Text()
+    return {
+        "id": text,
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "captions": tfds.features.Sequence(text),
+        "num_original_captions": tfds.features.Scalar(np.int64),
+        "provenance": tfds.features.Sequence(text),
+        "provenance_index": tfds.features.Sequence(np.int64),
+        "labels": tfds.features.Sequence(text),
+        "modality": text,
+        "source": text,
+        "group": text,
+    }
+
+
+SCHEMA = Schema("image_text", SCHEMA_VERSION, encode, tfds_features)

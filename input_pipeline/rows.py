@@ -2,9 +2,7 @@
 
 import dataclasses
 from collections.abc import Hashable
-from typing import Generic, TypeVar
-
-from input_pipeline.records import Sample
+from typing import Any, Generic, TypeVar
 
 Row = TypeVar("Row")
 
@@ -58,5 +56,5 @@ class RejectedSample(Exception):
 class Noted:
     """A sample and remarks on how it was made, which are counted over the corpus."""
 
-    sample: Sample
+    sample: Any
     notes: tuple[str, ...]

@@ -7,6 +7,8 @@ import contextlib
 import io
 import pathlib
 import tempfile
+from collections.abc import Mapping
+from typing import Any
 
 from input_pipeline.files import AnyPath, write_bytes_atomically
 from input_pipeline.manifest import Manifest
@@ -14,26 +16,13 @@ from input_pipeline.manifest import Manifest
 FILE_NAMES = ("dataset_info.json", "features.json")
 
 
-def write(directory: AnyPath, manifest: Manifest) -> None:
-    """Writes `dataset_info.json` and `features.json` for the shards that `manifest` lists."""
-    import numpy as np
+def write(directory: AnyPath, manifest: Manifest, features: Mapping[str, Any]) -> None:
+    """Writes `dataset_info.json` and `features.json` for the shards that `manifest` lists.
+
+    `features` are those of the schema (`records.Schema.tfds_features`).
+    """
     import tensorflow_datasets as tfds
 
-    text = tfds.features.Text()
-    features = tfds.features.FeaturesDict(
-        {
-            "id": text,
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "captions": tfds.features.Sequence(text),
-            "num_original_captions": tfds.features.Scalar(np.int64),
-            "provenance": tfds.features.Sequence(text),
-            "provenance_index": tfds.features.Sequence(np.int64),
-            "labels": tfds.features.Sequence(text),
-            "modality": text,
-            "source": text,
-            "group": text,
-        }
-    )
     with tempfile.TemporaryDirectory() as folder:
         template = tfds.core.ShardedFileTemplate(
             data_dir=folder,
@@ -56,7 +45,7 @@ def write(directory: AnyPath, manifest: Manifest) -> None:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints its progress
             tfds.folder_dataset.write_metadata(
                 data_dir=folder,
-                features=features,
+                features=tfds.features.FeaturesDict(dict(features)),
                 split_infos=splits,
                 filename_template=template,
                 check_data=False,

@@ -26,12 +26,11 @@ from input_pipeline.executors import Executor, Local
 from input_pipeline.files import AnyPath, PathLike, write_text_atomically
 from input_pipeline.manifest import Counts, Manifest, Shard, Split
 from input_pipeline.plan import Plan
-from input_pipeline.records import Sample
 from input_pipeline.rows import Noted, Planned, RejectedSample, Rejection, Row
 
 _IN_PROCESS = Local(workers=1)
 
-MakeSample = Callable[[Row], Sample | Noted]
+MakeSample = Callable[[Row], Any]  # -> a sample of the schema, or Noted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +44,9 @@ def write_corpus(
     out_dir: PathLike,
     name: str,
     rows: Iterable[Planned[Row] | Rejection],
-    make_sample: MakeSample[Row],
+    make_sample: MakeSample,
     *,
+    schema: records.Schema = records.SCHEMA,
     num_shards: Mapping[str, int] | int | None = None,
     seed: int = 0,
     executor: Executor = _IN_PROCESS,
@@ -64,6 +64,7 @@ def write_corpus(
       make_sample: called wherever the executor has its workers: it and the rows must be picklable.
         It may raise RejectedSample. A function, a `functools.partial` of one, or an object with a
         stable `repr` (a dataclass).
+      schema: of the samples that `make_sample` gives.
       num_shards: of each split, or one number for all; None and splits without a number: by size.
       seed: of the permutation.
       executor: runs the writing of shards.
@@ -89,14 +90,15 @@ def write_corpus(
             make_sample,
             num_shards=num_shards,
             seed=seed,
+            schema=schema,
             progress=progress,
         )
         finished = corpus_directory.claim(out_dir, plan, overwrite)
         if finished is not None:
             return finished
         plan = dataclasses.replace(plan, directory=out_dir / PARTIAL / ROWS)
-        _write_shards(out_dir, name, plan, make_sample, executor, threads, progress)
-        manifest = _finish(out_dir, name, plan, facts or {})
+        _write_shards(out_dir, name, plan, make_sample, schema, executor, threads, progress)
+        manifest = _finish(out_dir, name, plan, schema, facts or {})
     return manifest
 
 
@@ -105,6 +107,7 @@ def _write_shards(
     name: str,
     plan: Plan,
     make_sample: MakeSample,
+    schema: records.Schema,
     executor: Executor,
     threads: int,
     progress: bool,
@@ -122,12 +125,14 @@ def _write_shards(
         delay=1,
         disable=not progress,
     ) as bar:
-        write = functools.partial(write_shard, out_dir, make_sample, threads)
+        write = functools.partial(write_shard, out_dir, make_sample, schema, threads)
         for file in executor(write, missing):
             bar.update(plan.shards[file])
 
 
-def write_shard(out_dir: AnyPath, make_sample: MakeSample, threads: int, file: str) -> None:
+def write_shard(
+    out_dir: AnyPath, make_sample: MakeSample, schema: records.Schema, threads: int, file: str
+) -> None:
     """Writes one shard, which appears whole, and leaves the proof."""
     import tensorflow as tf
 
@@ -144,7 +149,7 @@ def write_shard(out_dir: AnyPath, make_sample: MakeSample, threads: int, file: s
                         rejections.append(made)
                         continue
                     sample = made.sample
-                    writer.write(records.encode(sample))
+                    writer.write(schema.encode(sample))
                     num_samples += 1
                     counts["source"][sample.source] += 1
                     counts["modality"][sample.modality] += 1
@@ -184,7 +189,13 @@ def _proof(out_dir: AnyPath, file: str) -> tuple[_WrittenShard, list[Rejection]]
     return _WrittenShard(**content | {"shard": Shard(**content["shard"])}), rejections
 
 
-def _finish(out_dir: AnyPath, name: str, plan: Plan, facts: Mapping[str, Any]) -> Manifest:
+def _finish(
+    out_dir: AnyPath,
+    name: str,
+    plan: Plan,
+    schema: records.Schema,
+    facts: Mapping[str, Any],
+) -> Manifest:
     """Writes what is known once all shards are there, in the order of the plan."""
     splits = {}
     remarks = collections.Counter()
@@ -199,7 +210,9 @@ def _finish(out_dir: AnyPath, name: str, plan: Plan, facts: Mapping[str, Any]) -
         )
     read = sum(plan.shards.values()) + plan.num_rejected
     written = sum(split.num_samples for split in splits.values())
-    manifest = Manifest(name, splits, read, written, read - written, plan.hash)
+    manifest = Manifest(
+        name, splits, read, written, read - written, plan.hash, schema.version, schema.name
+    )
 
     def rejections() -> Iterator[Rejection]:
         yield from plan.rejected()
@@ -226,7 +239,7 @@ def _finish(out_dir: AnyPath, name: str, plan: Plan, facts: Mapping[str, Any]) -
         plan.shared_group,
         facts,
     )
-    tfds_metadata.write(out_dir, manifest)
+    tfds_metadata.write(out_dir, manifest, schema.tfds_features())
     manifest_lib.save(out_dir, manifest)
     files.remove_tree(out_dir / PARTIAL)
     return manifest

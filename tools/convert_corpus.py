@@ -25,6 +25,7 @@ from input_pipeline import (
     exclude,
     files,
     label_table,
+    records,
 )
 from input_pipeline.convert import MakeSample
 from input_pipeline.corpus_directory import REJECTED_FILE, REPORT_FILE
@@ -32,6 +33,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.executors import Beam, Executor, Local
 from input_pipeline.manifest import Manifest
 from input_pipeline.sources import SOURCES, Source
+from input_pipeline.sources.base import Conversion
 from input_pipeline.write_shards import write_corpus
 
 
@@ -56,6 +58,11 @@ def _convert(args: argparse.Namespace) -> int:
     options = source.options(
         **{field.name: getattr(args, field.name) for field in dataclasses.fields(source.options)}
     )
+    executor, num_shards = _executor(args), _shards_given(args.num_shards)
+    if not source.captioned:
+        if not args.out:
+            raise UserError("give --out=DIR for the corpus")
+        return _write(args, source.open(options), num_shards, executor, start)
     if args.labels_out:
         count = label_table.write(args.labels_out, source.open(options).rows)
         print(f"{count} label sets -> {args.labels_out}")
@@ -64,8 +71,6 @@ def _convert(args: argparse.Namespace) -> int:
         raise UserError("give --out=DIR for a corpus, or --labels_out=FILE for its labels alone")
     if args.short_side is not None and args.short_side < 1:
         raise UserError(f"--short_side={args.short_side}: expected a number of pixels")
-    executor = _executor(args)
-    num_shards = _shards_given(args.num_shards)
     templates = caption_templates.CaptionTemplates()
     if args.captions:
         templates = caption_templates.load(args.captions)
@@ -73,16 +78,35 @@ def _convert(args: argparse.Namespace) -> int:
     if args.exclude:
         rows = exclude.leave_out(reading.rows, exclude.load(args.exclude))
         reading = dataclasses.replace(reading, rows=rows)
-    manifest = write_corpus(
-        args.out,
-        args.name or reading.name,
+    conversion = Conversion(
+        reading.name,
         reading.planned(),
         MakeSample(reading.root, templates, args.short_side),
+        records.SCHEMA,
+        reading.facts,
+        reading.threads,
+    )
+    return _write(args, conversion, num_shards, executor, start)
+
+
+def _write(
+    args: argparse.Namespace,
+    conversion: Conversion,
+    num_shards: dict[str, int] | int | None,
+    executor: Executor,
+    start: float,
+) -> int:
+    manifest = write_corpus(
+        args.out,
+        args.name or conversion.name,
+        conversion.rows,
+        conversion.make_sample,
+        schema=conversion.schema,
         num_shards=num_shards,
         seed=args.seed,
         executor=executor,
-        threads=reading.threads,
-        facts=reading.facts,
+        threads=conversion.threads,
+        facts=conversion.facts,
         overwrite=args.overwrite,
         progress=True,
     )
@@ -158,23 +182,15 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=source.help,
             description=source.description or f"Converts {source.help}.",
-            epilog=f"Defaults in parentheses.\n\ncaptions for labels (--captions)\n\n"
-            f"{caption_templates.__doc__}",
+            epilog="Defaults in parentheses."
+            + f"\n\ncaptions for labels (--captions)\n\n{caption_templates.__doc__}"
+            * source.captioned,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         _add_options(subparser, source)
         subparser.add_argument("--out", type=files.flag, help="corpus directory")
-        subparser.add_argument(
-            "--labels_out",
-            type=files.flag,
-            help="write the distinct label sets to this .jsonl, for caption_labels.py, and stop",
-        )
-        subparser.add_argument("--captions", type=files.flag, help="JSON of captions for labels")
-        subparser.add_argument(
-            "--exclude",
-            type=files.flag,
-            help="JSONL of ids and reasons to leave out, as tools/inspect_corpus.py writes it",
-        )
+        if source.captioned:
+            _add_caption_options(subparser)
         subparser.add_argument("--name", help="of the corpus; default: from the input's folder")
         subparser.add_argument(
             "--num_shards",
@@ -182,12 +198,6 @@ def _parser() -> argparse.ArgumentParser:
             "train and 2 for others, such that shards are at most 128 MiB",
         )
         subparser.add_argument("--seed", type=int, default=0, help="of the shuffle; default 0")
-        subparser.add_argument(
-            "--short_side",
-            type=int,
-            help="bound the short side of images, in pixels, and store larger ones as JPEG of "
-            "quality 95; default: JPEG and PNG stay as they are, byte for byte",
-        )
         subparser.add_argument(
             "--workers",
             type=int,
@@ -214,6 +224,27 @@ def _parser() -> argparse.ArgumentParser:
             "--overwrite", action="store_true", help="replace another corpus in --out"
         )
     return parser
+
+
+def _add_caption_options(subparser: argparse.ArgumentParser) -> None:
+    """Flags of the sources whose rows become images with captions."""
+    subparser.add_argument(
+        "--labels_out",
+        type=files.flag,
+        help="write the distinct label sets to this .jsonl, for caption_labels.py, and stop",
+    )
+    subparser.add_argument("--captions", type=files.flag, help="JSON of captions for labels")
+    subparser.add_argument(
+        "--exclude",
+        type=files.flag,
+        help="JSONL of ids and reasons to leave out, as tools/inspect_corpus.py writes it",
+    )
+    subparser.add_argument(
+        "--short_side",
+        type=int,
+        help="bound the short side of images, in pixels, and store larger ones as JPEG of "
+        "quality 95; default: JPEG and PNG stay as they are, byte for byte",
+    )
 
 
 def _add_options(subparser: argparse.ArgumentParser, source: Source) -> None:

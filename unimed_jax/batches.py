@@ -36,7 +36,10 @@ class Batches:
             for name in sorted(config.data.sources)
         ]
         self._manifests = dataset.open_sources(
-            self._sources, config.data.num_streams, config.data.verify_checksums
+            self._sources,
+            config.data.num_streams,
+            config.data.verify_checksums,
+            task.record_schema,
         )
 
     @property

@@ -92,6 +92,10 @@ def base_config(task: str = "contrastive") -> ConfigDict:
     config.data.verify_checksums = False  # hash every shard before training
     config.data.accept_new_order = False  # resume although the corpus or its order has changed
 
+    # name -> a source of tools/convert_corpus.py and its flags: raw data of data.root that the run
+    # converts into its work directory first
+    config.data.raw = ConfigDict()
+
     config.data.phantoms = ConfigDict()  # read only where data.root is "phantoms"
     config.data.phantoms.num_train_per_class = 150
     config.data.phantoms.num_val_per_class = 30
@@ -160,7 +164,7 @@ def choose_variant(variant: str, choices: tuple[str, ...]) -> str:
 
 
 def edit(config: ConfigDict) -> Any:
-    """Context in which keys may be added to open dictionaries: data.sources, evals, init."""
+    """Context in which keys may be added to open dictionaries, such as data.sources or evals."""
     return config.unlocked()
 
 

@@ -1,16 +1,27 @@
 """Where the files that a config names really are."""
 
+import dataclasses
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import ConfigError
 from input_pipeline.files import AnyPath, to_path, under
+from input_pipeline.sources import SOURCES
+from input_pipeline.write_shards import write_corpus
 from unimed_jax.porting.resolve import resolve
 
 PHANTOMS = "phantoms"  # the value of data.root that stands for the generated corpus
+CONVERTED = "corpora"  # folder of the work directory for what data.raw names
 
 
 def corpus_root(config: ConfigDict, workdir: str) -> AnyPath:
-    """The directory of ``config.data.root``; the generated corpus is in the work directory."""
+    """The directory of ``config.data.root``.
+
+    What is generated or converted for a run is in its work directory.
+    """
+    if config.data.get("raw"):  # a checkpoint may be older than the key
+        return to_path(workdir) / CONVERTED
     if not config.data.root:
         raise ConfigError(
             "config.data.root is empty; valid: a directory that tools/convert_corpus.py wrote, "
@@ -32,10 +43,44 @@ def locate(uri: str, config: ConfigDict, workdir: str, *, weights: bool = True) 
 
 
 def prepare(config: ConfigDict, workdir: str) -> AnyPath:
-    """The corpus root, after generating the phantoms if they are asked for and not there."""
+    """The corpus root, after making what is not there yet.
+
+    That are the phantoms, or the corpora of ``data.raw``: each entry names a source of
+    ``tools/convert_corpus.py`` as ``kind`` and gives its flags; its folder ``raw`` is relative to
+    ``data.root``.
+
+    Raises:
+      CorpusError: the raw data is not what it should be, or has changed since it was converted.
+    """
     root = corpus_root(config, workdir)
+    for name, settings in config.data.get("raw", {}).items():
+        _convert(name, dict(settings), to_path(config.data.root), root / name)
     if config.data.root == PHANTOMS:
         from input_pipeline import phantoms
 
         phantoms.write(root, **config.data.phantoms)
     return root
+
+
+def _convert(name: str, settings: dict[str, Any], raw_root: AnyPath, out: AnyPath) -> None:
+    source = SOURCES.get(settings.pop("kind", ""))
+    if source is None or source.captioned:
+        valid = ", ".join(key for key, value in SOURCES.items() if not value.captioned)
+        raise ConfigError(f"config.data.raw.{name}.kind is none of: {valid}")
+    known = {field.name for field in dataclasses.fields(source.options)}
+    if unknown := sorted(settings.keys() - known):
+        raise ConfigError(
+            f"config.data.raw.{name} has no key {unknown[0]!r}; valid: {', '.join(sorted(known))}"
+        )
+    if "raw" in settings:
+        settings["raw"] = under(raw_root, settings["raw"])
+    conversion = source.open(source.options(**settings))
+    write_corpus(
+        out,
+        conversion.name,
+        conversion.rows,
+        conversion.make_sample,
+        schema=conversion.schema,
+        threads=conversion.threads,
+        facts=conversion.facts,
+    )

@@ -49,6 +49,9 @@ class Chart:
 TRAINING_CHARTS = (
     Chart("Loss", "loss"),
     Chart("Balanced accuracy", "zero_shot/*/balanced_accuracy", (0.0, 1.0)),
+    Chart("Dice", "segmentation/*/dice", (0.0, 1.0)),
+    Chart("Segmentation loss", "segmentation_*"),
+    Chart("Alignment with text", "alignment_*"),
     Chart("Learning rate", "learning_rate", (0.0, None)),
     Chart("Gradient norm", "grad_norm", (0.0, None)),
     Chart("Logit scale", "logit_scale"),

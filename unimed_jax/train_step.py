@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unimed_jax import flops, optim, sharding
+from unimed_jax import flops, optim, sharding, trees
 from unimed_jax.tasks.base import Task
 
 State = dict[str, Any]  # {"params", "opt_state", "step": int32 ()}
@@ -57,7 +57,9 @@ def make_train_step(
         params = state["params"]
         (value, metrics), grads = grad(params, batch, rng)
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)
-        params = task.constrain(optax.apply_updates(params, updates))
+        statistics = metrics.pop("statistics", {})
+        params = trees.replaced(optax.apply_updates(params, updates), statistics)
+        params = task.constrain(params)
         metrics = {
             **metrics,
             "loss": value,

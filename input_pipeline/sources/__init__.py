@@ -7,7 +7,17 @@ pixels: images are read when the shards are written, in many processes.
 
 from collections.abc import Mapping
 
-from input_pipeline.sources import folder, tables, tfds, unimed, webdataset
+from input_pipeline.sources import (
+    folder,
+    mask_phantoms,
+    mask_table,
+    masks,
+    nifti_slices,
+    tables,
+    tfds,
+    unimed,
+    webdataset,
+)
 from input_pipeline.sources.base import Source
 from input_pipeline.unimed_parts import PARTS
 
@@ -26,6 +36,30 @@ SOURCES: Mapping[str, Source] = {
         "a labelled data set of TensorFlow Datasets (also tfds:NAME)",
         tfds.TfdsOptions,
         tfds.open_tfds,
+    ),
+    "masks": Source(
+        "a folder of images and one of masks, for segmentation",
+        masks.MaskOptions,
+        masks.open_masks,
+        captioned=False,
+    ),
+    "mask_table": Source(
+        "a CSV of images and masks, for segmentation",
+        mask_table.MaskTableOptions,
+        mask_table.open_mask_table,
+        captioned=False,
+    ),
+    "nifti_slices": Source(
+        "slices of NIfTI volumes with label volumes, for segmentation",
+        nifti_slices.NiftiOptions,
+        nifti_slices.open_nifti,
+        captioned=False,
+    ),
+    "mask_phantoms": Source(
+        "generated images with masks, in one of two styles",
+        mask_phantoms.PhantomOptions,
+        mask_phantoms.open_phantoms,
+        captioned=False,
     ),
     **{key: unimed.source(key, part) for key, part in PARTS.items()},
 }

@@ -1,13 +1,14 @@
-"""What every source gives: rows, the folder that their images are in, and facts about itself."""
+"""What every source gives: rows, how they become samples, and facts about itself."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from input_pipeline import files
 from input_pipeline.ahead import IN_A_BUCKET, map_ahead
 from input_pipeline.files import AnyPath
+from input_pipeline.records import Schema
 from input_pipeline.rows import Planned, Rejection
 
 
@@ -42,8 +43,28 @@ class SourceRow:
 
 
 @dataclass(frozen=True)
+class Conversion:
+    """All that `write_corpus` needs to know of a source.
+
+    Attributes:
+      name: of the corpus, if the user gives none.
+      rows: read once.
+      make_sample: turns a row into a sample of `schema`.
+      facts: for `conversion.json`; under `expected` a range of counts, if one is known.
+      threads: how many samples are best made at a time.
+    """
+
+    name: str
+    rows: Iterable[Planned[Any] | Rejection]
+    make_sample: Callable[[Any], Any]
+    schema: Schema
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    threads: int = 1
+
+
+@dataclass(frozen=True)
 class Reading:
-    """An opened source.
+    """An opened source of images that are still to get captions.
 
     Attributes:
       root: the folder that image paths are relative to.
@@ -83,14 +104,16 @@ class Reading:
 class Source:
     """How a corpus is read: its flags, and the function that opens it.
 
-    `open` raises CorpusError for an input that is missing or not as it should be; its rows may do
-    so as well.
+    `captioned`: whether it gives a `Reading`, whose rows need captions, or a `Conversion`. `open`
+    raises CorpusError for an input that is missing or not as it should be; its rows may do so as
+    well.
     """
 
     help: str
     options: type[Any]
-    open: Callable[[Any], Reading]
+    open: Callable[[Any], Any]
     description: str = ""
+    captioned: bool = True
 
 
 def corpus_name(text: str) -> str:

@@ -45,10 +45,13 @@ class Task(Protocol):
     """One thing that can be trained; the trainer knows nothing else about it.
 
     A task is made from (config, workdir) on every host and holds no parameters. Making it and
-    ``batch_spec`` read no files: its step can be compiled where there is neither data nor
-    tokenizer. Its module also has ``default_config() -> dict`` (the keys that only this task has)
-    and ``validate(config)``.
+    ``batch_spec`` read no files but those that the shapes of the parameters depend on, so that its
+    step can be compiled where there is neither data nor tokenizer. Its module also has
+    ``default_config() -> dict`` (the keys that only this task has) and ``validate(config)``.
     """
+
+    record_schema: str
+    """Name of the schema of the records that ``decode`` reads (``records.Schema.name``)."""
 
     parameter_axes: ParameterAxes
     """(regular expression over the parameter path, logical axis of each dim); see sharding.py."""
@@ -67,11 +70,16 @@ class Task(Protocol):
 
     def loss(
         self, params: Params, batch: Mapping[str, jax.Array], rng: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    ) -> tuple[jax.Array, dict[str, Any]]:
         """Loss and metrics (scalars) of the global batch; ``rng`` belongs to this step.
 
         With ``config.optimizer.accumulate_steps`` = A > 1 it keeps no activations but those of
-        1/A of the rows (``microbatches.map_rows``) and is the same loss.
+        1/A of the rows (``microbatches.map_rows``) and is the same loss; a task that cannot refuses
+        the key.
+
+        A model with running statistics keeps them among its parameters, names them in
+        ``optimizer.frozen``, and returns new values of them as the metric ``statistics``, a
+        sub-tree of the parameters.
         """
 
     def constrain(self, params: Params) -> Params:

@@ -81,6 +81,7 @@ def validate(config: ConfigDict) -> None:
 class Contrastive:
     """The contrastive Task; see tasks/base.py for what each method is."""
 
+    record_schema = records.SCHEMA.name
     parameter_axes = parameters.PARAMETER_AXES
 
     def __init__(self, config: ConfigDict, workdir: str) -> None:

@@ -1,0 +1,142 @@
+"""With and without text guidance and each augmentation: equal steps, several seeds, one table.
+
+    python benchmarks/segmentation_ablation.py --root=SEG2D --out=runs/ablation [--steps=400]
+        [--seeds=3] [--pairs=fundus_vessels:drive,...] [--arms=full,no_guidance,...]
+        [--set KEY=VALUE ...]
+
+Every arm sees the same images in the same order for the same number of optimiser steps of
+configs/lg_sdg.py. Runs are made one after the other; one that is finished is not made again, one
+that was stopped goes on. Writes OUT/table.md (mean and standard deviation over seeds of Dice and
+HD95 on every target, and the time of a step) and OUT/runs.csv.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+RECIPE = "configs/lg_sdg.py"
+
+# arm -> what it changes of the full method: guidance, both location-scale views fused, Fourier view
+FULL = {"augmentation.fourier": "True"}
+ARMS: Mapping[str, Mapping[str, str]] = {
+    "full": FULL,
+    "no_guidance": {**FULL, "guidance.weight": "0.0"},
+    "no_fourier": {},
+    "no_fusion": {**FULL, "augmentation.fusion_grid": "0"},
+    "no_local": {**FULL, "augmentation.location_scale": "global"},
+    "no_location_scale": {**FULL, "augmentation.location_scale": "none"},
+    "guidance_only": {"augmentation.location_scale": "none"},
+    "plain": {"augmentation.location_scale": "none", "guidance.weight": "0.0"},
+}
+PAIRS = (
+    "fundus_vessels:drive,fundus_vessels:chase,"
+    "brain_tumor:brisc_t1,brain_tumor:brats_flair,brain_tumor:mets_t2"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", default="", help="folder of the 2-D sets; phantoms need none")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--pairs", default=PAIRS, help="data:source,...")
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--variant", default="", help="more of the recipe's variant: smoke")
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of the config")
+    args = parser.parse_args()
+    runs = []
+    for pair in args.pairs.split(","):
+        for seed in range(args.seeds):
+            for arm in args.arms.split(","):
+                workdir = args.out / pair.replace(":", "_") / f"{arm}_{seed}"
+                print(f"== {pair}, {arm}, seed {seed}", flush=True)
+                train(args, pair, arm, seed, workdir)
+                runs += read(pair, arm, seed, workdir)
+                write(args.out, runs)
+
+
+def train(args: argparse.Namespace, pair: str, arm: str, seed: int, workdir: Path) -> None:
+    if (workdir / "results.json").is_file():
+        return
+    data, source = pair.split(":")
+    variant = ",".join(filter(None, (f"data={data},source={source}", args.variant)))
+    settings = {
+        "data.root": args.root,
+        "seed": str(seed),
+        "num_train_steps": str(args.steps),
+        "checkpoint.every_steps": str(max(args.steps // 4, 1)),
+        "checkpoint.keep": "1",
+        **ARMS[arm],
+    }
+    flags = [f"--config.{key}={value}" for key, value in settings.items() if value]
+    flags += [f"--config.{setting}" for setting in args.set]
+    command = [sys.executable, "-m", "unimed_jax.train", f"--config={RECIPE}:{variant}"]
+    subprocess.run([*command, f"--workdir={workdir.absolute()}", *flags], cwd=REPO, check=True)
+
+
+def read(pair: str, arm: str, seed: int, workdir: Path) -> list[dict[str, object]]:
+    """A row per target and class of one run."""
+    results = json.loads((workdir / "results.json").read_text())
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    seconds = [row["step_seconds"] for row in map(json.loads, lines) if "step_seconds" in row]
+    rows = []
+    for key, dice in results.items():
+        prefix, _, score = key.rpartition("/")
+        if score != "dice" or prefix.endswith("/mean"):
+            continue
+        _, target, name = prefix.split("/")
+        rows.append(
+            {
+                "pair": pair,
+                "target": target,
+                "class": name,
+                "arm": arm,
+                "seed": seed,
+                "dice": dice,
+                "hd95": results[f"{prefix}/hd95"],
+                "step_seconds": statistics.median(seconds[1:] or seconds),
+            }
+        )
+    return rows
+
+
+def write(out: Path, runs: Sequence[Mapping[str, object]]) -> None:
+    with (out / "runs.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(runs[0]))
+        writer.writeheader()
+        writer.writerows(runs)
+    lines = [
+        "| source → target | class | arm | seeds | Dice | HD95 | s / step |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[object, ...], list[Mapping[str, object]]] = {}
+    for run in runs:
+        key = tuple(run[k] for k in ("pair", "target", "class", "arm"))
+        groups.setdefault(key, []).append(run)
+    for (pair, target, name, arm), rows in sorted(groups.items(), key=lambda g: g[0][:3]):
+        source = str(pair).split(":")[1]
+        where = f"{source} → {target}" + (" (held out)" if source == target else "")
+        seconds = statistics.median(float(row["step_seconds"]) for row in rows)
+        lines.append(
+            f"| {where} | {name} | {arm} | {len(rows)} | {spread(rows, 'dice', 3)} | "
+            f"{spread(rows, 'hd95', 1)} | {seconds:.2f} |"
+        )
+    (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def spread(rows: Sequence[Mapping[str, object]], score: str, decimals: int) -> str:
+    """Mean and standard deviation over seeds."""
+    values = [float(row[score]) for row in rows]
+    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return f"{statistics.mean(values):.{decimals}f} ± {deviation:.{decimals}f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The alignment with text, value and gradient: ours compiled, PyTorch eager, side by side.
+
+    python benchmarks/text_alignment.py [--repeats=20]
+
+The same numbers at the published size (32 images of 192 x 192, 36 patches, 4 classes, 512 wide).
+PyTorch runs in a process of its own, once with loops over images, patches and classes as the
+published code has them, once vectorised. Prints milliseconds (median) and ratios.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+BATCH, SIDE, GRID, CLASSES, WIDTH = 32, 192, 6, 4, 512
+
+
+def inputs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens (B, P, D), labels (B, H, W) with sparse blobs, text vectors (K, D)."""
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(BATCH, GRID**2, WIDTH)).astype(np.float32)
+    cells = rng.integers(0, CLASSES + 1, (BATCH, 8, 8)) * (rng.random((BATCH, 8, 8)) < 0.3)
+    labels = np.kron(cells, np.ones((SIDE // 8, SIDE // 8), int))
+    return tokens, labels, rng.normal(size=(CLASSES, WIDTH)).astype(np.float32)
+
+
+def median_ms(function: Callable[[], object], repeats: int) -> float:
+    function()
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - begin)
+    return 1000 * statistics.median(times)
+
+
+def in_jax(repeats: int) -> dict[str, float]:
+    import jax
+
+    from unimed_jax.segmentation_losses import classes_in_patches, text_alignment_loss
+
+    tokens, labels, text = map(jax.numpy.asarray, inputs())
+
+    def loss(tokens: jax.Array, labels: jax.Array) -> jax.Array:
+        present = classes_in_patches(labels, (GRID, GRID), CLASSES)
+        return text_alignment_loss(tokens, text, present)
+
+    step = jax.jit(jax.value_and_grad(loss))
+    value = float(step(tokens, labels)[0])
+    ms = median_ms(lambda: jax.block_until_ready(step(tokens, labels)), repeats)
+    return {"value": value, "ours, compiled": ms}
+
+
+def in_torch(repeats: int) -> dict[str, float]:
+    import torch
+    import torch.nn.functional as F
+
+    tokens, labels, text = map(torch.tensor, inputs())
+    tokens.requires_grad_(True)
+    side = SIDE // GRID
+
+    def loops() -> torch.Tensor:
+        total = torch.zeros(())
+        for b in range(BATCH):
+            for p in range(GRID**2):
+                row, column = divmod(p, GRID)
+                patch = labels[
+                    b, row * side : (row + 1) * side, column * side : (column + 1) * side
+                ]
+                seen = set(torch.unique(patch).tolist())
+                pull, push = [], []
+                for k in range(CLASSES):
+                    cosine = F.cosine_similarity(tokens[b, p], text[k], dim=0)
+                    if k + 1 in seen:
+                        pull.append(F.relu(1 - cosine))
+                    else:
+                        push.append(F.relu(1 + cosine))
+                for terms in (pull, push):
+                    if terms:
+                        total = total + sum(terms) / len(terms)
+        return total / (BATCH * GRID**2)
+
+    def vectorised() -> torch.Tensor:
+        patches = labels.reshape(BATCH, GRID, side, GRID, side).transpose(2, 3)
+        patches = patches.reshape(BATCH, GRID**2, side * side, 1)
+        present = (patches == torch.arange(1, CLASSES + 1)).any(2)
+        cosine = F.normalize(tokens, dim=-1) @ F.normalize(text, dim=-1).T
+        total = 0
+        for values, where in ((F.relu(1 - cosine), present), (F.relu(1 + cosine), ~present)):
+            total = total + (values * where).sum(-1) / where.sum(-1).clamp(min=1)
+        return total.mean()
+
+    def step(loss: Callable[[], torch.Tensor]) -> None:
+        tokens.grad = None
+        loss().backward()
+
+    return {
+        "value": float(loops()),
+        "value, vectorised": float(vectorised()),
+        "PyTorch, loops": median_ms(lambda: step(loops), max(repeats // 10, 2)),
+        "PyTorch, vectorised": median_ms(lambda: step(vectorised), repeats),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--torch", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.torch:
+        print(json.dumps(in_torch(args.repeats)))
+        return
+    command = [sys.executable, __file__, "--torch", f"--repeats={args.repeats}"]
+    theirs = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    ours = in_jax(args.repeats)
+    print(f"value: {ours['value']:.6f}, PyTorch {theirs['value']:.6f}")
+    for name in ("PyTorch, loops", "PyTorch, vectorised"):
+        print(f"{name}: {theirs[name]:.2f} ms, {theirs[name] / ours['ours, compiled']:.1f} x ours")
+    print(f"ours, compiled: {ours['ours, compiled']:.2f} ms")
+
+
+if __name__ == "__main__":
+    main()

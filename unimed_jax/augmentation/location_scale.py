@@ -1,0 +1,105 @@
+"""Location-scale augmentation: new grey values by random curves, for the image or for each class.
+
+SLAug (arXiv 2211.05868): the global form (GLA) draws one curve for all pixels, the local form (LLA)
+one for the pixels of every class, which breaks the link between what a structure is and how bright
+it is.
+"""
+
+import jax
+import jax.numpy as jnp
+
+NUM_SAMPLES = 1000  # points of a curve; between them it is linear
+BACKGROUND_VALUE = 0.01  # what is darker is no tissue and stays as it is
+
+
+def bezier_table(
+    inner: jax.Array, low: jax.Array, high: jax.Array, inverse: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Samples of a cubic Bezier curve from (high, high) to (low, low), as a table x -> y.
+
+    point(t) = sum_i C(3, i) t^(3-i) (1-t)^i P_i, t from 0 to 1, P_0 = (low, low) and P_3 =
+    (high, high). x is sorted; y is sorted as well (an increasing map), or, for ``inverse``, left in
+    the order of the curve, from high to low.
+
+    Args:
+      inner: P_1 and P_2, float (2, 2).
+      low, high, inverse: scalars.
+
+    Returns:
+      x and y, float32 (NUM_SAMPLES,), x ascending.
+    """
+    t = jnp.linspace(0.0, 1.0, NUM_SAMPLES)[:, None]
+    points = jnp.stack([jnp.stack([low, low]), inner[0], inner[1], jnp.stack([high, high])])
+    weights = jnp.concatenate(
+        [t**3, 3 * t**2 * (1 - t), 3 * t * (1 - t) ** 2, (1 - t) ** 3], axis=1
+    )
+    x, y = jnp.matmul(weights, points, precision="highest").T
+    return jnp.sort(x), jnp.where(inverse, y, jnp.sort(y))
+
+
+def quantiles(values: jax.Array, where: jax.Array, q: tuple[float, ...]) -> jax.Array:
+    """Quantiles of the elements that are True, interpolated linearly as NumPy does.
+
+    Args:
+      values, where: of one shape.
+      q: in 0..1.
+
+    Returns:
+      float32 (len(q),); infinite if no element is True.
+    """
+    ordered = jnp.sort(jnp.where(where, values, jnp.inf).ravel())
+    position = jnp.array(q) * (jnp.sum(where) - 1)
+    below = jnp.maximum(jnp.floor(position).astype(jnp.int32), 0)
+    above = jnp.maximum(jnp.ceil(position).astype(jnp.int32), 0)
+    part = position - below
+    return jnp.where(part > 0, ordered[below] * (1 - part) + ordered[above] * part, ordered[below])
+
+
+def draw_map(
+    key: jax.Array, values: jax.Array, where: jax.Array, inverse_probability: jax.Array | float
+) -> jax.Array:
+    """The values where True, through a curve and then through a location and a scale.
+
+    The curve's ends are the smallest and largest value, its inner points uniform between them.
+    y = clip(alpha x + beta, 0, 1), alpha = clip(N(1, 0.1), 0.9, 1.1) and beta = N(0, 0.5) clipped
+    to [0 - q20, 1 - q80], q the percentiles of the values after the curve.
+
+    Args:
+      key: of this map.
+      values: float32, in 0..1; any shape.
+      where: bool, same shape: the value set. Elements outside come back as they are.
+      inverse_probability: how often the curve is left in its own order.
+    """
+    keys = jax.random.split(key, 4)
+    low = jnp.min(jnp.where(where, values, jnp.inf))
+    high = jnp.max(jnp.where(where, values, -jnp.inf))
+    empty = high < low
+    low, high = jnp.where(empty, 0.0, low), jnp.where(empty, 1.0, high)
+    inner = low + (high - low) * jax.random.uniform(keys[0], (2, 2))
+    inverse = jax.random.bernoulli(keys[1], inverse_probability)
+    curved = jnp.interp(values, *bezier_table(inner, low, high, inverse))
+    q20, q80 = quantiles(curved, where, (0.2, 0.8))
+    alpha = jnp.clip(1 + 0.1 * jax.random.normal(keys[2]), 0.9, 1.1)
+    beta = jnp.clip(0.5 * jax.random.normal(keys[3]), -q20, 1 - q80)
+    return jnp.where(where, jnp.clip(alpha * curved + beta, 0.0, 1.0), values)
+
+
+def draw_global(key: jax.Array, image: jax.Array) -> jax.Array:
+    """GLA: one increasing curve, location and scale for the image (H, W, C)."""
+    return draw_map(key, image, jnp.ones(image.shape, bool), 0.0)
+
+
+def draw_local(key: jax.Array, image: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
+    """LLA: a curve, location and scale for the pixels of every class.
+
+    That of the background is left in its own order always, that of a class every other time.
+    Elements at most ``BACKGROUND_VALUE`` keep their value.
+    """
+    values = jnp.arange(num_classes + 1)
+    keys = jax.vmap(lambda label: jax.random.fold_in(key, label))(values)
+    where = (labels == values[:, None, None])[..., None]
+    where = jnp.broadcast_to(where, (len(values), *image.shape))
+    inverse_probability = jnp.where(values == 0, 1.0, 0.5)
+    mapped = jax.vmap(draw_map, in_axes=(0, None, 0, 0))(keys, image, where, inverse_probability)
+    own = jnp.take_along_axis(mapped, labels[None, ..., None], axis=0)[0]
+    return jnp.where(image <= BACKGROUND_VALUE, image, own)
