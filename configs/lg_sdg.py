@@ -57,8 +57,10 @@ def get_config(variant: str = "") -> ConfigDict:
     words = [word for word in variant.split(",") if word]
     given = dict(word.split("=", 1) for word in words if "=" in word)
     for word in words:
-        choose_variant(word if "=" not in word else word.split("=")[0],
-                       ("smoke", "data", "source", "target"))  # fmt: skip
+        if "=" in word:
+            choose_variant(word.split("=")[0], ("data", "source", "target"))
+        else:
+            choose_variant(word, ("smoke",))
     smoke = "smoke" in words
     name = given.get("data", "phantoms" if smoke else "fundus_vessels")
     choose_variant(name, tuple(DATA))
@@ -130,6 +132,7 @@ def _small(config: ConfigDict) -> None:
 
 def _smoke(config: ConfigDict) -> None:
     config.num_train_steps = 30
+    config.num_epochs = 0.0
     config.log_every_steps = 5
     config.checkpoint.every_steps = 15
     config.model.image_size = 64

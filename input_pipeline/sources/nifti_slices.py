@@ -107,7 +107,12 @@ def _rows(
             number += 1
             yield Rejection("no label volume of its name", number, f"{source}/{volume}", path.name)
             continue
-        labels = _load(label)[0]
+        try:
+            labels = _load(label)[0]
+        except ValueError as error:
+            number += 1
+            yield Rejection(str(error), number, f"{source}/{volume}", label.name)
+            continue
         num_bytes = path.stat().st_size + label.stat().st_size
         indices = range(labels.shape[2])
         if not options.all_slices:
@@ -185,11 +190,15 @@ def _load(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
 
     Raises ValueError for a file that cannot be read or is no volume.
     """
-    volume = _nibabel().load(path)
-    if len(volume.shape) != 3:
-        raise ValueError(f"{path.name} has the shape {volume.shape}, expected three axes")
-    volume = _nibabel().as_closest_canonical(volume)
-    return np.asanyarray(volume.dataobj), tuple(float(z) for z in volume.header.get_zooms()[:3])
+    nibabel = _nibabel()
+    try:
+        volume = nibabel.as_closest_canonical(nibabel.load(path))
+        values = np.asanyarray(volume.dataobj)
+    except Exception as error:  # nibabel and zlib raise nearly anything on damaged files
+        raise ValueError(f"cannot read the volume {path.name}: {error}") from error
+    if values.ndim != 3:
+        raise ValueError(f"{path.name} has the shape {values.shape}, expected three axes")
+    return values, tuple(float(z) for z in volume.header.get_zooms()[:3])
 
 
 def _nibabel() -> "nibabel":
