@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
@@ -101,7 +100,7 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
     if main_host:
         claim_workdir(config, workdir)
         corpus.prepare(config, str(workdir))
-    multihost_utils.sync_global_devices("work directory and corpus are ready")
+    runtime.wait_for_all("work directory and corpus are ready")
     root = corpus.corpus_root(config, str(workdir))
     mesh = sharding.make_mesh(config_lib.mesh_shape(config, num_devices), devices)
     task = tasks.create(config, str(workdir))
@@ -157,6 +156,7 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
         task.loss, abstract_state["params"], task.batch_spec(config.batch_size), jax.random.key(0)
     )
     device_kind = jax.devices()[0].device_kind
+    runtime.wait_for_all("the step is compiled")
 
     # --- the loop
     writer = metrics.MetricWriter(workdir, resume_step=start or None) if main_host else None
