@@ -3,6 +3,7 @@
 Needs libtpu, which compiles on any Linux machine; no TPU, data or weights.
 """
 
+import copy
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -84,7 +85,7 @@ class Variant:
                    remat=config.model.remat)  # fmt: skip
 
     def apply(self, config: ConfigDict) -> ConfigDict:
-        changed = ConfigDict(config)
+        changed = copy.deepcopy(config)
         changed.mesh.data, changed.mesh.fsdp, changed.mesh.tensor = (
             self.data,
             self.fsdp,

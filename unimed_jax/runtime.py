@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
+from jax._src import distributed  # barriers without a device have no public name
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
@@ -19,6 +20,8 @@ from input_pipeline.files import store_errors
 from unimed_jax import config as config_lib
 from unimed_jax import maintenance
 from unimed_jax.peers import Peers, join
+
+_PATIENCE_MS = 60 * 60 * 1000
 
 _peers: Peers | None = None  # of a job of several processes
 
@@ -40,6 +43,16 @@ def initialize() -> None:
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has called it with the same name, which is used only once.
+
+    Unlike a collective it has the patience for hosts of different speed: on CPUs, a collective
+    whose partners come more than 30 seconds apart fails.
+    """
+    if jax.process_count() > 1:
+        distributed.global_state.client.wait_at_barrier(f"unimed_jax/{what}", _PATIENCE_MS)
 
 
 def say(text: str) -> None:
