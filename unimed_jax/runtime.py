@@ -29,6 +29,19 @@ _peers: Peers | None = None  # of a job of several processes
 _COMPILED = Path("~/.cache/unimed_jax/compiled")
 
 
+def compiler_environment() -> dict[str, str]:
+    """Variables for libtpu, which reads them when JAX first looks for devices.
+
+    Its compiler overflows its stack of 64 KiB on products fused into products, as in the last block
+    of the text tower with rematerialisation (libtpu 0.0.42.1: a segmentation fault).
+    """
+    given = os.environ.get("LIBTPU_INIT_ARGS", "")
+    stack = "--fibers_default_thread_stack_size"
+    if stack in given:
+        return {}
+    return {"LIBTPU_INIT_ARGS": f"{given} {stack}={2**20}".strip()}
+
+
 def initialize() -> None:
     """Joins the job's other processes if there are any; TensorFlow never takes an accelerator.
 
@@ -36,6 +49,7 @@ def initialize() -> None:
     off.
     """
     global _peers
+    os.environ.update(compiler_environment())
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(_COMPILED.expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
