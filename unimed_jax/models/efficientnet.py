@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unimed_jax.models.conv import BatchNorm, Conv, Padding, symmetric
-from unimed_jax.models.layers import dropout
+from unimed_jax.models.dropout import dropout
 
 _KEEP, _EPSILON = 0.99, 1e-3
 STEM_WIDTH = 32
