@@ -1,4 +1,5 @@
-"""What convolutional networks are made of. Images are (B, H, W, C), kernels (h, w, in, out).
+"""What convolutional networks are made of. Images are (B, H, W, C), kernels (h, w, in, out);
+volumes (B, D, H, W, C), kernels (d, h, w, in, out).
 
 Batch normalisation is over the global batch: under jit the compiler inserts what devices must
 exchange. Its running statistics are variables of the module that a call in training replaces.
@@ -14,30 +15,34 @@ _he_normal = _init.variance_scaling(2.0, "fan_out", "normal")  # torchvision's
 Padding = str | list[tuple[int, int]]
 
 
-def symmetric(kernel: int) -> list[tuple[int, int]]:
-    """The padding of torch: (kernel - 1) / 2 on both sides."""
-    return [((kernel - 1) // 2,) * 2] * 2
+def symmetric(kernel: tuple[int, ...]) -> list[tuple[int, int]]:
+    """The padding of torch: (kernel - 1) / 2 on both sides of every axis."""
+    return [((size - 1) // 2,) * 2 for size in kernel]
 
 
 class Conv(nnx.Conv):
-    """A square convolution; He-normal kernels unless it has a bias, then LeCun's."""
+    """A convolution; He-normal kernels unless it has a bias, then LeCun's.
+
+    ``kernel`` is the side of a square, or the size along each axis.
+    """
 
     def __init__(
         self,
         inputs: int,
         outputs: int,
-        kernel: int,
+        kernel: int | tuple[int, ...],
         rngs: nnx.Rngs,
         *,
-        stride: int = 1,
+        stride: int | tuple[int, ...] = 1,
         padding: Padding | None = None,
         groups: int = 1,
         bias: bool = False,
     ) -> None:
+        kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
         super().__init__(
             inputs,
             outputs,
-            (kernel, kernel),
+            kernel,
             strides=stride,
             padding=symmetric(kernel) if padding is None else padding,
             feature_group_count=groups,
@@ -61,17 +66,38 @@ class BatchNorm(nnx.BatchNorm):
 
 
 class UpConv(nnx.Module):
-    """Transposed convolution of kernel 2 and stride 2: every pixel becomes 2 x 2."""
+    """Transposed convolution whose kernel is its stride: every pixel becomes ``factors``."""
 
-    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> None:
-        self.kernel = nnx.Param(_init.lecun_normal()(rngs.params(), (2, 2, inputs, outputs)))
-        self.bias = nnx.Param(jnp.zeros((outputs,)))
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        rngs: nnx.Rngs,
+        factors: tuple[int, ...] = (2, 2),
+        bias: bool = True,
+    ) -> None:
+        shape = (*factors, inputs, outputs)
+        self.kernel = nnx.Param(_init.lecun_normal()(rngs.params(), shape))
+        self.bias = nnx.Param(jnp.zeros((outputs,))) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, C) -> (B, 2 H, 2 W, outputs)."""
-        batch, height, width, _ = x.shape
-        y = jnp.einsum("bhwc,ijco->bhiwjo", x, self.kernel[...])
-        return y.reshape(batch, 2 * height, 2 * width, -1) + self.bias[...]
+        """(B, *space, C) -> (B, *(space x factors), outputs)."""
+        batch, *space, _ = x.shape
+        factors = self.kernel.shape[:-2]
+        dims = len(space)
+        y = jnp.tensordot(x, self.kernel[...], axes=(-1, -2))  # (B, *space, *factors, outputs)
+        pairs = [axis for dim in range(1, dims + 1) for axis in (dim, dim + dims)]
+        y = y.transpose(0, *pairs, 2 * dims + 1)
+        y = y.reshape(batch, *(n * f for n, f in zip(space, factors, strict=True)), -1)
+        return y if self.bias is None else y + self.bias[...]
+
+
+def instance_norm(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
+    """(x - mean) / sqrt(var + epsilon) per image and channel, without scale and bias."""
+    space = tuple(range(1, x.ndim - 1))
+    mean = jnp.mean(x, space, keepdims=True)
+    var = jnp.mean(jnp.square(x - mean), space, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(var + epsilon)
 
 
 def max_pool(x: jax.Array, kernel: int, stride: int, padding: int) -> jax.Array:
