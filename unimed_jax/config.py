@@ -110,6 +110,9 @@ def base_config(task: str = "contrastive") -> ConfigDict:
     config.evals = ConfigDict()  # name -> settings of an evaluator of the task
     config.init = ConfigDict()  # part of the model -> weights to start from
 
+    # name -> its task and what else differs: runs that are made first, see unimed_jax/stages.py
+    config.stages = ConfigDict()
+
     defaults = importlib.import_module(f"unimed_jax.tasks.{task}").default_config()
     config.update(defaults)
     config.lock()

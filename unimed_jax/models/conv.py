@@ -12,6 +12,9 @@ from flax import nnx
 _init = jax.nn.initializers
 _he_normal = _init.variance_scaling(2.0, "fan_out", "normal")  # torchvision's
 
+STATISTICS = r"/(mean|var)$"
+"""Regular expression over the paths of what is no parameter: running means and variances."""
+
 Padding = str | list[tuple[int, int]]
 
 
@@ -50,6 +53,30 @@ class Conv(nnx.Conv):
             kernel_init=_init.lecun_normal() if bias else _he_normal,
             rngs=rngs,
         )
+        self.by_slabs = len(kernel) == 3 and kernel[0] > 1 and stride == 1 and groups == 1
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, *space, inputs) -> (B, *space, outputs)."""
+        if not self.by_slabs:
+            return super().__call__(x)
+        return jax.lax.platform_dependent(x, cpu=self._slabs, default=super().__call__)
+
+    def _slabs(self, x: jax.Array) -> jax.Array:
+        """A volume's convolution as a sum of those of its slices, which XLA computes three times
+        as fast on CPUs."""
+        batch, depth, *plane, channels = x.shape
+        kernel = self.kernel[...]
+        (before, after), *around = self.padding
+        padded = jnp.pad(x, ((0, 0), (before, after), *((0, 0),) * 3))
+        depth += before + after - kernel.shape[0] + 1
+        total = 0.0
+        for index, tap in enumerate(kernel):
+            slices = padded[:, index : index + depth].reshape(-1, *plane, channels)
+            total += jax.lax.conv_general_dilated(
+                slices, tap, (1, 1), around, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        total = total.reshape(batch, depth, *total.shape[1:])
+        return total if self.bias is None else total + self.bias[...]
 
 
 class BatchNorm(nnx.BatchNorm):

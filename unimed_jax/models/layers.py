@@ -92,9 +92,7 @@ class SelfAttention(nnx.Module):
         linear = functools.partial(
             nnx.LinearGeneral, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
-        self.qkv = linear(
-            width, (3, heads, head_dim), kernel_init=qkv_init, use_bias=qkv_bias
-        )
+        self.qkv = linear(width, (3, heads, head_dim), kernel_init=qkv_init, use_bias=qkv_bias)
         self.out = linear((heads, head_dim), width, axis=(-2, -1), kernel_init=out_init)
 
     def __call__(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unimed_jax.losses import normalize
-from unimed_jax.models.conv import BatchNorm, Conv, UpConv, double_size, max_pool
+from unimed_jax.models.conv import STATISTICS, BatchNorm, Conv, UpConv, double_size, max_pool
 from unimed_jax.models.efficientnet import B2_STAGES, STEM_WIDTH, EfficientNetEncoder, Stage
 from unimed_jax.models.resnet import RESNET34_BLOCKS, RESNET34_WIDTHS, ResNetEncoder
 
@@ -33,9 +33,6 @@ PARAMETER_AXES = (
     (r"(bias|scale|mean|var)$", (None,)),
 )
 """Logical axes of the parameters and statistics; see models/parameters.py."""
-
-STATISTICS = r"/(mean|var)$"
-"""Regular expression over the paths of what is no parameter: running means and variances."""
 
 
 @dataclass(frozen=True)

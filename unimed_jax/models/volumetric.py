@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from unimed_jax.models.parameters import PARAMETER_AXES as _TRANSFORMER_AXES

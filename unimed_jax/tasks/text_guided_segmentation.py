@@ -240,13 +240,10 @@ class TextGuidedSegmentation:
         )
 
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        # (key of 63 bits, number of the visit) -> the two words of a key, and what is folded in
-        key, visit = batch["seed"].astype(np.uint64).T
-        words = [key >> np.uint64(32), key & np.uint64(0xFFFFFFFF), visit & np.uint64(0xFFFFFFFF)]
         return {
             "image": batch["image"],
             "label": batch["label"].astype(np.int32),
-            "seed": np.stack(words, axis=1).astype(np.uint32),
+            "seed": augmentation.seed_words(batch["seed"]),
         }
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
