@@ -52,7 +52,7 @@ def axis_weights(first: tf.Tensor, count: int, num_out: tf.Tensor, num_in: tf.Te
 
 
 def nearest_index(first: tf.Tensor, count: int, num_out: tf.Tensor, num_in: tf.Tensor) -> tf.Tensor:
-    """The input voxel in which the centre of some output voxels lies, int64 (count,); -1 outside."""
+    """The input voxel in which the centre of an output voxel lies, int64 (count,); -1 outside."""
     import tensorflow as tf
 
     index = tf.cast(first, tf.int64) + tf.range(count, dtype=tf.int64)

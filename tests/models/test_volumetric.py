@@ -15,7 +15,7 @@ from models.unetr_names import jax_leaves, to_monai
 
 from unimed_jax import sharding
 from unimed_jax.models import volumetric
-from unimed_jax.models.unet import STATISTICS
+from unimed_jax.models.conv import STATISTICS
 from unimed_jax.models.unetr import UNETRConfig
 from unimed_jax.models.unetr_pp import PairedAttention, UNETRPPConfig
 from unimed_jax.models.volumetric import PARAMETER_AXES, VolumetricConfig, VolumetricModel

@@ -23,7 +23,10 @@ _NAMES = (
     (r"^positional_embedding", "vit.patch_embedding.position_embeddings"),
     (r"^encoder1/conv(\d)/kernel", r"encoder1.layer.conv\1.conv.weight"),
     (r"^encoder(\d)/up0/kernel", r"encoder\1.transp_conv_init.conv.weight"),
-    (r"^encoder(\d)/up(\d)/kernel", lambda m: f"encoder{m[1]}.blocks.{int(m[2]) - 1}.0.conv.weight"),
+    (
+        r"^encoder(\d)/up(\d)/kernel",
+        lambda m: f"encoder{m[1]}.blocks.{int(m[2]) - 1}.0.conv.weight",
+    ),
     (
         r"^encoder(\d)/residual(\d)/conv(\d)/kernel",
         lambda m: f"encoder{m[1]}.blocks.{int(m[2]) - 1}.1.conv{m[3]}.conv.weight",

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unimed_jax.losses import normalize
-from unimed_jax.models.conv import STATISTICS, BatchNorm, Conv, UpConv, double_size, max_pool
+from unimed_jax.models.conv import BatchNorm, Conv, UpConv, double_size, max_pool
 from unimed_jax.models.efficientnet import B2_STAGES, STEM_WIDTH, EfficientNetEncoder, Stage
 from unimed_jax.models.resnet import RESNET34_BLOCKS, RESNET34_WIDTHS, ResNetEncoder
 
@@ -221,7 +221,7 @@ class _Whole(nnx.Module):
 class SegmentationModel:
     """A U-Net and its projectors. Nothing here holds parameters: `init` returns them.
 
-    Running statistics are leaves of the same dict, their paths end as `STATISTICS` says: a call in
+    Running statistics are leaves of the same dict, their paths end as `conv.STATISTICS` says: a call in
     training gives new ones back.
     """
 

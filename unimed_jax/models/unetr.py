@@ -177,7 +177,7 @@ class UNETR(nnx.Module):
 
 
 def patches(x: jax.Array) -> jax.Array:
-    """(B, D, H, W, C) -> (B, T, 16^3 C): tokens and their voxels row-major, the last axis fastest."""
+    """(B, D, H, W, C) -> (B, T, 16^3 C): tokens and their voxels row-major."""
     batch, depth, height, width, channels = x.shape
     grid = (depth // PATCH, height // PATCH, width // PATCH)
     x = x.reshape(batch, grid[0], PATCH, grid[1], PATCH, grid[2], PATCH, channels)

@@ -59,6 +59,7 @@ class VolumetricConfig:
     order_grouping: str = "depth"
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Output:
     """What a forward pass gives.
