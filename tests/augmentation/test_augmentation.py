@@ -78,7 +78,7 @@ def test_local_maps_each_class_by_itself_and_leaves_what_is_dark():
             jax.random.fold_in(key, label),
             jnp.asarray(image),
             jnp.asarray(where),
-            0.5 if label else 1,
+            0.5 if label else 1.0,
         )
         chosen = where & (image > 0.01)
         np.testing.assert_array_equal(got[chosen], np.asarray(alone)[chosen])

@@ -1,4 +1,4 @@
-"""torchvision's encoders on given weights, in a process without TensorFlow.
+"""torchvision's encoders on given weights, in float64, in a process without TensorFlow.
 
 python tests/models/encoders_reference.py resnet34|efficientnet_b2 IN.npz OUT.npz
 
@@ -28,6 +28,7 @@ def main(name: str, source: str, target: str) -> None:
     assert all(k.startswith(("fc", "classifier", "features.8")) or "num_batches" in k
                for k in absent), absent  # fmt: skip
     model.load_state_dict(state | {k: torch.tensor(v) for k, v in inputs.items()})
+    model.double()
     found = {}
 
     def keep(tap: str, module: object, inputs: object, output: torch.Tensor) -> None:
@@ -36,7 +37,7 @@ def main(name: str, source: str, target: str) -> None:
     for tap in taps:
         model.get_submodule(tap).register_forward_hook(functools.partial(keep, tap))
     with torch.no_grad():
-        model.eval()(images)
+        model.eval()(images.double())
     np.savez(target, **{str(i): found[tap] for i, tap in enumerate(taps)})
 
 

@@ -70,6 +70,7 @@ class UNetConfig:
         return max(8, 8 * round(channels * self.width_factor / 8))
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Output:
     """What a forward pass gives.
