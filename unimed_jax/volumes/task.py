@@ -72,8 +72,8 @@ def validate_shared(config: ConfigDict) -> None:
     require(len(set(config.classes)) == len(config.classes) > 0, "classes", config.classes,
             "one or more different names")  # fmt: skip
     crop, smallest = tuple(config.crop), smallest_crop(config)
-    require(len(crop) == 3 and all(n > 0 and n % s == 0 for n, s in zip(crop, smallest, strict=False)),
-            "crop", crop, f"multiples of {smallest} for this network")  # fmt: skip
+    fits = len(crop) == 3 and all(n > 0 and n % s == 0 for n, s in zip(crop, smallest, strict=True))
+    require(fits, "crop", crop, f"multiples of {smallest} for this network")
     require(len(config.spacing) == 3 and min(config.spacing) >= 0, "spacing", config.spacing,
             "three numbers, mm or 0")  # fmt: skip
     require(config.crops >= 1, "crops", config.crops, "1 or more")
