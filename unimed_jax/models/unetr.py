@@ -26,8 +26,7 @@ class UNETRConfig:
     """Sizes of the network; the defaults are the published ones.
 
     Attributes:
-      width, layers, heads, mlp_width: of the transformer; its features are tapped after each
-        quarter of the layers.
+      width, layers, heads, mlp_width: of the transformer.
       features: channels of the decoder at full resolution; below they are 2, 4 and 8 times as many.
     """
 
