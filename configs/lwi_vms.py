@@ -200,7 +200,7 @@ def _smoke(config: ConfigDict) -> None:
 
 
 def _published(config: ConfigDict, network: str, name: str) -> None:
-    """Crops, widths and lengths as published; AdamW with a cosine for both networks."""
+    """Crops, widths, lengths and optimisers as published."""
     config.num_train_steps = 0
     config.data.num_streams = 1
     config.optimizer.b2 = 0.999
@@ -214,8 +214,10 @@ def _published(config: ConfigDict, network: str, name: str) -> None:
         return
     config.batch_size, config.num_epochs = 2, 1000.0
     config.foreground = 0.33
-    config.optimizer.weight_decay = 3e-5
-    config.optimizer.clip_norm = 12.0
+    config.optimizer.update(
+        {"kind": "sgd", "schedule": "polynomial", "learning_rate": 1e-2, "warmup_steps": 0,
+         "weight_decay": 3e-5, "clip_norm": 12.0}
+    )  # fmt: skip
     config.augmentation.update({"flip": 0.5, "turn": 0.0})
     config.augmentation.warp.probability = 0.2
     config.augmentation.blur.probability = 0.2
