@@ -28,7 +28,7 @@ DATA: Mapping[str, Mapping[str, Any]] = {
     "covid_ct": {
         "classes": ("lung", "infection"),
         "modality": "ct",
-        "window": "0,2000",  # values of the scanner, not Hounsfield units
+        "window": "0,4095",  # values of the scanner, not Hounsfield units
         "spacing": (0.0, 7.876, 7.876),  # half the resolution in the plane
         "folds": (("patient3", "patient5"), ("patient1", "patient2"), ("patient4", "patient7")),
     },

@@ -28,7 +28,7 @@ from unimed_jax.volumes.segmenter import Segmenter
 _SLICES_SHOWN = (0.3, 0.5, 0.7)  # of the range of slices that have any label
 
 
-class VolumeTask(Protocol):
+class SegmentationTask(Protocol):
     """What the evaluator asks of a task."""
 
     head: Head
@@ -59,7 +59,9 @@ class VolumeEvaluator:
     (of windows, see Segmenter).
     """
 
-    def __init__(self, task: VolumeTask, settings: ConfigDict, root: AnyPath, mesh: Mesh) -> None:
+    def __init__(
+        self, task: SegmentationTask, settings: ConfigDict, root: AnyPath, mesh: Mesh
+    ) -> None:
         """Reads the manifest.
 
         Raises:
