@@ -15,7 +15,7 @@ from models.unetr_names import jax_leaves, to_monai
 
 from unimed_jax import sharding
 from unimed_jax.models import volumetric
-from unimed_jax.models.conv import STATISTICS
+from unimed_jax.models.conv import STATISTICS, Conv, UpConv
 from unimed_jax.models.unetr import UNETRConfig
 from unimed_jax.models.unetr_pp import PairedAttention, UNETRPPConfig
 from unimed_jax.models.volumetric import PARAMETER_AXES, VolumetricConfig, VolumetricModel
@@ -191,3 +191,24 @@ def test_dropout_and_statistics_are_of_training_only():
     _, same = run(None, False)
     for path, value in shapes(same):
         np.testing.assert_array_equal(value, before[path])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_convolution_by_slabs_is_the_direct_one(bias):
+    conv = Conv(3, 4, (3, 3, 3), nnx.Rngs(0), bias=bias)
+    x = jax.random.normal(jax.random.key(1), (2, 5, 6, 7, 3))
+    direct = jax.lax.conv_general_dilated(
+        x, conv.kernel[...], (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
+    if bias:
+        direct += conv.bias[...]
+    np.testing.assert_allclose(conv(x), direct, atol=1e-4)
+
+
+def test_a_transposed_convolution_of_any_factors_is_that_of_lax():
+    up = UpConv(3, 4, nnx.Rngs(0), (1, 2, 4), bias=False)
+    x = jax.random.normal(jax.random.key(1), (2, 3, 4, 5, 3))
+    want = jax.lax.conv_transpose(
+        x, up.kernel[...], (1, 2, 4), "VALID", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+    )  # fmt: skip
+    np.testing.assert_allclose(up(x), want, atol=1e-4)
