@@ -208,7 +208,10 @@ def test_a_convolution_by_slabs_is_the_direct_one(bias):
 def test_a_transposed_convolution_of_any_factors_is_that_of_lax():
     up = UpConv(3, 4, nnx.Rngs(0), (1, 2, 4), bias=False)
     x = jax.random.normal(jax.random.key(1), (2, 3, 4, 5, 3))
+    flipped = jnp.flip(
+        up.kernel[...], (0, 1, 2)
+    )  # lax correlates, a transposed convolution scatters
     want = jax.lax.conv_transpose(
-        x, up.kernel[...], (1, 2, 4), "VALID", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
-    )  # fmt: skip
+        x, flipped, (1, 2, 4), "VALID", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
     np.testing.assert_allclose(up(x), want, atol=1e-4)
