@@ -43,3 +43,13 @@ def test_the_image_tower_has_the_flops_of_the_textbook(tiny_config):
     # less than the textbook's only by what the last block saves where it looks at one token
     assert 0.5 * full < counted <= full
     assert counted == pytest.approx(full, rel=0.5)
+
+
+def test_what_platforms_compute_in_their_own_way_is_counted_once():
+    from flax import nnx
+
+    from unimed_jax.models.conv import Conv
+
+    conv = Conv(5, 7, (3, 3, 3), nnx.Rngs(0))  # by slabs on CPUs
+    volume = jax.ShapeDtypeStruct((2, 4, 6, 8, 5), jnp.float32)
+    assert flops.matmul_flops(conv, volume) == 2 * (2 * 4 * 6 * 8 * 7) * 27 * 5

@@ -60,19 +60,28 @@ def _run(params, gradients, **changes):
     return params
 
 
+def test_the_polynomial_schedule_is_nnunets():
+    schedule = optim.learning_rate_schedule(
+        _settings(learning_rate=0.01, warmup_steps=0, schedule="polynomial"), 1000
+    )
+    for t in (0, 1, 500, 999, 1000):
+        np.testing.assert_allclose(schedule(t), 0.01 * (1 - t / 1000) ** 0.9, rtol=1e-4, atol=1e-9)
+
+
 @pytest.mark.slow
-def test_adamw_is_torchs(tmp_path):
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_the_optimizer_is_torchs(tmp_path, kind):
     params = _params()
     rng = np.random.default_rng(1)
     gradients = [
         {k: jnp.asarray(rng.standard_normal(v.shape), jnp.float32) for k, v in params.items()}
         for _ in range(5)
     ]
-    ours = _run(params, gradients, learning_rate=1e-2)
+    ours = _run(params, gradients, learning_rate=1e-2, kind=kind)
     arrays = {f"p_{k}": v for k, v in params.items()}
     arrays |= {f"g_{k}": np.stack([g[k] for g in gradients]) for k in params}
     np.savez(tmp_path / "in.npz", **arrays)
-    command = [sys.executable, REFERENCE, "adamw", tmp_path / "in.npz", tmp_path / "out.npz"]
+    command = [sys.executable, REFERENCE, kind, tmp_path / "in.npz", tmp_path / "out.npz"]
     subprocess.run(command, check=True, timeout=300)
     for key, expected in np.load(tmp_path / "out.npz").items():
         np.testing.assert_allclose(ours[key], expected, rtol=2e-6, atol=2e-6)

@@ -120,3 +120,23 @@ def test_regions_of_exclusive_classes_are_the_label_map():
     regions = head.regions(np.eye(4)[labels])
     np.testing.assert_array_equal(regions, head.regions_of_labels(labels))
     assert (regions.sum(-1) == (labels > 0)).all()
+
+
+def test_the_dice_of_the_foreground_is_the_formula():
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(2, 3, 4, 5, 3))
+    labels = rng.integers(0, 2, (2, 3, 4, 5))  # class 2 is absent
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    terms = []
+    for b in range(2):
+        for k in (1, 2):
+            truth = labels[b] == k
+            tp, fp = p[b, ..., k][truth].sum(), p[b, ..., k][~truth].sum()
+            fn = (1 - p[b, ..., k])[truth].sum()
+            terms.append(1 - (2 * tp + 1e-5) / (2 * tp + fp + fn + 1e-5 + 1e-8))
+    got = losses.foreground_dice_loss(jnp.asarray(logits, jnp.float32), jnp.asarray(labels))
+    assert float(got) == pytest.approx(np.mean(terms), abs=1e-6)
+    head = losses.Exclusive(2, losses.DICE["foreground"])
+    both = head.loss(jnp.asarray(logits), jnp.asarray(labels))
+    entropy = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
+    assert float(both) == pytest.approx(np.mean(terms) + float(entropy), abs=1e-5)

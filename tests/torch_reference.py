@@ -5,6 +5,7 @@ python tests/torch_reference.py resize_crop IN.npz OUT.npz
 
 import io
 import sys
+from collections.abc import Callable
 
 import numpy as np
 
@@ -31,13 +32,30 @@ def adamw(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Parameters ``p_*`` after one torch AdamW step per row of ``g_*``; biases without decay."""
     import torch
 
+    return _trained(
+        inputs, lambda groups: torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.98), eps=1e-6)
+    )
+
+
+def sgd(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same by SGD with Nesterov's momentum."""
+    import torch
+
+    return _trained(
+        inputs, lambda groups: torch.optim.SGD(groups, lr=1e-2, momentum=0.99, nesterov=True)
+    )
+
+
+def _trained(inputs: dict[str, np.ndarray], make: Callable) -> dict[str, np.ndarray]:
+    import torch
+
     names = [name[2:] for name in inputs if name.startswith("p_")]
     params = {name: torch.nn.Parameter(torch.tensor(inputs[f"p_{name}"])) for name in names}
     groups = [
         {"params": [p], "weight_decay": 0.0 if name == "bias" else 0.2}
         for name, p in params.items()
     ]
-    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.98), eps=1e-6)
+    optimizer = make(groups)
     for step in range(len(inputs[f"g_{names[0]}"])):
         for name, p in params.items():
             p.grad = torch.tensor(inputs[f"g_{name}"][step])

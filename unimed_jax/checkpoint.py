@@ -147,6 +147,14 @@ class Checkpoints:
         """``data`` or ``meta`` of a step."""
         return ocp.JsonCheckpointHandler().restore(self._item(step, item))
 
+    def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        """Path -> shape of every array in the state of a step."""
+        tree = ocp.PyTreeCheckpointHandler().metadata(self._item(step, "state")).tree
+        return {
+            sharding.path_string(key): tuple(leaf.shape)
+            for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+
     def restore_state(self, step: int, abstract_state: Any, shardings: Any) -> Any:
         """The state of a step on any mesh; every host reads its own part.
 
@@ -166,10 +174,7 @@ class Checkpoints:
         )
         # Not through the manager: it waits for the other hosts, and one that fails never comes.
         handler, path = ocp.PyTreeCheckpointHandler(), self._item(step, "state")
-        stored = {
-            sharding.path_string(key): tuple(leaf.shape)
-            for key, leaf in jax.tree_util.tree_leaves_with_path(handler.metadata(path).tree)
-        }
+        stored = self.shapes(step)
         for key, want in jax.tree_util.tree_leaves_with_path(target):
             shape = stored.get(sharding.path_string(key), "absent")
             if shape != want.shape:
@@ -301,6 +306,15 @@ def load_meta(workdir: AnyPath, step: int) -> dict[str, Any]:
 def load_config(workdir: AnyPath, step: int) -> ConfigDict:
     """The resolved config that a checkpoint was trained with."""
     return config_lib.from_json(json.dumps(load_meta(workdir, step)["config"]))
+
+
+def param_shapes(workdir: AnyPath, step: int) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every parameter of a checkpoint."""
+    manager = Checkpoints(workdir, read_only=True)
+    stored = manager.shapes(step)
+    manager.close()
+    prefix = "params/"
+    return {key.removeprefix(prefix): s for key, s in stored.items() if key.startswith(prefix)}
 
 
 def load_params(workdir: AnyPath, step: int, abstract_params: Any, shardings: Any = None) -> Any:

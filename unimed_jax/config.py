@@ -58,16 +58,18 @@ def base_config(task: str = "contrastive") -> ConfigDict:
     config.profile = False  # a trace of a few steps in WORKDIR/profile (docs/performance.md)
 
     config.optimizer = ConfigDict()
+    config.optimizer.kind = "adamw"  # or "sgd", with Nesterov's momentum and L2 decay
     config.optimizer.learning_rate = 5e-4  # peak
     config.optimizer.warmup_steps = 2000  # linear from learning_rate / warmup_steps
     # (regular expression over parameter paths, factor of learning_rate), the first that matches;
     # e.g. (("^text/", 0.1),) where only the text tower was pretrained
     config.optimizer.learning_rate_factors = ()
-    config.optimizer.schedule = "cosine"  # to 0 at the last step; or "constant"
+    config.optimizer.schedule = "cosine"  # or "polynomial", to 0 at the last step; or "constant"
+    config.optimizer.momentum = 0.99  # of SGD
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.98
     config.optimizer.eps = 1e-6
-    config.optimizer.weight_decay = 0.2  # decoupled
+    config.optimizer.weight_decay = 0.2  # decoupled from the gradient in AdamW
     # Exempt from decay: what has rank below 2 in the published model. It is named by regular
     # expressions over parameter paths, because here blocks are stacked and heads split.
     config.optimizer.no_decay = ("(^|/)(bias|scale|class_embedding|logit_scale|logit_bias)$",)
@@ -109,6 +111,9 @@ def base_config(task: str = "contrastive") -> ConfigDict:
 
     config.evals = ConfigDict()  # name -> settings of an evaluator of the task
     config.init = ConfigDict()  # part of the model -> weights to start from
+
+    # name -> its task and what else differs: runs that are made first, see unimed_jax/stages.py
+    config.stages = ConfigDict()
 
     defaults = importlib.import_module(f"unimed_jax.tasks.{task}").default_config()
     config.update(defaults)
@@ -270,7 +275,8 @@ def validate(config: ConfigDict, num_devices: int, num_hosts: int = 1) -> None:
         config.num_train_steps,
         f"exactly one of num_train_steps and num_epochs (={config.num_epochs}) above 0",
     )
-    one_of(config, "optimizer.schedule", ("cosine", "constant"))
+    one_of(config, "optimizer.kind", ("adamw", "sgd"))
+    one_of(config, "optimizer.schedule", ("cosine", "polynomial", "constant"))
     one_of(config, "data.on_bad_sample", ("error", "replace"))
     require(
         config.optimizer.learning_rate > 0,

@@ -9,6 +9,7 @@ from input_pipeline.errors import ConfigError
 from input_pipeline.files import AnyPath, to_path, under
 from input_pipeline.sources import SOURCES
 from input_pipeline.write_shards import write_corpus
+from unimed_jax import stages
 from unimed_jax.porting.resolve import resolve
 
 PHANTOMS = "phantoms"  # the value of data.root that stands for the generated corpus
@@ -33,12 +34,15 @@ def corpus_root(config: ConfigDict, workdir: str) -> AnyPath:
 
 
 def locate(uri: str, config: ConfigDict, workdir: str, *, weights: bool = True) -> AnyPath:
-    """Path of ``root:PATH`` (in the corpus), or of what ``porting.resolve`` knows.
+    """Path of ``root:PATH`` (in the corpus), of ``stage:NAME`` (an earlier stage of the run), or of
+    what ``porting.resolve`` knows.
 
     ``weights=False`` leaves weights out of a download.
     """
     if uri.startswith("root:"):
         return under(corpus_root(config, workdir), uri.removeprefix("root:"))
+    if uri.startswith("stage:"):
+        return stages.directory(to_path(workdir), uri.removeprefix("stage:"))
     return resolve(uri, weights=weights)
 
 

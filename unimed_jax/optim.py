@@ -1,4 +1,4 @@
-"""AdamW with the published schedule; decay and freezing by regular expressions over paths."""
+"""AdamW or SGD, the published schedules; decay and freezing by regular expressions over paths."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,8 @@ from unimed_jax.sharding import path_string
 def learning_rate_schedule(config: ConfigDict, num_train_steps: int) -> optax.Schedule:
     """lr(t) of the t-th update, t from 0.
 
-    lr0 (t+1)/w for t < w; then lr0 (cosine: lr0/2 (1 + cos(pi (t-w)/(T-w)))).
+    lr0 (t+1)/w for t < w; then lr0 (cosine: lr0/2 (1 + cos(pi (t-w)/(T-w))); polynomial:
+    lr0 (1 - (t-w)/(T-w))^0.9).
 
     Args:
       config: ``config.optimizer``.
@@ -25,9 +26,12 @@ def learning_rate_schedule(config: ConfigDict, num_train_steps: int) -> optax.Sc
 
     def schedule(count: jax.Array) -> jax.Array:
         t = jnp.asarray(count, jnp.float32)
-        progress = (t - warmup) / max(num_train_steps - warmup, 1)
-        decayed = peak / 2 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
-        after = decayed if config.schedule == "cosine" else peak
+        progress = jnp.clip((t - warmup) / max(num_train_steps - warmup, 1), 0.0, 1.0)
+        after = {
+            "cosine": peak / 2 * (1 + jnp.cos(jnp.pi * progress)),
+            "polynomial": peak * (1 - progress) ** 0.9,
+            "constant": peak,
+        }[config.schedule]
         return jnp.where(t < warmup, peak * (t + 1) / max(warmup, 1), after)
 
     return schedule
@@ -65,7 +69,9 @@ def scale_by_path(factors: Sequence[tuple[str, float]]) -> optax.GradientTransfo
 def make_optimizer(config: ConfigDict, num_train_steps: int) -> optax.GradientTransformation:
     """AdamW: p <- p - lr (m / (sqrt(v) + eps) + weight_decay p), moments bias-corrected.
 
-    Loshchilov & Hutter, Decoupled Weight Decay Regularization, arXiv 1711.05101.
+    Loshchilov & Hutter, Decoupled Weight Decay Regularization, arXiv 1711.05101. Or SGD with
+    Nesterov's momentum, as torch has it: g <- g + weight_decay p; m <- momentum m + g;
+    p <- p - lr (g + momentum m).
 
     Args:
       config: ``config.optimizer``.
@@ -73,21 +79,25 @@ def make_optimizer(config: ConfigDict, num_train_steps: int) -> optax.GradientTr
     """
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     no_decay = tuple(config.no_decay)
-    adamw = optax.chain(
+    decay = optax.add_decayed_weights(
+        config.weight_decay, mask=lambda params: decay_mask(params, no_decay)
+    )
+    if config.kind == "sgd":
+        rule = (decay, optax.trace(config.momentum, nesterov=True))
+    else:
+        rule = (optax.scale_by_adam(config.b1, config.b2, config.eps), decay)
+    optimizer = optax.chain(
         *clip,
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
-        optax.add_decayed_weights(
-            config.weight_decay, mask=lambda params: decay_mask(params, no_decay)
-        ),
+        *rule,
         optax.scale_by_learning_rate(learning_rate_schedule(config, num_train_steps)),
         scale_by_path(config.learning_rate_factors),
     )
     if not config.frozen:
-        return adamw
+        return optimizer
 
     def label(params: Any) -> Any:
         mask = path_mask(params, tuple(config.frozen))
         return jax.tree.map(lambda frozen: "frozen" if frozen else "trained", mask)
 
     # frozen parameters have no moments
-    return optax.partition({"trained": adamw, "frozen": optax.set_to_zero()}, label)
+    return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, label)

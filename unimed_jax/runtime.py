@@ -1,5 +1,6 @@
 """The process: start-up, messages, signals, and errors as one line."""
 
+import collections
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ from unimed_jax.peers import Peers, join
 _PATIENCE_MS = 60 * 60 * 1000
 
 _peers: Peers | None = None  # of a job of several processes
+_times_waited: collections.Counter[str] = collections.Counter()
 
 # where compiled programs are kept between runs, unless JAX_COMPILATION_CACHE_DIR names a place
 _COMPILED = Path("~/.cache/unimed_jax/compiled")
@@ -60,13 +62,15 @@ def initialize() -> None:
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process has called it with the same name, which is used only once.
+    """Returns when every process has called it as often with the same name.
 
     Unlike a collective it has the patience for hosts of different speed: on CPUs, a collective
     whose partners come more than 30 seconds apart fails.
     """
     if jax.process_count() > 1:
-        distributed.global_state.client.wait_at_barrier(f"unimed_jax/{what}", _PATIENCE_MS)
+        _times_waited[what] += 1  # a barrier's name can be used only once
+        name = f"unimed_jax/{what}/{_times_waited[what]}"
+        distributed.global_state.client.wait_at_barrier(name, _PATIENCE_MS)
 
 
 def say(text: str) -> None:

@@ -7,7 +7,7 @@ number of classes without the background; label values are 0 for it and 1 to K.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import jax
@@ -16,7 +16,10 @@ import numpy as np
 
 from unimed_jax.losses import normalize
 
+Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (logits, labels) -> ()
+
 _DICE_EPSILON = 1e-6
+_SMOOTH = 1e-5  # of nnU-Net's Dice
 
 
 def dice_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -38,6 +41,24 @@ def dice_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     overlap = jnp.sum(p * g, space)
     total = jnp.sum(p * p, space) + jnp.sum(g * g, space)
     return jnp.mean(1 - 2 * overlap / (total + _DICE_EPSILON))
+
+
+def foreground_dice_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """1 - soft Dice, of the classes without the background (nnU-Net, arXiv 1809.10486).
+
+    mean over b, k of 1 - (2 TP + 1e-5) / (2 TP + FP + FN + 1e-5 + 1e-8), on softmax(logits). A
+    class that an image lacks contributes nearly 1 unless nothing of it is found. Shapes as in
+    ``dice_loss``.
+    """
+    p = jax.nn.softmax(logits.astype(jnp.float32))[..., 1:]
+    g = jax.nn.one_hot(labels, logits.shape[-1])[..., 1:]
+    space = tuple(range(1, labels.ndim))
+    overlap = 2 * jnp.sum(p * g, space)
+    total = jnp.sum(p, space) + jnp.sum(g, space)
+    return jnp.mean(1 - (overlap + _SMOOTH) / (total + _SMOOTH + 1e-8))
+
+
+DICE = {"squared": dice_loss, "foreground": foreground_dice_loss}
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -70,11 +91,11 @@ class Head(Protocol):
 class Exclusive:
     """One class per pixel: softmax, Dice and cross-entropy with equal weights."""
 
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes, self.num_outputs = num_classes, num_classes + 1
+    def __init__(self, num_classes: int, dice: Loss = dice_loss) -> None:
+        self.num_classes, self.num_outputs, self._dice = num_classes, num_classes + 1, dice
 
     def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        return dice_loss(logits, labels) + cross_entropy(logits, labels)
+        return self._dice(logits, labels) + cross_entropy(logits, labels)
 
     def probabilities(self, logits: jax.Array) -> jax.Array:
         return jax.nn.softmax(logits.astype(jnp.float32))

@@ -26,7 +26,7 @@ from input_pipeline import feed
 from input_pipeline.errors import UserError
 from input_pipeline.files import AnyPath, to_path, write_text_atomically
 from unimed_jax import config as config_lib
-from unimed_jax import corpus, metrics, profiling, runtime, sharding, tasks, train_step
+from unimed_jax import corpus, metrics, profiling, runtime, sharding, stages, tasks, train_step
 from unimed_jax.batches import Batches
 from unimed_jax.checkpoint import FOLDER, Checkpoints, make_meta
 from unimed_jax.results import evaluate, named_metrics, write_results
@@ -58,6 +58,19 @@ def claim_workdir(config: ConfigDict, workdir: AnyPath) -> None:
                 "--workdir, or set these keys back"
             )
     write_text_atomically(path, config_lib.to_json(config) + "\n")
+
+
+def prepare(config: ConfigDict, workdir: AnyPath, num_devices: int) -> None:
+    """Checks the config, claims the work directory, and makes the corpus where it is not there.
+
+    Raises:
+      UserError: anything the user can mend.
+    """
+    config_lib.validate(config, num_devices, jax.process_count())
+    if jax.process_index() == 0:
+        claim_workdir(config, workdir)
+        corpus.prepare(config, str(workdir))
+    runtime.wait_for_all("work directory and corpus are ready")
 
 
 def initial_state(task: Task, program: train_step.Program) -> train_step.State:
@@ -105,12 +118,8 @@ def train(
     start_up.part("imports")
     # --- checks, before anything is compiled
     num_devices = len(devices or jax.devices())
-    config_lib.validate(config, num_devices, jax.process_count())
+    prepare(config, workdir, num_devices)
     main_host = jax.process_index() == 0
-    if main_host:
-        claim_workdir(config, workdir)
-        corpus.prepare(config, str(workdir))
-    runtime.wait_for_all("work directory and corpus are ready")
     root = corpus.corpus_root(config, str(workdir))
     start_up.part("corpus")
     mesh = sharding.make_mesh(config_lib.mesh_shape(config, num_devices), devices)
@@ -245,6 +254,34 @@ def train(
     return True
 
 
+def train_stages(
+    config: ConfigDict,
+    workdir: AnyPath,
+    devices: Sequence[jax.Device] | None = None,
+    began: float | None = None,
+) -> bool:
+    """The stages of a run, one after the other, and the run itself; see ``stages.py``.
+
+    Arguments and result as of ``train``. What is finished is passed over, what was stopped goes on.
+    """
+    if config.stages:
+        num_devices = len(devices or jax.devices())
+        prepare(config, workdir, num_devices)
+        root = corpus.corpus_root(config, str(workdir))
+        runs = {name: stages.derived(config, name, root) for name in config.stages}
+        for stage in runs.values():
+            config_lib.validate(stage, num_devices, jax.process_count())
+        for name, stage in runs.items():
+            directory = stages.directory(workdir, name)
+            if stages.is_finished(stage, directory):
+                continue
+            runtime.say(f"\nstage {name}: {directory}")
+            if not train(stage, directory, devices, began):
+                return False
+            began = None
+    return train(config, workdir, devices, began)
+
+
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; keys are set by --config.KEY=VALUE")
@@ -254,7 +291,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"no such recipe: {' '.join(str(error).split()[-10:])}") from error
     runtime.initialize()
     began = psutil.Process().create_time()
-    finished = train(_CONFIG.value, to_path(_WORKDIR.value).absolute(), began=began)
+    finished = train_stages(_CONFIG.value, to_path(_WORKDIR.value).absolute(), began=began)
     return 0 if finished else _STOPPED_STATUS.value
 
 

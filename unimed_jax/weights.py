@@ -1,6 +1,7 @@
 """Weights by name: our own checkpoints and everything that porting/ can read, opened one way."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import AnyPath, PathLike, local_copy
-from unimed_jax import checkpoint, metrics
+from unimed_jax import checkpoint, metrics, sharding, trees
 from unimed_jax.models import dual_encoder
 from unimed_jax.models.config import ModelConfig
 from unimed_jax.porting import formats, layouts
@@ -118,3 +119,58 @@ def initial_params(
         wanted = {k: v for k, v in abstract_params.items() if part_of(k) in parts}
         params |= open_weights(locate(uri)).params(wanted, config, expected)
     return params
+
+
+@dataclasses.dataclass(frozen=True)
+class SameNamed:
+    """Parameters of one run that another starts from.
+
+    Attributes:
+        source: the checkpoint.
+        params: host arrays, a sub-tree of the other's parameters.
+        taken, new, left: paths of those, of the other's own, and of what the run has besides.
+    """
+
+    source: str
+    params: dict[str, Any]
+    taken: list[str]
+    new: list[str]
+    left: list[str]
+
+
+def same_named(
+    path: AnyPath, abstract_params: Mapping[str, Any], expected: Sequence[str]
+) -> SameNamed:
+    """What a run of ours, of whatever task, has under the same name and in the same shape.
+
+    Args:
+        path: a work directory, or a checkpoint in it.
+        abstract_params: shapes and dtypes of the parameters that are wanted.
+        expected: regular expressions over their paths: those that may be absent there, or have
+            another shape.
+
+    Raises:
+        UserError: there is no checkpoint, or something is absent that is not expected to be.
+    """
+    workdir, step = checkpoint.find(path)
+    source = str(workdir / checkpoint.FOLDER / str(step))
+    stored = checkpoint.param_shapes(workdir, step)
+    wanted = {
+        sharding.path_string(key): tuple(leaf.shape)
+        for key, leaf in jax.tree_util.tree_leaves_with_path(abstract_params)
+    }
+    taken = [name for name, shape in wanted.items() if stored.get(name) == shape]
+    new = [name for name in wanted if name not in taken]
+    strange = [n for n in new if not any(re.search(pattern, n) for pattern in expected)]
+    if strange:
+        shape = stored.get(strange[0], "absent")
+        raise UserError(
+            f"{source} does not fit: {strange[0]} has shape {shape}, the model needs "
+            f"{wanted[strange[0]]} ({len(strange)} such parameters); take a run of the same "
+            "network and crop, or name them in config.init.expected"
+        )
+    kept = set(taken)
+    params = checkpoint.load_params(
+        workdir, step, trees.part(abstract_params, lambda name: name in kept)
+    )
+    return SameNamed(source, params, taken, new, sorted(stored.keys() - kept))

@@ -79,6 +79,13 @@ class Classes:
             raise ValueError(f"mask values of no class: {strange[:5]}; the classes are {known}")
         return labels
 
+    def label_map_of_some(self, values: np.ndarray) -> np.ndarray:
+        """Values of any dtype -> uint8 label values; those of no class become 0."""
+        labels = np.zeros(values.shape, np.uint8)
+        for label, value in enumerate(self.values, 1):
+            labels[values > 0 if value == ANY_VALUE else values == value] = label
+        return labels
+
 
 @dataclasses.dataclass(frozen=True)
 class MakePicture:

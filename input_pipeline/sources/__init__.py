@@ -13,9 +13,11 @@ from input_pipeline.sources import (
     mask_table,
     masks,
     nifti_slices,
+    nifti_volumes,
     tables,
     tfds,
     unimed,
+    volume_phantoms,
     webdataset,
 )
 from input_pipeline.sources.base import Source
@@ -59,6 +61,19 @@ SOURCES: Mapping[str, Source] = {
         "generated images with masks, in one of two styles",
         mask_phantoms.PhantomOptions,
         mask_phantoms.open_phantoms,
+        captioned=False,
+    ),
+    "nifti_volumes": Source(
+        "NIfTI volumes with label volumes (MSD, BTCV, folders), for segmentation",
+        nifti_volumes.VolumeOptions,
+        nifti_volumes.open_volumes,
+        nifti_volumes.__doc__,
+        captioned=False,
+    ),
+    "volume_phantoms": Source(
+        "generated volumes with labels",
+        volume_phantoms.VolumePhantomOptions,
+        volume_phantoms.open_phantoms,
         captioned=False,
     ),
     **{key: unimed.source(key, part) for key, part in PARTS.items()},

@@ -7,19 +7,18 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 
 from input_pipeline.errors import CorpusError, UserError
+from input_pipeline.nifti import NiftiVolume
 from input_pipeline.rows import Planned, RejectedSample, Rejection
 from input_pipeline.segmentation.convert import Classes
 from input_pipeline.segmentation.records import SCHEMA, SegmentationSample
+from input_pipeline.segmentation.windows import MINMAX, Window, rescaled
 from input_pipeline.sources.base import Conversion, corpus_name
 from input_pipeline.sources.masks import held_out
-
-if TYPE_CHECKING:
-    import nibabel
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,10 @@ class NiftiOptions:
     image_prefix: Annotated[str, "before the id in the names of images (image_)"] = "image_"
     label_prefix: Annotated[str, "before the id in the names of labels (label_)"] = "label_"
     window: Annotated[
-        str, "'-125,275': values that become 0 and 1; 'minmax': those of the volume (minmax)"
-    ] = "minmax"
+        str,
+        "'-125,275': values that become 0 and 1; 'percentiles:0.5,99.5' or 'minmax' of the volume "
+        "(minmax)",
+    ] = MINMAX
     all_slices: Annotated[bool, "also those before the first and after the last label"] = False
     held_out: Annotated[float, "share of the volumes for the split val (0.2)"] = 0.2
 
@@ -66,7 +67,7 @@ def open_nifti(options: NiftiOptions) -> Conversion:
     """
     try:
         classes = Classes.parse(options.classes)
-        window = _window(options.window)
+        window = Window.parse(options.window)
     except ValueError as error:
         raise CorpusError(
             f"--classes={options.classes} --window={options.window}: {error}"
@@ -83,16 +84,6 @@ def open_nifti(options: NiftiOptions) -> Conversion:
         make_sample=MakeSlice(options.raw, classes, window),
         schema=SCHEMA,
     )
-
-
-def _window(text: str) -> tuple[float, float] | None:
-    if text == "minmax":
-        return None
-    low, _, high = text.partition(",")
-    values = float(low), float(high)
-    if not values[0] < values[1]:
-        raise ValueError("the window's ends are not in order")
-    return values
 
 
 def _rows(
@@ -114,9 +105,9 @@ def _rows(
             yield Rejection(str(error), number, f"{source}/{volume}", label.name)
             continue
         num_bytes = path.stat().st_size + label.stat().st_size
-        indices = range(labels.shape[2])
+        indices = range(labels.shape[0])
         if not options.all_slices:
-            used = np.flatnonzero(labels.any(axis=(0, 1)))
+            used = np.flatnonzero(labels.any(axis=(1, 2)))
             indices = range(used.min(), used.max() + 1) if len(used) else range(0)
         for index in indices:
             number += 1
@@ -139,7 +130,7 @@ def _rows(
                 number,
                 path.name,
                 (source, volume),
-                4 * labels.shape[0] * labels.shape[1],
+                4 * labels.shape[1] * labels.shape[2],
             )
 
 
@@ -149,7 +140,7 @@ class MakeSlice:
 
     root: Path = field(repr=False)
     classes: Classes
-    window: tuple[float, float] | None
+    window: Window
 
     def __call__(self, row: SliceRow) -> SegmentationSample:
         """Raises RejectedSample, with the reason, for a row that cannot be used."""
@@ -158,52 +149,27 @@ class MakeSlice:
             labels, _ = _load(self.root / row.label)
             if image.shape != labels.shape:
                 raise ValueError(f"the image is {image.shape}, its labels {labels.shape}")
-            low, high = self.window or (float(image.min()), float(image.max()))
+            limits = self.window.limits(image)
             # as radiologists look at it: rows from front to back, the patient's right on the left
-            pixels, values = (v[::-1, ::-1, row.index].T for v in (image, labels))
-            pixels = np.clip((pixels - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
+            pixels, values = (v[row.index, ::-1, ::-1] for v in (image, labels))
             return SegmentationSample.of_array(
-                pixels,
-                self._labels(values),
+                rescaled(pixels, limits),
+                self.classes.label_map_of_some(values),
                 id=row.id,
                 classes=self.classes.names,
                 modality=row.modality,
                 source=row.source,
                 group=row.group,
-                spacing=(spacing[2], spacing[1], spacing[0]),
+                spacing=spacing,
             )
         except UserError:
             raise
         except ValueError as error:
             raise RejectedSample(str(error), row=row.row, id=row.id, path=row.image) from error
 
-    def _labels(self, values: np.ndarray) -> np.ndarray:
-        labels = np.zeros(values.shape, np.uint8)
-        for label, value in enumerate(self.classes.values, 1):
-            labels[values > 0 if value == "*" else values == value] = label
-        return labels
-
 
 @functools.lru_cache(maxsize=4)  # the slices of a volume follow each other in no fixed order
 def _load(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """(right, anterior, superior) values and mm between neighbours along these axes.
-
-    Raises ValueError for a file that cannot be read or is no volume.
-    """
-    nibabel = _nibabel()
-    try:
-        volume = nibabel.as_closest_canonical(nibabel.load(path))
-        values = np.asanyarray(volume.dataobj)
-    except Exception as error:  # nibabel and zlib raise nearly anything on damaged files
-        raise ValueError(f"cannot read the volume {path.name}: {error}") from error
-    if values.ndim != 3:
-        raise ValueError(f"{path.name} has the shape {values.shape}, expected three axes")
-    return values, tuple(float(z) for z in volume.header.get_zooms()[:3])
-
-
-def _nibabel() -> "nibabel":
-    try:
-        import nibabel
-    except ImportError as error:
-        raise UserError("there is no nibabel: pip install 'unimed_jax[nifti]'") from error
-    return nibabel
+    """(superior, anterior, right) values and mm between neighbours along these axes."""
+    volume = NiftiVolume(path)
+    return volume.values(), volume.spacing

@@ -13,9 +13,10 @@ from flax import nnx
 
 from unimed_jax import sharding
 from unimed_jax.models import unet
+from unimed_jax.models.conv import STATISTICS
 from unimed_jax.models.efficientnet import B2_STAGES, EfficientNetEncoder, MBConv, Stage
 from unimed_jax.models.resnet import RESNET34_BLOCKS, RESNET34_WIDTHS, ResNetEncoder
-from unimed_jax.models.unet import STATISTICS, SegmentationModel, UNetConfig
+from unimed_jax.models.unet import SegmentationModel, UNetConfig
 
 SMALL = UNetConfig(image_size=32, text_dim=12, width_factor=0.125, blocks=(1, 1, 1, 1))
 

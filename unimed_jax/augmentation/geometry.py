@@ -46,12 +46,13 @@ def _blur(size: int) -> np.ndarray:
 def warp(
     image: jax.Array, labels: jax.Array, coordinates: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The image (H, W, C) and labels (H, W) at input positions ``coordinates`` (2, H, W).
+    """The image (H, W, C) and labels (H, W) at input positions ``coordinates`` (2, H, W); of a
+    volume (D, H, W, C) and (D, H, W) at ``coordinates`` (3, D, H, W).
 
     Linear interpolation for the image, the nearest neighbour for labels; outside both are 0.
     """
     image = jax.vmap(
-        lambda plane: map_coordinates(plane, list(coordinates), order=1), in_axes=2, out_axes=2
+        lambda plane: map_coordinates(plane, list(coordinates), order=1), in_axes=-1, out_axes=-1
     )(image)
     return image, map_coordinates(labels, list(coordinates), order=0)
 

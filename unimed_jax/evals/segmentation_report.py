@@ -18,10 +18,11 @@ class TargetScores:
     """Scores on one domain; values are per image or volume, NaN where a class is absent.
 
     Attributes:
-      target: its name.
+      target: its name; empty if there is one alone.
       groups: patient of each value.
       dice, hd95: class -> float64 (N,).
       unit: of hd95, ``px`` or ``mm``.
+      distance: name of hd95 among the metrics.
     """
 
     target: str
@@ -29,19 +30,24 @@ class TargetScores:
     dice: Mapping[str, np.ndarray]
     hd95: Mapping[str, np.ndarray]
     unit: str
+    distance: str = "hd95"
+
+    def key(self, name: str, score: str) -> str:
+        """``<target>/<class>/<score>``."""
+        return "/".join(filter(None, (self.target, name, score)))
 
     def metrics(self) -> dict[str, float]:
         """``<target>/<class>/dice`` and so on, with the interval; ``mean`` over the classes."""
         found = {}
-        for score, per_class in (("dice", self.dice), ("hd95", self.hd95)):
+        for score, per_class in (("dice", self.dice), (self.distance, self.hd95)):
             means = []
             for name, values in per_class.items():
                 mean, low, high = mean_interval(values, self.groups)
-                key = f"{self.target}/{name}/{score}"
+                key = self.key(name, score)
                 found |= {key: mean, f"{key}_low": low, f"{key}_high": high}
                 means.append(mean)
             defined = [mean for mean in means if np.isfinite(mean)]
-            found[f"{self.target}/mean/{score}"] = float(np.mean(defined)) if defined else np.nan
+            found[self.key("mean", score)] = float(np.mean(defined)) if defined else np.nan
         return found
 
 
@@ -65,11 +71,11 @@ def _rows(scores: Sequence[TargetScores], source: str) -> list[tuple[str, ...]]:
     for target in scores:
         metrics = target.metrics()
         for name, values in target.dice.items():
-            dice, hd95 = (f"{target.target}/{name}/{score}" for score in ("dice", "hd95"))
-            held_out = " (held out)" if target.target == source else ""
+            dice, hd95 = (target.key(name, score) for score in ("dice", target.distance))
+            held_out = " (held out)" if target.target in ("", source) else ""
             rows.append(
                 (
-                    f"{source} → {target.target}{held_out}",
+                    f"{source} → {target.target or source}{held_out}",
                     name,
                     str(int(np.isfinite(values).sum())),
                     f"{metrics[dice]:.3f}",

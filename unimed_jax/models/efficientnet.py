@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unimed_jax.models.conv import BatchNorm, Conv, Padding, symmetric
+from unimed_jax.models.conv import BatchNorm, Conv, Padding
 from unimed_jax.models.dropout import dropout
 
 _KEEP, _EPSILON = 0.99, 1e-3
@@ -48,7 +48,7 @@ class MBConv(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         hidden, squeezed = inputs * stage.expansion, max(1, inputs // 4)
-        padding: Padding = "SAME" if same else symmetric(stage.kernel)
+        padding: Padding | None = "SAME" if same else None
         self.expands = stage.expansion > 1
         if self.expands:
             self.expand_conv = Conv(inputs, hidden, 1, rngs)

@@ -69,7 +69,8 @@ class LayerNorm(nnx.LayerNorm):
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with one fused input projection (arXiv 1706.03762).
 
-    Parameters: `qkv` (D, 3, H, K), index 1 being query, key, value; `out` (H, K, D); both biased.
+    Parameters: `qkv` (D, 3, H, K), index 1 being query, key, value; `out` (H, K, D); both biased,
+    unless `qkv_bias` is False.
     """
 
     def __init__(
@@ -84,13 +85,14 @@ class SelfAttention(nnx.Module):
         dtype: jnp.dtype,
         param_dtype: jnp.dtype,
         rngs: nnx.Rngs,
+        qkv_bias: bool = True,
     ) -> None:
         self.dropout, self.form = dropout, form
         head_dim = width // heads
         linear = functools.partial(
             nnx.LinearGeneral, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
-        self.qkv = linear(width, (3, heads, head_dim), kernel_init=qkv_init)
+        self.qkv = linear(width, (3, heads, head_dim), kernel_init=qkv_init, use_bias=qkv_bias)
         self.out = linear((heads, head_dim), width, axis=(-2, -1), kernel_init=out_init)
 
     def __call__(

@@ -34,9 +34,6 @@ PARAMETER_AXES = (
 )
 """Logical axes of the parameters and statistics; see models/parameters.py."""
 
-STATISTICS = r"/(mean|var)$"
-"""Regular expression over the paths of what is no parameter: running means and variances."""
-
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -225,8 +222,8 @@ class _Whole(nnx.Module):
 class SegmentationModel:
     """A U-Net and its projectors. Nothing here holds parameters: `init` returns them.
 
-    Running statistics are leaves of the same dict, their paths end as `STATISTICS` says: a call in
-    training gives new ones back.
+    Running statistics are leaves of the same dict, their paths end as `conv.STATISTICS` says: a
+    call in training gives new ones back.
     """
 
     def __init__(self, config: UNetConfig) -> None:

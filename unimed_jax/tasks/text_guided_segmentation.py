@@ -28,6 +28,7 @@ from unimed_jax.augmentation import fourier, fusion, geometry, location_scale
 from unimed_jax.corpus import locate
 from unimed_jax.evals.segmentation import SegmentationEvaluator
 from unimed_jax.models import unet
+from unimed_jax.models.conv import STATISTICS
 from unimed_jax.tasks.base import Evaluator, Params
 
 _DERIVED = ("num_outputs", "text_dim")  # of the model, from classes and text vectors
@@ -66,7 +67,7 @@ def default_config() -> dict[str, Any]:
         "content_style_weight": 0.0,  # of CCSDG's losses on the channel prompts; 0: none
         # running statistics: no update comes from the optimiser, the loss replaces them
         "optimizer": {
-            "frozen": (unet.STATISTICS,),
+            "frozen": (STATISTICS,),
             "no_decay": (r"/(bias|scale|channel_prompt)$",),
         },
     }
@@ -95,8 +96,8 @@ def validate(config: ConfigDict) -> None:
         "content_style_weight", config.content_style_weight,
         "0, or model.channel_prompts with the views location_scale, fourier and plain",
     )  # fmt: skip
-    require(unet.STATISTICS in config.optimizer.frozen, "optimizer.frozen",
-            config.optimizer.frozen, f"with {unet.STATISTICS!r} among them")  # fmt: skip
+    require(STATISTICS in config.optimizer.frozen, "optimizer.frozen",
+            config.optimizer.frozen, f"with {STATISTICS!r} among them")  # fmt: skip
     require(config.optimizer.accumulate_steps == 1, "optimizer.accumulate_steps",
             config.optimizer.accumulate_steps, "1, as statistics are of a batch")  # fmt: skip
 
@@ -240,13 +241,10 @@ class TextGuidedSegmentation:
         )
 
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        # (key of 63 bits, number of the visit) -> the two words of a key, and what is folded in
-        key, visit = batch["seed"].astype(np.uint64).T
-        words = [key >> np.uint64(32), key & np.uint64(0xFFFFFFFF), visit & np.uint64(0xFFFFFFFF)]
         return {
             "image": batch["image"],
             "label": batch["label"].astype(np.int32),
-            "seed": np.stack(words, axis=1).astype(np.uint32),
+            "seed": augmentation.seed_words(batch["seed"]),
         }
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

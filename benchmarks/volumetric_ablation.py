@@ -1,0 +1,181 @@
+"""Learned against random first weights, each objective alone and both: equal steps, several seeds.
+
+    python benchmarks/volumetric_ablation.py --root=SEG3D --out=runs/lwi [--steps=600] [--seeds=3]
+        [--data=covid_ct] [--network=unetr_pp] [--fold=0] [--arms=random,both,...] [--evals=3]
+        [--set KEY=VALUE ...]
+
+Every arm takes the same number of optimiser steps of configs/lwi_vms.py in all; where weights are
+learned first, a third of them are the first stage's. Runs are made one after the other, seed by
+seed; one that is finished is not made again, one that was stopped goes on, and the tables are
+written after each. Writes OUT/table.md (mean and standard deviation over seeds of Dice and HD95 on
+the patients that were held out, and the time of a step), OUT/runs.csv, and OUT/curves.html: Dice
+over the steps of both stages together. Overlays are in the report of every run.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from unimed_jax import charts, report
+
+REPO = Path(__file__).resolve().parents[1]
+RECIPE = "configs/lwi_vms.py"
+LEARNED_SHARE = 1 / 3
+
+# arm -> weights of the terms of the first stage; none: no first stage
+ARMS: Mapping[str, Mapping[str, float] | None] = {
+    "random": None,
+    "both": {"order": 1.0, "reconstruction": 1.0},
+    "order": {"order": 1.0, "reconstruction": 0.0},
+    "reconstruction": {"order": 0.0, "reconstruction": 1.0},
+}
+Row = dict[str, object]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", default="", help="folder of the 3-D sets; phantoms need none")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", default="covid_ct")
+    parser.add_argument("--network", default="unetr_pp")
+    parser.add_argument("--fold", default="0")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--evals", type=int, default=3, help="evaluations during the second stage")
+    parser.add_argument("--variant", default="", help="more of the recipe's variant: smoke")
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of the config")
+    args = parser.parse_args()
+    scores: list[Row] = []
+    curves: list[Row] = []
+    for seed in range(args.seeds):
+        for arm in args.arms.split(","):
+            workdir = args.out / f"{arm}_{seed}"
+            print(f"== {arm}, seed {seed}", flush=True)
+            train(args, arm, seed, workdir)
+            scores += read_scores(arm, seed, workdir)
+            curves += read_curves(arm, seed, workdir, first_steps(args, arm))
+            write(args.out, scores, curves)
+
+
+def first_steps(args: argparse.Namespace, arm: str) -> int:
+    """Steps of the first stage."""
+    return round(args.steps * LEARNED_SHARE) if ARMS[arm] else 0
+
+
+def train(args: argparse.Namespace, arm: str, seed: int, workdir: Path) -> None:
+    if (workdir / "results.json").is_file():
+        return
+    weights, first = ARMS[arm], first_steps(args, arm)
+    init = "learned" if weights else "random"
+    words = [f"data={args.data}", f"network={args.network}", f"init={init}", f"fold={args.fold}"]
+    steps = args.steps - first
+    settings = {
+        "data.root": args.root,
+        "seed": str(seed),
+        "num_train_steps": str(steps),
+        "eval_every_steps": str(-(-steps // args.evals)),
+        "checkpoint.every_steps": str(max(steps // 4, 1)),
+        **({"stages.init.num_train_steps": str(first)} if weights else {}),
+        **{f"stages.init.weights.{term}": str(value) for term, value in (weights or {}).items()},
+    }
+    variant = ",".join([*(w for w in words if not w.endswith("=")), *filter(None, [args.variant])])
+    flags = [f"--config.{key}={value}" for key, value in settings.items() if value]
+    flags += [f"--config.{setting}" for setting in args.set]
+    command = [sys.executable, "-m", "unimed_jax.train", f"--config={RECIPE}:{variant}"]
+    # a short run is longer in the compiler than in its steps, which become no slower by this
+    compiler = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1".strip()
+    subprocess.run(
+        [*command, f"--workdir={workdir.absolute()}", *flags],
+        cwd=REPO,
+        env={**os.environ, "XLA_FLAGS": compiler},
+        check=True,
+    )
+
+
+def metrics_of(workdir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_scores(arm: str, seed: int, workdir: Path) -> Iterable[Row]:
+    """A row per class of one run."""
+    results = json.loads((workdir / "results.json").read_text())
+    seconds = [row["step_seconds"] for row in metrics_of(workdir) if "step_seconds" in row]
+    for key, dice in results.items():
+        name = key.removeprefix("segmentation/").removesuffix("/dice")
+        if key != f"segmentation/{name}/dice":
+            continue
+        yield {
+            "class": name,
+            "arm": arm,
+            "seed": seed,
+            "dice": dice,
+            "hd95_mm": results[f"segmentation/{name}/hd95_mm"],
+            "step_seconds": statistics.median(seconds[1:] or seconds),
+        }
+
+
+def read_curves(arm: str, seed: int, workdir: Path, offset: int) -> Iterable[Row]:
+    """A row per evaluation; steps count from the beginning of the first stage."""
+    for row in metrics_of(workdir):
+        for key, value in row.items():
+            if key.endswith("/dice"):
+                name = key.split("/")[1]
+                yield {"class": name, "arm": arm, "seed": seed,
+                       "step": offset + int(row["step"]), "dice": value}  # fmt: skip
+
+
+def write(out: Path, scores: Sequence[Row], curves: Sequence[Row]) -> None:
+    with (out / "runs.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(scores[0]))
+        writer.writeheader()
+        writer.writerows(scores)
+    lines = [
+        "| class | weights | seeds | Dice | HD95, mm | s / step |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (name, arm), rows in grouped(scores, ("class", "arm")).items():
+        seconds = statistics.median(float(row["step_seconds"]) for row in rows)
+        lines.append(
+            f"| {name} | {arm} | {len(rows)} | {spread(rows, 'dice', 3)} | "
+            f"{spread(rows, 'hd95_mm', 1)} | {seconds:.2f} |"
+        )
+    (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    sections = []
+    for (name,), rows in grouped(curves, ("class",)).items():
+        series = {
+            str(arm): [
+                (float(step), statistics.mean(float(r["dice"]) for r in at))
+                for (step,), at in grouped(own, ("step",)).items()
+            ]
+            for (arm,), own in grouped(rows, ("arm",)).items()
+        }
+        chart = charts.line_chart(series, (0.0, 1.0))
+        sections.append(report.Section(f"Dice, {name}", report.legend(list(series)) + chart))
+    report.write_report(out / "curves.html", "Dice over all steps, mean over seeds", sections)
+
+
+def grouped(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[object, ...], list[Row]]:
+    found: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return dict(sorted(found.items(), key=lambda item: item[0]))
+
+
+def spread(rows: Sequence[Row], score: str, decimals: int) -> str:
+    """Mean and standard deviation over seeds, of those that have the score."""
+    values = [float(row[score]) for row in rows if isinstance(row[score], float)]
+    if not values:
+        return "-"
+    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return f"{statistics.mean(values):.{decimals}f} ± {deviation:.{decimals}f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Segments NIfTI volumes with a trained run; labels are written in each volume's own space.
+
+    python -m unimed_jax.segment --checkpoint=RUN --out=DIR VOLUME.nii.gz [VOLUME.nii ...]
+
+RUN is a work directory of the task volumetric_segmentation, or a checkpoint in it. DIR receives a
+file of the same name for each volume: uint8, k being the k-th of the run's classes, with the
+header, affine and voxel grid of the input. --set=KEY=VALUE sets a key of the run's config, such as
+--set=window=-175,250 or --set=evals.segmentation.overlap=0.25. Memory is that of one band of
+windows, whatever the depth of a volume.
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from input_pipeline.errors import UserError
+from input_pipeline.files import to_path
+from input_pipeline.nifti import LabelWriter, NiftiVolume
+from input_pipeline.segmentation.windows import Window, rescaled
+from unimed_jax import config as config_lib
+from unimed_jax import runtime, sharding, tasks
+from unimed_jax.subject import open_subject
+from unimed_jax.volumes.segmenter import Segmenter
+
+_TASK = "volumetric_segmentation"
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "work directory or checkpoint folder")
+_OUT = flags.DEFINE_string("out", None, "directory for the labels")
+_SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE of the config; may be given again")
+
+
+class WindowedVolume:
+    """A file's slices with an intensity window applied, see `segmenter.Volume`."""
+
+    def __init__(self, volume: NiftiVolume, window: Window) -> None:
+        self._volume = volume
+        self.shape, self.spacing = volume.shape, volume.spacing
+        # a volume's own percentiles need all of it once
+        self._limits = window.limits(volume.values() if window.relative else np.empty(0))
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return rescaled(self._volume.read(start, stop), self._limits)
+
+
+def main(argv: list[str]) -> None:
+    if not argv[1:] or not _CHECKPOINT.value or not _OUT.value:
+        raise UserError("give --checkpoint, --out, and one or more volumes")
+    runtime.initialize()
+    subject = open_subject(_CHECKPOINT.value, to_path(_OUT.value), {})
+    config = subject.config
+    if config.task != _TASK:
+        raise UserError(f"{_CHECKPOINT.value} is a run of {config.task}, not of {_TASK}")
+    for key, value in map(config_lib.parse_assignment, _SET.value):
+        config_lib.assign(config, key, value)
+    task = tasks.create(config, subject.workdir)
+    mesh = sharding.make_mesh({"data": jax.device_count(), "fsdp": 1, "tensor": 1})
+    settings = next(iter(config.evals.values()))
+    segmenter = Segmenter(task.predict, tuple(config.crop), tuple(config.spacing), settings, mesh)
+    params = subject.params(task, mesh)
+    window = Window.parse(config.window)
+    out = Path(_OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in tqdm(argv[1:], unit="volume", disable=None):
+        path = Path(name)
+        try:
+            volume = NiftiVolume(path)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        target = out / path.name
+        if target.exists() and target.samefile(path):
+            raise UserError(f"--out={out} holds {name} itself; take another directory")
+        writer = LabelWriter(target, volume) if jax.process_index() == 0 else None
+        start = 0
+        for labels in segmenter.labels(params, WindowedVolume(volume, window)):
+            if writer:
+                writer.write(start, labels)
+            start += len(labels)
+        if writer:
+            writer.close()
+        runtime.say(f"{target}")
+
+
+if __name__ == "__main__":
+    runtime.run(main)
