@@ -1,5 +1,6 @@
 """The launch scripts: what they would do, how they restart, and Slurm's step run for real."""
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -112,11 +113,10 @@ def test_the_step_of_the_slurm_script_trains_in_two_processes(phantom_corpus, tm
         "  status=0; wait $pid || status=$?; ((status > worst)) && worst=$status\n"
         "done; exit $worst",
     )
-    while True:  # JAX derives the port of process 0 from the number of the job
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if port > 65535 - 4096:
+    # JAX derives the port of process 0 from the number of the job: one of the last 4,096
+    for port in range(65535, 65535 - 4096, -1):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
             break
     recipe = write_recipe(
         tmp_path / "recipe.py",

@@ -208,6 +208,7 @@ class Checkpoints:
             except Exception as error:
                 # Orbax raises of its own, with a specification of pages, what TensorStore found
                 problem = str(error.__cause__ or error).splitlines()[0]
+            runtime.wait_for_all(f"checkpoint {step} is read")
             if np.all(multihost_utils.process_allgather(np.array(restored is not None))):
                 runtime.say(f"goes on from {folder / str(step)}")
                 return restored
@@ -229,7 +230,7 @@ class Checkpoints:
         folder = self._manager.directory
         if jax.process_index() == 0:
             (folder / str(step)).rename(folder / f"damaged-{step}")
-        multihost_utils.sync_global_devices(f"checkpoint {step} is set aside")
+        runtime.wait_for_all(f"checkpoint {step} is set aside")
         self._manager.reload()
 
     def wait(self) -> None:

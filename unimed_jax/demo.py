@@ -9,25 +9,25 @@ elsewhere and sends nothing anywhere. An upload is deleted as soon as it is read
 sees of it stays in memory until the visitor leaves.
 """
 
+import argparse
 import html
 import os
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from absl import app, flags
 from PIL import Image
 
-from input_pipeline import images, phantoms
+from input_pipeline import command, images, phantoms
 from input_pipeline.errors import UserError
 from unimed_jax import inference, report, runtime
 
 if TYPE_CHECKING:
     import gradio
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "work directory, checkpoint folder, weights")
-_PORT = flags.DEFINE_integer("port", 7860, "of the page")
 
 LABELS = """\
 X-ray: a chest x-ray | a frontal chest radiograph
@@ -49,19 +49,28 @@ _LEFT_OVER = 600  # seconds until an upload that was never read is deleted
 _CSS = ".alert { border-left: 4px solid #b4451d; padding: 8px 14px; } figure { margin: 0; }"
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status (2: the user's input is at fault)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", required=True, help="work directory, checkpoint, weights")
+    parser.add_argument("--port", type=int, default=7860, help="of the page (7860)")
+    args = parser.parse_args(argv)
+    return command.run(lambda: _demo(args.checkpoint, args.port), "the page is closed")
+
+
+def _demo(checkpoint: str, port: int) -> None:
     try:
         import gradio  # noqa: F401
     except ImportError as error:
         raise UserError("the demo needs gradio: pip install 'unimed_jax[demo]'") from error
-    model = inference.load(_CHECKPOINT.value)
+    model = inference.load(checkpoint)
     # Compiles, and refuses weights that have one tower only, before anybody waits for an answer.
     model.classify(np.zeros((8, 8), np.uint8), parse_labels(LABELS))
     with tempfile.TemporaryDirectory() as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        serve(build(model, _CHECKPOINT.value), _PORT.value)
+        serve(build(model, checkpoint), port)
 
 
 def serve(page: "gradio.Blocks", port: int) -> None:
@@ -225,5 +234,4 @@ def _alert(error: UserError) -> str:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["checkpoint"])
-    runtime.run(main)
+    sys.exit(main())

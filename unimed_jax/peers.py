@@ -51,6 +51,10 @@ def join() -> "Peers | None":
     elif _is_slurm_step() or cloud_tpu_init.running_in_cloud_tpu_vm:
         jax.distributed.initialize()
     state = distributed.global_state
+    if state.num_processes > 1 and jax.default_backend() == "cpu":
+        # What several processes load from the cache computes other numbers than what they compile:
+        # seen with jaxlib 0.10.2, four processes, two CPU devices each (tests/test_meshes.py).
+        jax.config.update("jax_enable_compilation_cache", False)
     return Peers(state.process_id, state.num_processes) if state.num_processes > 1 else None
 
 

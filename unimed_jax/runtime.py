@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
+from jax._src import distributed  # barriers without a device have no public name
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
@@ -20,10 +21,25 @@ from unimed_jax import config as config_lib
 from unimed_jax import maintenance
 from unimed_jax.peers import Peers, join
 
+_PATIENCE_MS = 60 * 60 * 1000
+
 _peers: Peers | None = None  # of a job of several processes
 
 # where compiled programs are kept between runs, unless JAX_COMPILATION_CACHE_DIR names a place
 _COMPILED = Path("~/.cache/unimed_jax/compiled")
+
+
+def compiler_environment() -> dict[str, str]:
+    """Variables for libtpu, which reads them when JAX first looks for devices.
+
+    Its compiler overflows its stack of 64 KiB on products fused into products, as in the last block
+    of the text tower with rematerialisation (libtpu 0.0.42.1: a segmentation fault).
+    """
+    given = os.environ.get("LIBTPU_INIT_ARGS", "")
+    stack = "--fibers_default_thread_stack_size"
+    if stack in given:
+        return {}
+    return {"LIBTPU_INIT_ARGS": f"{given} {stack}={2**20}".strip()}
 
 
 def initialize() -> None:
@@ -33,6 +49,7 @@ def initialize() -> None:
     off.
     """
     global _peers
+    os.environ.update(compiler_environment())
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(_COMPILED.expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -40,6 +57,16 @@ def initialize() -> None:
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has called it with the same name, which is used only once.
+
+    Unlike a collective it has the patience for hosts of different speed: on CPUs, a collective
+    whose partners come more than 30 seconds apart fails.
+    """
+    if jax.process_count() > 1:
+        distributed.global_state.client.wait_at_barrier(f"unimed_jax/{what}", _PATIENCE_MS)
 
 
 def say(text: str) -> None:

@@ -19,7 +19,6 @@ import jax
 import numpy as np
 import psutil
 from absl import app, flags
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
@@ -111,7 +110,7 @@ def train(
     if main_host:
         claim_workdir(config, workdir)
         corpus.prepare(config, str(workdir))
-    multihost_utils.sync_global_devices("work directory and corpus are ready")
+    runtime.wait_for_all("work directory and corpus are ready")
     root = corpus.corpus_root(config, str(workdir))
     start_up.part("corpus")
     mesh = sharding.make_mesh(config_lib.mesh_shape(config, num_devices), devices)
@@ -153,6 +152,7 @@ def train(
     compiled = program.lower().compile()
     step_flops = program.model_flops()
     device_kind = jax.devices()[0].device_kind
+    runtime.wait_for_all("the step is compiled")
     start_up.part("compilation")
 
     # --- the loop
@@ -177,8 +177,8 @@ def train(
 
     step = start
     stop_signal = runtime.StopSignal()
-    # nothing goes between host and device but what is asked for: batches in the feed's thread,
-    # metrics in `check`, the state by an evaluator or for a checkpoint
+    # nothing goes between host and device in a step but what is asked for: batches in the feed's
+    # thread, metrics in `check`
     with jax.transfer_guard("disallow"), contextlib.ExitStack() as ending:
         for end in (checkpoints.wait, bar.close, stream.close, trace.close, stop_signal.restore):
             ending.callback(end)  # the last one is called first
@@ -215,7 +215,7 @@ def train(
                 row |= {} if used is None else {"mfu": used}
                 bar.set_postfix(loss=row["loss"], images_s=row["images_per_sec"], refresh=False)
                 runtime.say(metrics.format_line(step, row))
-            with speed.paused():
+            with speed.paused(), jax.transfer_guard("allow"):
                 scores: dict[str, float] = {}
                 if run_evals:
                     evaluations = evaluate(evaluators, state["params"])

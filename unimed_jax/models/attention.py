@@ -14,7 +14,7 @@ from unimed_jax.models.dropout import dropout
 from unimed_jax.sharding import BATCH_AXES, LOGICAL_TO_MESH
 
 FUSED_FROM = 512
-"""Tokens from which "auto" takes the fused kernel: docs/tpu.md has the figures."""
+"""Tokens from which "auto" takes the fused kernel; provisional (docs/tpu.md)."""
 
 _LANES = 128  # the kernel's lengths are multiples of this
 _LONGEST_BLOCK = 640  # up to here all tokens of a head are one block
