@@ -4,8 +4,8 @@ Shape letters: B batch, T tokens, Q query tokens, D width, H heads, K head width
 """
 
 import functools
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -153,8 +153,16 @@ class Mlp(nnx.Module):
         self.c_proj = linear(hidden, width, bias_init=bias_init(hidden))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., D) -> (..., D)."""
-        return self.c_proj(self.activation(self.c_fc(x)))
+        """(B, T, D) -> (B, T, D)."""
+        return self.c_proj(self.activation(self.c_fc(_rows(x)))).reshape(x.shape)
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """On CPUs (B, T, D) -> (B·T, D): the gradient of a weight sums over rows, and XLA transposes
+    the hidden features in memory if that means two axes. On TPUs to merge them is itself a copy.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return x.reshape(-1, x.shape[-1]) if device and device.platform == "cpu" else x
 
 
 class Block(Protocol):
@@ -221,15 +229,21 @@ def apply_blocks(
             prevent_cse=not scan_layers,
             static_argnums=2,
         )
-    body, last = (
-        jax.tree.map(lambda leaf, part=part: leaf[part], (params, keys))
-        for part in (slice(None, -1), -1)
-    )
-    x, _ = jax.lax.scan(
-        lambda x, layer: (apply(x, layer, None), None),
-        x,
-        body,
-        length=layers - 1,
-        unroll=1 if scan_layers else max(layers - 1, 1),
-    )
+    *body, last = _split((params, keys), [layers - 1, 1] if scan_layers else [1] * layers)
+    if scan_layers:
+        x, _ = jax.lax.scan(lambda x, layer: (apply(x, layer, None), None), x, body[0])
+    else:
+        for layer in body:
+            x = apply(x, jax.tree.map(lambda leaf: leaf[0], layer), None)
+    last = jax.tree.map(lambda leaf: leaf[0], last)
     return apply(x, last, 1)[:, 0]
+
+
+def _split(tree: Any, sizes: Sequence[int]) -> list[Any]:
+    """Parts of every array along its first axis.
+
+    The gradient joins those of the parts; that of slices would pad each to the whole and add.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    parts = zip(*(jax.lax.split(leaf, sizes) for leaf in leaves), strict=True)
+    return [jax.tree.unflatten(structure, part) for part in parts]
