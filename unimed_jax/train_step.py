@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unimed_jax import flops, optim, sharding, trees
+from unimed_jax import compiler, flops, optim, sharding, trees
 from unimed_jax.tasks.base import Task
 
 State = dict[str, Any]  # {"params", "opt_state", "step": int32 ()}
@@ -99,6 +99,7 @@ class Program:
             in_shardings=(self.shardings, sharding.batch_sharding(self._mesh)),
             out_shardings=(self.shardings, sharding.replicated(self._mesh)),
             donate_argnums=0,
+            compiler_options=compiler.options(self._mesh),
         )
         with jax.set_mesh(self._mesh):  # for what is written per device, as the losses are
             return step.lower(self.abstract_state, self._batch)

@@ -4,8 +4,9 @@ Shape letters: B batch, T tokens, Q query tokens, D width, H heads, K head width
 """
 
 import functools
-from collections.abc import Callable
-from typing import Protocol
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +114,7 @@ class SelfAttention(nnx.Module):
         # Heads move before tokens once, so that both products below are plain batched ones: copies
         # took a fifth of a training step on a CPU when each product had to do it by itself.
         if num_queries is None:
-            q, k, v = self.qkv(x).transpose(2, 0, 3, 1, 4)
+            q, k, v = _linear(self.qkv, x).transpose(2, 0, 3, 1, 4)
         else:
             kernel, bias = self.qkv.kernel[...].astype(x.dtype), self.qkv.bias[...].astype(x.dtype)
             q = jnp.einsum("bqd,dhk->bqhk", x[:, :num_queries], kernel[:, 0]) + bias[0]
@@ -128,7 +129,7 @@ class SelfAttention(nnx.Module):
             dropout_key=dropout_key,
             form=self.form,
         )
-        return self.out(out.transpose(0, 2, 1, 3))
+        return _linear(self.out, out.transpose(0, 2, 1, 3))
 
 
 class Mlp(nnx.Module):
@@ -155,8 +156,23 @@ class Mlp(nnx.Module):
         self.c_proj = linear(hidden, width, bias_init=bias_init(hidden))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., D) -> (..., D)."""
-        return self.c_proj(self.activation(self.c_fc(x)))
+        """(B, T, D) -> (B, T, D)."""
+        return _linear(self.c_proj, self.activation(_linear(self.c_fc, x)))
+
+
+def _linear(layer: nnx.Linear | nnx.LinearGeneral, x: jax.Array) -> jax.Array:
+    """layer(x) of x (B, T, ...): on a CPU as a product of two matrices.
+
+    XLA's CPU compiler copies and transposes what goes into a product over several axes, as the
+    gradient of a weight is. A TPU takes such products as they are, but to merge axes it would copy.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size > 1 or mesh.empty or mesh.abstract_device.platform != "cpu":
+        return layer(x)
+    kernel, bias = layer.kernel[...].astype(x.dtype), layer.bias[...].astype(x.dtype)
+    inputs = math.prod(x.shape[2:])
+    y = x.reshape(-1, inputs) @ kernel.reshape(inputs, -1) + bias.reshape(-1)
+    return y.reshape(*x.shape[:2], *bias.shape)
 
 
 class Block(Protocol):
@@ -223,15 +239,21 @@ def apply_blocks(
             prevent_cse=not scan_layers,
             static_argnums=2,
         )
-    body, last = (
-        jax.tree.map(lambda leaf, part=part: leaf[part], (params, keys))
-        for part in (slice(None, -1), -1)
-    )
-    x, _ = jax.lax.scan(
-        lambda x, layer: (apply(x, layer, None), None),
-        x,
-        body,
-        length=layers - 1,
-        unroll=1 if scan_layers else max(layers - 1, 1),
-    )
+    *body, last = _split((params, keys), [layers - 1, 1] if scan_layers else [1] * layers)
+    if scan_layers:
+        x, _ = jax.lax.scan(lambda x, layer: (apply(x, layer, None), None), x, body[0])
+    else:
+        for layer in body:
+            x = apply(x, jax.tree.map(lambda leaf: leaf[0], layer), None)
+    last = jax.tree.map(lambda leaf: leaf[0], last)
     return apply(x, last, 1)[:, 0]
+
+
+def _split(tree: Any, sizes: Sequence[int]) -> list[Any]:
+    """Parts of every array along its first axis.
+
+    The gradient joins those of the parts; that of slices would pad each to the whole and add.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    parts = zip(*(jax.lax.split(leaf, sizes) for leaf in leaves), strict=True)
+    return [jax.tree.unflatten(structure, part) for part in parts]
