@@ -56,6 +56,7 @@ def test_the_roofline_is_its_formula():
         matrix_unit_flops=200.0,
         memory_bytes=50.0,
         collective_bytes={"all-reduce": 16.0, "all-gather": 8.0, "collective-permute": 6.0},
+        compiler_cycles=0.0,
     )
     found = ahead_of_time.bounds(cost, chip, model_flops=800.0, batch_size=64, num_devices=8)
     assert found["roofline_seconds"] == {
@@ -63,6 +64,29 @@ def test_the_roofline_is_its_formula():
     }  # fmt: skip
     assert found["bound_images_per_sec"] == 64 / 6
     assert found["bound_mfu"] == 800 / (6 * 8 * 100)
+
+
+@pytest.mark.parametrize(
+    ("message", "total"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (36.92G) exceeds available HBM (15.75G).",
+            36.92,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+            "space hbm. Used 52.54G of 15.75G hbm. Exceeded hbm capacity by 36.79G.\n\nTotal",
+            52.54,
+        ),
+        ("RESOURCE_EXHAUSTED: no words for it", None),
+    ],
+)
+def test_refusals_are_read(message, total):
+    found = ahead_of_time.refusal(message)
+    assert found["fits"] is False
+    assert found["hbm_gib"] == {"total": total, "limit": total and 15.75}
+    assert "RESOURCE" not in found["refusal"] and found["refusal"] in message
 
 
 def test_variants_that_cannot_be_faster_are_known():
@@ -112,9 +136,10 @@ def test_without_libtpu_the_command_says_what_to_install():
 @with_libtpu
 @pytest.mark.slow
 def test_a_step_is_compiled_for_a_slice(recipe, tmp_path):
-    path, text = tmp_path / "report.json", tmp_path / "report.md"
+    path, text, program = (tmp_path / f"report.{kind}" for kind in ("json", "md", "hlo"))
     done = report(
-        recipe, "v5e:2x2", f"--json={path}", f"--markdown={text}", "--config.mesh.fsdp=2",
+        recipe, "v5e:2x2", f"--json={path}", f"--markdown={text}", f"--hlo={program}",
+        "--config.mesh.fsdp=2",
         "--config.model.attention=fused", "--config.model.compute_dtype=bfloat16",
         "--config.model.text.dropout=0.0",
     )  # fmt: skip
@@ -126,7 +151,9 @@ def test_a_step_is_compiled_for_a_slice(recipe, tmp_path):
     hbm = found["hbm_gib"]
     assert 0 < hbm["total"] < 0.5
     assert hbm["total"] == pytest.approx(sum(v for k, v in hbm.items() if k != "total"))
-    assert 0.7 < found["compiled_over_model_flops"] < 2
+    assert "flash_attention" in program.read_text()
+    # the kernel makes 128 tokens of 17 and of 24, and computes scores again
+    assert 1 < found["compiled_over_model_flops"] < 3
     assert found["compiled_flops"] == pytest.approx(
         found["compiled_over_model_flops"] * found["model_flops"]
     )

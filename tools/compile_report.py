@@ -33,6 +33,7 @@ _ACCUMULATE = flags.DEFINE_list("accumulate", ["1", "2", "4"], "of the sweep")
 _MESHES = flags.DEFINE_list(
     "meshes", [], "of the sweep, DATAxFSDPxTENSOR; default: fsdp 1, about the square root, and all"
 )
+_HLO = flags.DEFINE_string("hlo", None, "file for the text of the compiled program; not of a sweep")
 _JSON = flags.DEFINE_string("json", None, "file for the figures")
 _MARKDOWN = flags.DEFINE_string("markdown", None, "file for the table")
 
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> None:
     if _SWEEP.value:
         result = reports = _sweep(config, topology, devices)
     else:
-        result = ahead_of_time.compile_report(config, topology, devices)
+        result = ahead_of_time.compile_report(config, topology, devices, _HLO.value)
         reports = [result]
     text = ahead_of_time.table(reports) + "\n\n" + ahead_of_time.details(reports[0])
     print(text)

@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from unimed_jax import config as config_lib
-from unimed_jax import hlo, hlo_cost, sharding, tasks, train_step
+from unimed_jax import hlo, hlo_cost, runtime, sharding, tasks, train_step
 from unimed_jax.chips import CHIPS, Chip
 
 KNOWN_TOPOLOGIES = (
@@ -50,7 +51,7 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
             f"libtpu, the TPU's compiler, is not installed: pip install '{_wanted_libtpu()}' "
             "(with --target=DIR and DIR on PYTHONPATH it stays out of the environment)"
         )
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT | runtime.compiler_environment())
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except Exception as error:
@@ -84,7 +85,7 @@ class Variant:
                    remat=config.model.remat)  # fmt: skip
 
     def apply(self, config: ConfigDict) -> ConfigDict:
-        changed = ConfigDict(config)
+        changed = config.copy_and_resolve_references()
         changed.mesh.data, changed.mesh.fsdp, changed.mesh.tensor = (
             self.data,
             self.fsdp,
@@ -129,13 +130,16 @@ def default_meshes(num_devices: int) -> list[tuple[int, int, int]]:
     return [(num_devices // fsdp, fsdp, 1) for fsdp in dict.fromkeys((1, middle, num_devices))]
 
 
-def compile_report(config: ConfigDict, topology: str, devices: Sequence[jax.Device]) -> Report:
+def compile_report(
+    config: ConfigDict, topology: str, devices: Sequence[jax.Device], hlo_file: str | None = None
+) -> Report:
     """Compiles the train step of a config and reports what the compiler says; see docs/tpu.md.
 
     Args:
       config: complete, as for training; its mesh must fit the devices.
       topology: the name of the topology, for the record.
       devices: of the topology.
+      hlo_file: where to write the text of the compiled program.
 
     Raises:
       UserError: the config does not fit the devices, or their chip is not in chips.py.
@@ -170,7 +174,10 @@ def compile_report(config: ConfigDict, topology: str, devices: Sequence[jax.Devi
             raise
         return report | refusal(str(error))
     seconds = time.perf_counter() - start
-    cost = hlo_cost.cost(hlo.parse(compiled.as_text()), num_devices)
+    text = compiled.as_text()
+    if hlo_file:
+        Path(hlo_file).write_text(text)
+    cost = hlo_cost.cost(hlo.parse(text), num_devices)
     memory = compiled.memory_analysis()
     kinds = {
         "arguments": memory.argument_size_in_bytes,
@@ -188,6 +195,7 @@ def compile_report(config: ConfigDict, topology: str, devices: Sequence[jax.Devi
             "compiled_over_model_flops": cost.flops * num_devices / model_flops,
             "memory_bytes": cost.memory_bytes,
             "collective_bytes": dict(cost.collective_bytes),
+            "compiler_cycles": cost.compiler_cycles,
             "compile_seconds": seconds,
         }
         | bounds(cost, chip, model_flops, config.batch_size, num_devices)
@@ -218,24 +226,26 @@ def bounds(
     }
 
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def refusal(message: str) -> Report:
     """What is known of a step that the compiler refused for want of memory."""
-    used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+    # "(36.92G) exceeds available HBM (15.75G)", "Used 52.54G of 15.75G hbm"
+    used = re.search(r"([\d.]+)([KMGT])\)? (?:exceeds|of)\D*([\d.]+)([KMGT])", message)
     total, limit = (
         (float(used[i]) * _UNITS[used[i + 1]] / 2**30 for i in (1, 3)) if used else (None, None)
     )
-    sentence = re.search(r"(Ran out of memory.*?)(?=\.\s|\n|$)", message)
+    line = next((line for line in message.splitlines() if "memory" in line), message)
     return {
         "fits": False,
-        "refusal": sentence[1] if sentence else message.splitlines()[0],
+        "refusal": line.partition("RESOURCE_EXHAUSTED: ")[2] or line,
         "hbm_gib": {"total": total, "limit": limit},
         "compiled_flops": None,
         "compiled_over_model_flops": None,
         "memory_bytes": None,
         "collective_bytes": None,
+        "compiler_cycles": None,
         "compile_seconds": None,
         "roofline_seconds": None,
         "bound_images_per_sec": None,
@@ -268,7 +278,8 @@ def sweep(
 
 COLUMNS = (
     "topology", "batch", "mesh", "accumulate", "remat", "fits", "HBM GiB", "args", "temps",
-    "FLOPs/model", "sent MB", "compute ms", "memory ms", "network ms", "images/s <=", "MFU <=",
+    "FLOPs/model", "sent MB", "compute ms", "memory ms", "network ms", "Mcycles",
+    "images/s <=", "MFU <=",
 )  # fmt: skip
 
 
@@ -294,6 +305,7 @@ def row(report: Mapping[str, Any]) -> list[str]:
         f"{report['compiled_over_model_flops']:.2f}",
         f"{sum(report['collective_bytes'].values()) / 1e6:,.0f}",
         *(f"{1e3 * seconds[term]:.1f}" for term in ("compute", "memory", "network")),
+        f"{report['compiler_cycles'] / 1e6:,.0f}",
         f"{report['bound_images_per_sec']:,.0f}",
         f"{report['bound_mfu']:.2f}",
     ]

@@ -16,12 +16,26 @@ from input_pipeline.errors import UserError
 from unimed_jax import config as config_lib
 
 
+def compiler_environment() -> dict[str, str]:
+    """Variables for libtpu, which reads them when JAX first looks for devices.
+
+    Its compiler overflows its stack of 64 KiB on products fused into products, as in the last block
+    of the text tower with rematerialisation (libtpu 0.0.42.1: a segmentation fault).
+    """
+    given = os.environ.get("LIBTPU_INIT_ARGS", "")
+    stack = "--fibers_default_thread_stack_size"
+    if stack in given:
+        return {}
+    return {"LIBTPU_INIT_ARGS": f"{given} {stack}={2**20}".strip()}
+
+
 def initialize() -> None:
     """Joins the job's other processes if there are any; TensorFlow never takes an accelerator.
 
     On TPU pods and under Slurm JAX finds the job by itself; elsewhere JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID name it.
     """
+    os.environ.update(compiler_environment())
     if "JAX_NUM_PROCESSES" in os.environ:
         jax.distributed.initialize(
             os.environ["JAX_COORDINATOR_ADDRESS"],

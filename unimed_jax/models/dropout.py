@@ -16,7 +16,9 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     if key is None or threshold == 0:
         return x
     words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
-    draws = jax.lax.bitcast_convert_type(words, jnp.uint16)
-    draws = draws.reshape(*words.shape[:-1], -1)[..., : x.shape[-1]]
+    # The low halves decide the first features, the high halves the others: to take them in turns,
+    # as a bitcast would, moves every number to another lane of a TPU (docs/tpu.md).
+    halves = [words & 0xFFFF, words >> 16]
+    keep = jnp.concatenate([half >= threshold for half in halves], axis=-1)[..., : x.shape[-1]]
     scale = 1.0 / (1.0 - threshold / 2**16)
-    return jnp.where(draws >= threshold, x * scale, 0)
+    return jnp.where(keep, x * scale, 0)
