@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from unimed_jax.models import layers
+from unimed_jax.models.dropout import dropout
 
 
 @pytest.mark.parametrize(
@@ -32,23 +33,25 @@ def test_activation_is_its_formula(name: str, formula) -> None:
 @pytest.mark.parametrize("width", [64, 65])
 def test_dropout_rate_scale_and_independence(width: int) -> None:
     x = jnp.ones((500, 16, width))
-    dropped = np.asarray(layers.dropout(x, 0.1, jax.random.key(0))) == 0
+    dropped = np.asarray(dropout(x, 0.1, jax.random.key(0))) == 0
     # Four standard deviations of the mean of as many draws.
     assert abs(dropped.mean() - 0.1) < 4 * math.sqrt(0.09 / dropped.size)
-    # Two neighbours share a random word: they must not share the decision.
-    both = (dropped[..., :-1] & dropped[..., 1:]).mean()
-    assert abs(both - 0.01) < 4 * math.sqrt(0.0099 / dropped.size)
-    kept = np.asarray(layers.dropout(x, 0.1, jax.random.key(0)))[~dropped]
+    # Two features share a random word, half of all apart: they must not share the decision, nor
+    # must neighbours.
+    for apart in (1, -(-x.shape[-1] // 2)):
+        both = dropped[..., :-apart] & dropped[..., apart:]
+        assert abs(both.mean() - 0.01) < 4 * math.sqrt(0.0099 / both.size)
+    kept = np.asarray(dropout(x, 0.1, jax.random.key(0)))[~dropped]
     np.testing.assert_allclose(kept, 1 / 0.9, rtol=1e-4)
 
 
 def test_dropout_depends_on_key_alone() -> None:
     x = jnp.ones((8, 8))
-    again = layers.dropout(x, 0.5, jax.random.key(1))
-    np.testing.assert_array_equal(layers.dropout(x, 0.5, jax.random.key(1)), again)
-    assert (layers.dropout(x, 0.5, jax.random.key(2)) != again).any()
-    np.testing.assert_array_equal(layers.dropout(x, 0.5, None), x)
-    np.testing.assert_array_equal(layers.dropout(x, 0.0, jax.random.key(1)), x)
+    again = dropout(x, 0.5, jax.random.key(1))
+    np.testing.assert_array_equal(dropout(x, 0.5, jax.random.key(1)), again)
+    assert (dropout(x, 0.5, jax.random.key(2)) != again).any()
+    np.testing.assert_array_equal(dropout(x, 0.5, None), x)
+    np.testing.assert_array_equal(dropout(x, 0.0, jax.random.key(1)), x)
 
 
 def test_layer_norm_is_float32_inside() -> None:
