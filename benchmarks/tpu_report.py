@@ -49,8 +49,8 @@ SECTIONS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         (B16, "v5e:2x2", {"optimizer.accumulate_steps": count, "model.remat": "none"})
         for count in (1, 4, 16)
     ],
-    "Attention: ViT-L/14-336 on v5e-64, plain and fused": [
-        (L14, "v5e:8x8", {"model.attention": form}) for form in ("plain", "fused")
+    "Attention: ViT-L/14-336 on v5e-64, plain and by the kernel": [
+        (L14, "v5e:8x8", {"model.attention": form}) for form in ("plain", "auto")
     ],
 }
 

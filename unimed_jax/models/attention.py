@@ -9,35 +9,23 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from unimed_jax.models.config import Attention
 from unimed_jax.models.dropout import Dropout
 from unimed_jax.sharding import BATCH_AXES, LOGICAL_TO_MESH
 
-LONGEST_FUSED = 640
-"""Tokens whose scores, and what the backward pass needs beside them, fit into a TPU's VMEM."""
-
-
-def self_attention(
-    qkv: jax.Array, mask: jax.Array | None, dropout: Dropout, form: Attention
-) -> jax.Array:
-    """Every token to every token: qkv (B, T, 3, H, K) -> (B, T, H, K).
-
-    Args:
-        mask: bool (B, T), False at tokens nobody may attend to.
-        dropout: of attention weights.
-        form: "plain"; "fused" or "auto": the kernel, where there is one: in train steps on TPU.
-    """
-    # Heads move before tokens once, so that both products are plain batched ones: copies took a
-    # fifth of a training step on a CPU when each product had to do it by itself.
-    if form == "plain" or not _has_kernel(qkv):
-        return plain(*qkv.transpose(2, 0, 3, 1, 4), mask, dropout)
-    return _fused(qkv, mask, dropout)
+_HEADS = LOGICAL_TO_MESH["heads"]
+_LANES = 128
+_LONGEST = 640  # tokens whose scores, and what the backward pass adds, fit into a TPU's VMEM
 
 
 def plain(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, dropout: Dropout
 ) -> jax.Array:
-    """q (B, H, Q, K), k and v (B, H, T, K) -> (B, Q, H, K)."""
+    """q (B, H, Q, K), k and v (B, H, T, K) -> (B, Q, H, K).
+
+    Args:
+        mask: bool (B, T), False at tokens nobody may attend to.
+        dropout: of attention weights.
+    """
     scores = jnp.einsum("bhqk,bhtk->bhqt", q, k, preferred_element_type=jnp.float32)
     scores *= q.shape[-1] ** -0.5
     if mask is not None:
@@ -47,37 +35,34 @@ def plain(
     return jnp.einsum("bhqt,bhtk->bhqk", weights, v).transpose(0, 2, 1, 3)
 
 
-def _has_kernel(qkv: jax.Array) -> bool:
-    """The kernel is TPU code; a mesh must say which rows and heads a device holds."""
+def can_fuse(tokens: int, heads: int, head_dim: int) -> bool:
+    """Whether `fused` is possible here: in train steps on TPU.
+
+    It is TPU code, and a mesh (`jax.set_mesh`) must say which rows and heads a device holds.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.abstract_device.platform != "tpu":
         return False
-    _, tokens, _, heads, head_dim = qkv.shape
-    lanes = 128
-    here = heads // mesh.shape[LOGICAL_TO_MESH["heads"]]
-    return tokens <= LONGEST_FUSED and lanes % head_dim == 0 and here * head_dim % lanes == 0
+    width = heads // mesh.shape[_HEADS] * head_dim
+    return tokens <= _LONGEST and _LANES % head_dim == 0 and width % _LANES == 0
 
 
-def _fused(qkv: jax.Array, mask: jax.Array | None, dropout: Dropout) -> jax.Array:
-    """Each device its own rows and heads."""
+def fused(qkv: jax.Array, mask: jax.Array | None, dropout: Dropout, heads: int) -> jax.Array:
+    """As `plain`, every token to every token: qkv (B, 3, T, H K) -> (B, T, H K)."""
     # imported where it is used: Pallas is slow to import, and a run on CPU has no need of it
     from unimed_jax.models import fused_attention
 
-    batch, tokens, _, heads, _ = qkv.shape
+    batch, _, tokens, width = qkv.shape
     mask = jnp.ones((batch, tokens), bool) if mask is None else mask
     keep = dropout.keep((batch, heads, tokens, tokens))
 
     def on_device(qkv: jax.Array, mask: jax.Array, keep: jax.Array | None) -> jax.Array:
-        rows, tokens, _, heads, head_dim = qkv.shape
-        side_by_side = qkv.transpose(0, 2, 1, 3, 4).reshape(rows, 3, tokens, heads * head_dim)
-        out = fused_attention.attention(side_by_side, mask, keep, head_dim, dropout.scale)
-        return out.reshape(rows, tokens, heads, head_dim)
+        return fused_attention.attention(qkv, mask, keep, width // heads, dropout.scale)
 
-    axis = LOGICAL_TO_MESH["heads"]
     spec = functools.partial(PartitionSpec, BATCH_AXES)
     return jax.shard_map(
         on_device,
-        in_specs=(spec(None, None, axis), spec(), spec(axis)),
-        out_specs=spec(None, axis),
+        in_specs=(spec(None, None, _HEADS), spec(), spec(_HEADS)),
+        out_specs=spec(None, _HEADS),
         check_vma=False,
     )(qkv, mask, keep)
