@@ -71,6 +71,9 @@ def _call(
 ) -> jax.Array:
     """Runs a kernel for each row and each group of heads that shares the lanes.
 
+    Query, key and value stay in one array: three would make the projections read their input three
+    times.
+
     Args:
         more: arrays (B, n, T, D) besides qkv.
         num_outputs: n of the result (B, n, T, D).
