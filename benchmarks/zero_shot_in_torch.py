@@ -5,7 +5,8 @@
 
 Nothing of unimed_jax is imported, so this runs where only open_clip_torch and transformers are
 installed. Prints the balanced accuracy of each task of the prompt file on the rows of the split
-`val`, to compare with the results.json of the run that was exported.
+`val`, to compare with the results.json of the run that was exported. --logits keeps what
+agreement.py compares.
 """
 
 import argparse
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, required=True, help="CSV that was converted")
     parser.add_argument("--prompts", type=Path, required=True, help="JSON of the prompt set")
     parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--logits", type=Path, help="file for the logits of each task, npz")
     args = parser.parse_args()
 
     name = f"local-dir:{args.model.absolute()}"
@@ -50,7 +52,8 @@ def main() -> None:
         mean = model.encode_text(tokenizer(prompts), normalize=True).numpy().mean(0)
         return mean / np.linalg.norm(mean)
 
-    images = embed_images()
+    images, logits = embed_images(), {}
+    scale = model.logit_scale.exp().item()
     for task, settings in json.loads(args.prompts.read_text("utf-8"))["tasks"].items():
         classes = list(settings["classes"])
         centres = np.stack([embed_class(prompts) for prompts in settings["classes"].values()])
@@ -61,9 +64,12 @@ def main() -> None:
             else -1
             for row in rows
         ])  # fmt: skip
-        found = (images @ centres.T).argmax(1)
+        logits[task] = scale * images @ centres.T
+        found = logits[task].argmax(1)
         recalls = [(found[truth == c] == c).mean() for c in range(len(classes))]
         print(f"{task:26} {np.mean(recalls):.10f}")
+    if args.logits:
+        np.savez(args.logits, **logits)
 
 
 if __name__ == "__main__":

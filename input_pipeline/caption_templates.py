@@ -32,15 +32,13 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
-import pathlib
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from input_pipeline.captioning.label_sets import LabelSet
 from input_pipeline.errors import CorpusError
-from input_pipeline.files import write_text_atomically
+from input_pipeline.files import PathLike, to_path, write_text_atomically
 
 VERSION = 2  # 1 had no label sets, and is read as it is
 ANY_LABEL = "*"
@@ -148,10 +146,10 @@ class CaptionTemplates:
         return f"add {keys} to {self.path}"
 
 
-def load(path: str | os.PathLike[str]) -> CaptionTemplates:
+def load(path: PathLike) -> CaptionTemplates:
     """Reads and checks a caption file. Raises CorpusError naming the file and the key at fault."""
     try:
-        data = pathlib.Path(path).read_bytes()
+        data = to_path(path).read_bytes()
         content = json.loads(data)
     except (OSError, ValueError) as error:
         raise CorpusError(f"cannot read captions {path}: {error}") from error
@@ -193,7 +191,7 @@ def load(path: str | os.PathLike[str]) -> CaptionTemplates:
         modality_names=names,
         label_sets=_label_sets(content, expect),
         version=f"sha256-{hashlib.sha256(data).hexdigest()[:16]}",
-        path=os.fspath(path),
+        path=str(path),
     )
 
 
@@ -249,7 +247,7 @@ def _label_sets(
 
 
 def save_label_sets(
-    path: str | os.PathLike[str], label_sets: Iterable[tuple[LabelSet, Sequence[Caption]]]
+    path: PathLike, label_sets: Iterable[tuple[LabelSet, Sequence[Caption]]]
 ) -> None:
     """Writes a caption file of label sets, in one step."""
     table: dict[str, int] = {}

@@ -17,14 +17,13 @@ import collections
 import contextlib
 import dataclasses
 import json
-import pathlib
 import re
 import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from input_pipeline.errors import CorpusError
-from input_pipeline.files import write_text_atomically
+from input_pipeline.files import AnyPath, appearing_file, write_text_atomically
 from input_pipeline.manifest import Manifest
 from input_pipeline.rows import Noted, Rejection
 
@@ -40,14 +39,15 @@ def count(noted: Noted) -> Mapping[str, int]:
     return remarks
 
 
-def write_rejected(path: pathlib.Path, rejections: Iterable[Rejection]) -> dict[str, int]:
+def write_rejected(
+    path: AnyPath, rejections: Iterable[Rejection], scratch: AnyPath | None = None
+) -> dict[str, int]:
     """Writes the rejections ordered by row, one JSON object a line; returns them by reason.
 
     The reasons counted are without what differs from row to row. Sorted on disk: a corpus may
-    refuse millions of rows.
+    refuse millions of rows. `scratch`: as of `appearing_file`.
     """
     reasons = collections.Counter()
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with contextlib.closing(sqlite3.connect("")) as sorter:  # "": a temporary file
             sorter.execute("CREATE TABLE rejected (row INTEGER, id TEXT, path TEXT, line TEXT)")
@@ -55,17 +55,19 @@ def write_rejected(path: pathlib.Path, rejections: Iterable[Rejection]) -> dict[
                 reasons[re.split(r"[:,(']", r.reason)[0].strip()] += 1
                 line = json.dumps(dataclasses.asdict(r), ensure_ascii=False)
                 sorter.execute("INSERT INTO rejected VALUES (?,?,?,?)", (r.row, r.id, r.path, line))
-            with temporary.open("w", encoding="utf-8") as file:
-                order = "SELECT line FROM rejected ORDER BY row IS NULL, row, id, path"
+            order = "SELECT line FROM rejected ORDER BY row IS NULL, row, id, path"
+            with (
+                appearing_file(path, scratch) as temporary,
+                temporary.open("w", encoding="utf-8") as file,
+            ):
                 file.writelines(f"{line}\n" for (line,) in sorter.execute(order))
-        temporary.replace(path)
     except (OSError, sqlite3.OperationalError) as error:
         raise CorpusError(f"cannot write {path}: {error}") from error
     return dict(reasons.most_common())
 
 
 def write(
-    path: pathlib.Path,
+    path: AnyPath,
     manifest: Manifest,
     reasons: Mapping[str, int],
     remarks: Mapping[str, int],
@@ -96,6 +98,6 @@ def write(
     write_text_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def load(path: pathlib.Path) -> dict[str, Any]:
+def load(path: AnyPath) -> dict[str, Any]:
     """The content of `conversion.json`, as in the module docstring."""
     return json.loads(path.read_text("utf-8"))

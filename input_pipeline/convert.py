@@ -1,11 +1,11 @@
 """A row of a source -> a sample: its image read and checked, its captions put together."""
 
 import dataclasses
-import pathlib
 
-from input_pipeline import images
+from input_pipeline import files, images
 from input_pipeline.caption_templates import Caption, CaptionTemplates, Provenance
 from input_pipeline.errors import UserError
+from input_pipeline.files import AnyPath
 from input_pipeline.records import Sample
 from input_pipeline.rows import Noted, RejectedSample
 from input_pipeline.sources.base import SourceRow
@@ -19,7 +19,7 @@ class MakeSample:
     `short_side` bounds the size of images, in pixels; None keeps it.
     """
 
-    root: pathlib.Path = dataclasses.field(repr=False)
+    root: AnyPath = dataclasses.field(repr=False)
     templates: CaptionTemplates
     short_side: int | None = None
 
@@ -36,7 +36,7 @@ class MakeSample:
             provenance = dict.fromkeys(row.texts, "")
             for caption in generated:
                 provenance.setdefault(caption.text, caption.provenance.as_json)
-            image, notes = images.normalise(_read(self.root / row.image, row.span), self.short_side)
+            image, notes = images.normalise(_read(self.root, row), self.short_side)
             sample = Sample(
                 id=row.id,
                 image=image,
@@ -49,7 +49,7 @@ class MakeSample:
                 caption_provenance=tuple(provenance.values()),
             )
         except UserError:
-            raise  # a package is missing: not the row's fault
+            raise  # a package is missing, a bucket does not answer: not the row's fault
         except ValueError as error:
             raise RejectedSample(str(error), row=row.row, id=row.id, path=row.image) from error
         return Noted(sample, (*row.notes, *notes))
@@ -61,16 +61,12 @@ class MakeSample:
         return f"no text, and no caption for label {row.labels[0]!r}: {how}"
 
 
-def _read(path: pathlib.Path, span: tuple[int, int] | None) -> bytes:
-    """The bytes of a file, or the span (offset, length) of them."""
+def _read(root: AnyPath, row: SourceRow) -> bytes:
+    """The bytes of a row's image. Raises ValueError with the reason."""
     try:
-        if span is None:
-            return path.read_bytes()
-        with path.open("rb") as file:
-            file.seek(span[0])
-            data = file.read(span[1])
+        data = files.read_bytes(files.under(root, row.image), row.span)
     except OSError as error:
-        raise ValueError(f"cannot read the image: {error.strerror}") from error
-    if len(data) < span[1]:
+        raise ValueError(f"cannot read the image: {files.reason(error)}") from error
+    if row.span and len(data) < row.span[1]:
         raise ValueError("the image is cut off: its file ends before it")
     return data

@@ -9,7 +9,6 @@ nor pixels.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +16,7 @@ import tensorflow as tf
 from input_pipeline import manifest as manifest_lib
 from input_pipeline import order
 from input_pipeline.errors import ConfigError, CorpusError
+from input_pipeline.files import is_local, to_path
 
 # decode(serialized (), seed (2,), source ()) -> features; in-graph
 DecodeFn = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Mapping[str, tf.Tensor]]
@@ -98,6 +98,17 @@ def position(
     }
 
 
+def _paths(directory: str, shards: Sequence[manifest_lib.Shard]) -> list[str]:
+    """Shard files as TensorFlow opens them."""
+    root = to_path(directory)
+    if not is_local(root) and root.protocol not in tf.io.gfile.get_registered_schemes():
+        raise CorpusError(
+            f"{directory}: TensorFlow reads records from a local disk and from gs://, not from "
+            f"{root.protocol}://; copy the corpus"
+        )
+    return [str(root / shard.file) for shard in shards]
+
+
 def _shuffled_records(
     paths: np.ndarray, plans: Sequence[order.EpochPlan], block_size: int, seed: int
 ) -> tf.data.Dataset:
@@ -161,7 +172,7 @@ def _stream(
             start=first,
             stop=max(int(np.count_nonzero(draws == index)), first + 1),
         )
-        paths = np.array([str(Path(source.directory) / shard.file) for shard in shards])
+        paths = np.array(_paths(source.directory, shards))
         visit_key = tf.constant(order.example_seed(seed, index, stream), tf.int64)
 
         def tag(
@@ -288,7 +299,7 @@ def evaluation_dataset(
     """
     rows = batch_size // num_hosts
     num_samples = manifest.splits[split].num_samples
-    paths = [str(Path(directory) / shard.file) for shard in manifest.splits[split].shards]
+    paths = _paths(directory, manifest.splits[split].shards)
     dataset = tf.data.Dataset.from_tensor_slices(paths).flat_map(tf.data.TFRecordDataset)
     dataset = dataset.concatenate(dataset.take(1).repeat(-num_samples % batch_size))
     dataset = dataset.enumerate().filter(lambda i, _: (i % batch_size) // rows == host)

@@ -6,19 +6,17 @@
 """
 
 import json
-import os
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 
 from input_pipeline.errors import CorpusError
-from input_pipeline.files import write_text_atomically
+from input_pipeline.files import PathLike, to_path, write_text_atomically
 from input_pipeline.rows import Rejection
 from input_pipeline.sources.base import SourceRow
 
 FILE_NAME = "exclude.jsonl"
 
 
-def save(path: str | os.PathLike[str], reasons: Mapping[str, str]) -> None:
+def save(path: PathLike, reasons: Mapping[str, str]) -> None:
     """Writes id -> reason, in one step."""
     lines = (
         json.dumps({"id": sample_id, "reason": reason}, ensure_ascii=False)
@@ -27,10 +25,10 @@ def save(path: str | os.PathLike[str], reasons: Mapping[str, str]) -> None:
     write_text_atomically(path, "".join(f"{line}\n" for line in lines))
 
 
-def load(path: str | os.PathLike[str]) -> dict[str, str]:
+def load(path: PathLike) -> dict[str, str]:
     """Reads id -> reason. Raises CorpusError naming the file and line at fault."""
     try:
-        lines = pathlib.Path(path).read_text("utf-8").splitlines()
+        lines = to_path(path).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"cannot read {path}: {error}") from error
     reasons = {}

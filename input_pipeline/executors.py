@@ -86,7 +86,7 @@ class Beam:
 
     `options` are those of Beam (`--runner=DataflowRunner`, ...); without any, Beam's own local
     runner. Workers need this package, and the raw data and the output directory under the same
-    paths, on a file system that they share.
+    paths: in a bucket, or on a file system that they share.
     """
 
     options: tuple[str, ...] = ()

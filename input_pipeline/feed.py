@@ -1,14 +1,18 @@
-"""Host batches -> global device arrays, prepared ahead of the step in a background thread."""
+"""Host batches -> global device arrays, prepared ahead of the step in background threads."""
 
+import collections
+import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Sharding
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -60,3 +64,22 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
     finally:
         stop.set()
         thread.join()
+
+
+def in_threads(function: Callable[[S], T], items: Iterable[S], depth: int) -> Iterator[T]:
+    """As ``map``, in a thread per core and up to ``depth`` items ahead.
+
+    Items are taken in the calling thread. An exception is raised in place of the item's result.
+    """
+    pending: collections.deque[Future[T]] = collections.deque()
+    with ThreadPoolExecutor(os.cpu_count(), "in_threads") as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > depth:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

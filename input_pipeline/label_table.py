@@ -5,16 +5,15 @@
 
 import collections
 import json
-import os
 from collections.abc import Iterable
 
 from input_pipeline.errors import CorpusError
-from input_pipeline.files import write_text_atomically
+from input_pipeline.files import PathLike, write_text_atomically
 from input_pipeline.rows import Rejection
 from input_pipeline.sources.base import SourceRow
 
 
-def write(path: str | os.PathLike[str], rows: Iterable[SourceRow | Rejection]) -> int:
+def write(path: PathLike, rows: Iterable[SourceRow | Rejection]) -> int:
     """Writes the label sets as JSON Lines, the most frequent first; returns how many there are.
 
     Sets that differ in order alone are one. Images are not read. Raises CorpusError if no row has

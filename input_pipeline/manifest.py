@@ -8,14 +8,12 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
-import pathlib
 import re
 from collections.abc import Mapping
 
-from input_pipeline import records
+from input_pipeline import files, records
 from input_pipeline.errors import CorpusError
-from input_pipeline.files import write_text_atomically
+from input_pipeline.files import AnyPath, PathLike, to_path, write_text_atomically
 
 FILE_NAME = "manifest.json"
 SHARD_PATTERN = re.compile(r"(\w+)-(\d{5,})-of-(\d{5,})\.tfrecord")
@@ -88,14 +86,14 @@ class Manifest:
         return digest.hexdigest()
 
 
-def load(directory: str | os.PathLike[str]) -> Manifest:
+def load(directory: PathLike) -> Manifest:
     """Reads the manifest of a corpus.
 
     Raises:
       CorpusError: there is no such directory or manifest, it is not valid, or it was written by a
         newer version.
     """
-    path = pathlib.Path(directory) / FILE_NAME
+    path = to_path(directory) / FILE_NAME
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -129,16 +127,14 @@ def load(directory: str | os.PathLike[str]) -> Manifest:
     return manifest
 
 
-def save(directory: str | os.PathLike[str], manifest: Manifest) -> None:
+def save(directory: PathLike, manifest: Manifest) -> None:
     """Writes the manifest in one step: it is there whole, or not at all."""
     content = dataclasses.asdict(manifest) | {"fingerprint": manifest.fingerprint}
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_text_atomically(pathlib.Path(directory) / FILE_NAME, text)
+    write_text_atomically(to_path(directory) / FILE_NAME, text)
 
 
-def verify(
-    directory: str | os.PathLike[str], manifest: Manifest, split: str, checksums: bool = False
-) -> None:
+def verify(directory: PathLike, manifest: Manifest, split: str, checksums: bool = False) -> None:
     """Checks that the shards of a split are the ones that the manifest lists.
 
     Sizes take one `stat` per shard; `checksums` reads every byte.
@@ -152,11 +148,11 @@ def verify(
             f"corpus {directory} has no split {split!r}; it has {sorted(manifest.splits)}"
         )
     for shard in manifest.splits[split].shards:
-        path = pathlib.Path(directory) / shard.file
+        path = to_path(directory) / shard.file
         try:
             num_bytes = path.stat().st_size
         except OSError as error:
-            raise CorpusError(f"shard {path} is missing: {error.strerror}") from error
+            raise CorpusError(f"shard {path} is missing: {files.reason(error)}") from error
         if num_bytes != shard.num_bytes:
             what = "empty" if num_bytes == 0 else "truncated or altered"
             raise CorpusError(
@@ -166,7 +162,7 @@ def verify(
             raise CorpusError(f"shard {path} is altered: its SHA-256 is not the manifest's")
 
 
-def file_sha256(path: pathlib.Path) -> str:
+def file_sha256(path: AnyPath) -> str:
     """SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
+    with files.open_to_read(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,9 +20,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from input_pipeline import files, records
 from input_pipeline import manifest as manifest_lib
-from input_pipeline import records
 from input_pipeline.errors import CorpusError
+from input_pipeline.files import AnyPath
 from input_pipeline.rows import Planned, Rejection
 
 _MAX_SHARD_BYTES = 128 << 20
@@ -54,7 +55,7 @@ class Plan:
       shared_group: one of them, empty if there is none.
     """
 
-    directory: pathlib.Path
+    directory: AnyPath
     hash: str
     shards: Mapping[str, int]
     num_rejected: int
@@ -74,7 +75,7 @@ class Plan:
         return _unpickled(self.directory / _REJECTED_FILE)
 
 
-def shard_rows(directory: pathlib.Path, shard: str) -> Iterator[Any]:
+def shard_rows(directory: AnyPath, shard: str) -> Iterator[Any]:
     """The rows of a shard, in the order in which they are written."""
     return _unpickled(directory / f"{shard}.rows")
 
@@ -92,7 +93,7 @@ def build(
     """Reads all rows and writes the plan.
 
     Args:
-      directory: an empty directory; it needs about the size of the pickled rows, twice.
+      directory: an empty local directory; it needs about the size of the pickled rows, twice.
       name: of the corpus.
       rows: the source.
       make_sample: part of the identity of the plan: a function, a `functools.partial` of one, or
@@ -255,7 +256,7 @@ def _describe(function: Any) -> str:
     return repr(function)
 
 
-def _unpickled(path: pathlib.Path) -> Iterator[Any]:
-    with path.open("rb") as file, contextlib.suppress(EOFError):
+def _unpickled(path: AnyPath) -> Iterator[Any]:
+    with files.open_to_read(path) as file, contextlib.suppress(EOFError):
         while True:
             yield pickle.load(file)

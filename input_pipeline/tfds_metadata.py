@@ -5,14 +5,16 @@ Written by TFDS' own functions; importing it takes seconds, which is why only `w
 
 import contextlib
 import io
-import os
+import pathlib
+import tempfile
 
+from input_pipeline.files import AnyPath, write_bytes_atomically
 from input_pipeline.manifest import Manifest
 
 FILE_NAMES = ("dataset_info.json", "features.json")
 
 
-def write(directory: str | os.PathLike[str], manifest: Manifest) -> None:
+def write(directory: AnyPath, manifest: Manifest) -> None:
     """Writes `dataset_info.json` and `features.json` for the shards that `manifest` lists."""
     import numpy as np
     import tensorflow_datasets as tfds
@@ -32,26 +34,32 @@ def write(directory: str | os.PathLike[str], manifest: Manifest) -> None:
             "group": text,
         }
     )
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=os.fspath(directory),
-        template="{SPLIT}-{SHARD_X_OF_Y}.{FILEFORMAT}",
-        dataset_name=manifest.name,
-        filetype_suffix="tfrecord",
-    )
-    splits = [
-        tfds.core.SplitInfo(
-            name=name,
-            shard_lengths=[shard.num_samples for shard in split.shards],
-            num_bytes=sum(shard.num_bytes for shard in split.shards),
-            filename_template=template,
+    with tempfile.TemporaryDirectory() as folder:
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=folder,
+            template="{SPLIT}-{SHARD_X_OF_Y}.{FILEFORMAT}",
+            dataset_name=manifest.name,
+            filetype_suffix="tfrecord",
         )
-        for name, split in manifest.splits.items()
-    ]
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints its progress
-        tfds.folder_dataset.write_metadata(
-            data_dir=os.fspath(directory),
-            features=features,
-            split_infos=splits,
-            filename_template=template,
-            check_data=False,
-        )
+        splits = [
+            tfds.core.SplitInfo(
+                name=name,
+                shard_lengths=[shard.num_samples for shard in split.shards],
+                num_bytes=sum(shard.num_bytes for shard in split.shards),
+                filename_template=template,
+            )
+            for name, split in manifest.splits.items()
+        ]
+        for split in manifest.splits.values():
+            for shard in split.shards:  # TFDS looks for the names, not into the files
+                (pathlib.Path(folder) / shard.file).touch()
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints its progress
+            tfds.folder_dataset.write_metadata(
+                data_dir=folder,
+                features=features,
+                split_infos=splits,
+                filename_template=template,
+                check_data=False,
+            )
+        for name in FILE_NAMES:
+            write_bytes_atomically(directory / name, (pathlib.Path(folder) / name).read_bytes())

@@ -8,13 +8,13 @@ import hashlib
 import html
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import ftfy
 import numpy as np
 import tokenizers
 
 from input_pipeline.errors import ConfigError
+from input_pipeline.files import AnyPath, PathLike, to_path, write_text_atomically
 
 FILE_NAMES = ("tokenizer.json", "vocab.txt")
 
@@ -35,14 +35,14 @@ class Tokenizer:
       sha256: of the tokenizer's canonical JSON; equal hashes give equal ids.
     """
 
-    def __init__(self, directory: str | Path, context_length: int) -> None:
+    def __init__(self, directory: PathLike, context_length: int) -> None:
         """Reads ``tokenizer.json``, else ``vocab.txt`` (uncased BERT), from a directory or file.
 
         Raises:
           ConfigError: there is no such file, it cannot be read, or BERT's special tokens are
           missing.
         """
-        path = Path(directory)
+        path = to_path(directory)
         if path.is_dir():
             found = [path / name for name in FILE_NAMES if (path / name).is_file()]
             if not found:
@@ -50,7 +50,7 @@ class Tokenizer:
             path = found[0]
         try:
             if path.suffix == ".json":
-                tokenizer = tokenizers.Tokenizer.from_file(str(path))
+                tokenizer = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
             else:
                 tokenizer = _bert_tokenizer(path)
         except ConfigError:
@@ -75,13 +75,13 @@ class Tokenizer:
         encodings = self._tokenizer.encode_batch([clean(text) for text in texts])
         return np.array([encoding.ids for encoding in encodings], np.int32)
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: PathLike) -> None:
         """Writes ``tokenizer.json``: a run does not depend on where its tokenizer came from."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        self._tokenizer.save(str(Path(directory) / "tokenizer.json"))
+        content = self._tokenizer.to_str(pretty=True)
+        write_text_atomically(to_path(directory) / "tokenizer.json", content)
 
 
-def _bert_tokenizer(vocab_file: Path) -> tokenizers.Tokenizer:
+def _bert_tokenizer(vocab_file: AnyPath) -> tokenizers.Tokenizer:
     """The uncased BERT tokenizer of a ``vocab.txt``: one token per line, ids by line number."""
     tokens = vocab_file.read_text(encoding="utf-8").splitlines()
     vocab = {token: index for index, token in enumerate(tokens)}

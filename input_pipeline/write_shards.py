@@ -11,22 +11,19 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
-import pathlib
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tqdm import tqdm
 
-from input_pipeline import conversion_report, corpus_directory, records, tfds_metadata
+from input_pipeline import conversion_report, corpus_directory, files, records, tfds_metadata
 from input_pipeline import manifest as manifest_lib
 from input_pipeline import plan as plan_lib
+from input_pipeline.ahead import map_ahead
 from input_pipeline.corpus_directory import PARTIAL, REJECTED_FILE, ROWS
 from input_pipeline.errors import CorpusError
 from input_pipeline.executors import Executor, Local
-from input_pipeline.files import write_text_atomically
+from input_pipeline.files import AnyPath, PathLike, write_text_atomically
 from input_pipeline.manifest import Counts, Manifest, Shard, Split
 from input_pipeline.plan import Plan
 from input_pipeline.records import Sample
@@ -45,7 +42,7 @@ class _WrittenShard:
 
 
 def write_corpus(
-    out_dir: str | os.PathLike[str],
+    out_dir: PathLike,
     name: str,
     rows: Iterable[Planned[Row] | Rejection],
     make_sample: MakeSample[Row],
@@ -53,6 +50,7 @@ def write_corpus(
     num_shards: Mapping[str, int] | int | None = None,
     seed: int = 0,
     executor: Executor = _IN_PROCESS,
+    threads: int = 1,
     facts: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: bool = False,
@@ -60,7 +58,7 @@ def write_corpus(
     """Writes a corpus directory, or finishes one that an interrupted run has begun.
 
     Args:
-      out_dir: directory of this corpus alone; made if missing.
+      out_dir: directory of this corpus alone, local or in a bucket; made if missing.
       name: name of the corpus, in the manifest and the TFDS metadata.
       rows: what `make_sample` turns into samples, read once, in a stream.
       make_sample: called wherever the executor has its workers: it and the rows must be picklable.
@@ -69,6 +67,7 @@ def write_corpus(
       num_shards: of each split, or one number for all; None and splits without a number: by size.
       seed: of the permutation.
       executor: runs the writing of shards.
+      threads: samples of a shard that are made at a time; more where images are in a bucket.
       facts: what is known of the source, for `conversion.json`.
       overwrite: remove another corpus that `out_dir` holds, complete or not.
       progress: show progress bars.
@@ -81,7 +80,7 @@ def write_corpus(
         corpus; there are no rows; more shards than rows are asked for; every row of a split was
         rejected.
     """
-    out_dir = pathlib.Path(out_dir)
+    out_dir = files.to_path(out_dir)
     with corpus_directory.locked(out_dir), corpus_directory.planning(out_dir) as directory:
         plan = plan_lib.build(
             directory,
@@ -96,17 +95,18 @@ def write_corpus(
         if finished is not None:
             return finished
         plan = dataclasses.replace(plan, directory=out_dir / PARTIAL / ROWS)
-        _write_shards(out_dir, name, plan, make_sample, executor, progress)
+        _write_shards(out_dir, name, plan, make_sample, executor, threads, progress)
         manifest = _finish(out_dir, name, plan, facts or {})
     return manifest
 
 
 def _write_shards(
-    out_dir: pathlib.Path,
+    out_dir: AnyPath,
     name: str,
     plan: Plan,
     make_sample: MakeSample,
     executor: Executor,
+    threads: int,
     progress: bool,
 ) -> None:
     """Writes the shards that an earlier run has not completed."""
@@ -122,43 +122,36 @@ def _write_shards(
         delay=1,
         disable=not progress,
     ) as bar:
-        write = functools.partial(write_shard, out_dir, make_sample)
+        write = functools.partial(write_shard, out_dir, make_sample, threads)
         for file in executor(write, missing):
             bar.update(plan.shards[file])
 
 
-def write_shard(out_dir: pathlib.Path, make_sample: MakeSample, file: str) -> None:
-    """Writes one shard under a temporary name, then renames it and leaves the proof."""
+def write_shard(out_dir: AnyPath, make_sample: MakeSample, threads: int, file: str) -> None:
+    """Writes one shard, which appears whole, and leaves the proof."""
     import tensorflow as tf
 
-    # A name of its own: a worker whose parent was just killed may still be writing this shard.
-    temporary = out_dir / PARTIAL / f"{file}.{uuid.uuid4().hex}.tmp"
     counts = {field: collections.Counter() for field in manifest_lib.COUNTED_FIELDS}
     remarks = collections.Counter()
     rejections = []
     num_samples = 0
+    rows = plan_lib.shard_rows(out_dir / PARTIAL / ROWS, file)
     try:
-        with tf.io.TFRecordWriter(os.fspath(temporary)) as writer:
-            for row in plan_lib.shard_rows(out_dir / PARTIAL / ROWS, file):
-                try:
-                    made = make_sample(row)
-                except RejectedSample as error:
-                    rejections.append(error.rejection)
-                    continue
-                noted = made if isinstance(made, Noted) else Noted(made, ())
-                sample = noted.sample
-                writer.write(records.encode(sample))
-                num_samples += 1
-                counts["source"][sample.source] += 1
-                counts["modality"][sample.modality] += 1
-                counts["label"].update(sample.labels)
-                remarks.update(conversion_report.count(noted))
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        shard = Shard(
-            file, num_samples, temporary.stat().st_size, manifest_lib.file_sha256(temporary)
-        )
-        temporary.replace(out_dir / file)
+        with files.appearing_file(out_dir / file, out_dir / PARTIAL) as temporary:
+            with tf.io.TFRecordWriter(str(temporary)) as writer:
+                for made in map_ahead(functools.partial(_made, make_sample), rows, threads):
+                    if isinstance(made, Rejection):
+                        rejections.append(made)
+                        continue
+                    sample = made.sample
+                    writer.write(records.encode(sample))
+                    num_samples += 1
+                    counts["source"][sample.source] += 1
+                    counts["modality"][sample.modality] += 1
+                    counts["label"].update(sample.labels)
+                    remarks.update(conversion_report.count(made))
+            num_bytes, sha256 = temporary.stat().st_size, manifest_lib.file_sha256(temporary)
+        shard = Shard(file, num_samples, num_bytes, sha256)
         written = _WrittenShard(shard, manifest_lib.add_counts([counts]), dict(remarks))
         proof = dataclasses.asdict(written)
         proof["rejections"] = [dataclasses.asdict(rejection) for rejection in rejections]
@@ -167,28 +160,36 @@ def write_shard(out_dir: pathlib.Path, make_sample: MakeSample, file: str) -> No
         raise CorpusError(f"cannot write shard {out_dir / file}: {error}") from error
 
 
-def _proof_file(out_dir: pathlib.Path, file: str) -> pathlib.Path:
+def _made(make_sample: MakeSample, row: Any) -> Noted | Rejection:
+    try:
+        made = make_sample(row)
+    except RejectedSample as error:
+        return error.rejection
+    return made if isinstance(made, Noted) else Noted(made, ())
+
+
+def _proof_file(out_dir: AnyPath, file: str) -> AnyPath:
     return out_dir / PARTIAL / f"{file}.json"
 
 
-def _is_complete(out_dir: pathlib.Path, file: str) -> bool:
+def _is_complete(out_dir: AnyPath, file: str) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return (out_dir / file).stat().st_size == _proof(out_dir, file)[0].shard.num_bytes
     return False
 
 
-def _proof(out_dir: pathlib.Path, file: str) -> tuple[_WrittenShard, list[Rejection]]:
+def _proof(out_dir: AnyPath, file: str) -> tuple[_WrittenShard, list[Rejection]]:
     content = json.loads(_proof_file(out_dir, file).read_text("utf-8"))
     rejections = [Rejection(**rejection) for rejection in content.pop("rejections")]
     return _WrittenShard(**content | {"shard": Shard(**content["shard"])}), rejections
 
 
-def _finish(out_dir: pathlib.Path, name: str, plan: Plan, facts: Mapping[str, Any]) -> Manifest:
+def _finish(out_dir: AnyPath, name: str, plan: Plan, facts: Mapping[str, Any]) -> Manifest:
     """Writes what is known once all shards are there, in the order of the plan."""
     splits = {}
     remarks = collections.Counter()
-    for split, files in plan.splits.items():
-        parts = [_proof(out_dir, file)[0] for file in files]
+    for split, shards in plan.splits.items():
+        parts = [_proof(out_dir, shard)[0] for shard in shards]
         for part in parts:
             remarks.update(part.remarks)
         splits[split] = Split(
@@ -205,7 +206,9 @@ def _finish(out_dir: pathlib.Path, name: str, plan: Plan, facts: Mapping[str, An
         for file in plan.shards:
             yield from _proof(out_dir, file)[1]
 
-    reasons = conversion_report.write_rejected(out_dir / REJECTED_FILE, rejections())
+    reasons = conversion_report.write_rejected(
+        out_dir / REJECTED_FILE, rejections(), out_dir / PARTIAL
+    )
     assert sum(reasons.values()) == manifest.rejected, (reasons, manifest)
     for split, content in splits.items():
         if content.num_samples == 0:
@@ -225,5 +228,5 @@ def _finish(out_dir: pathlib.Path, name: str, plan: Plan, facts: Mapping[str, An
     )
     tfds_metadata.write(out_dir, manifest)
     manifest_lib.save(out_dir, manifest)
-    shutil.rmtree(out_dir / PARTIAL)
+    files.remove_tree(out_dir / PARTIAL)
     return manifest

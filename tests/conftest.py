@@ -10,8 +10,9 @@ _flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in _flags:
     os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=8".strip()
 
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
 
 # Many tests, and the processes that they start, compile the same program: it is compiled once.
 _cache = Path(__file__).parents[1] / ".pytest_cache" / "jax"
@@ -21,6 +22,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import pytest  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
+
+if TYPE_CHECKING:
+    from gcs_server import Storage
 
 
 @pytest.fixture(scope="session")
@@ -44,8 +48,28 @@ def tiny_config(phantom_corpus) -> Callable[..., ConfigDict]:
     return make
 
 
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory) -> Iterator["Storage"]:
+    """A bucket, gs://bucket, that this process and those that it starts find by themselves."""
+    from gcs_server import storage_server
+
+    with (
+        storage_server(tmp_path_factory.mktemp("storage")) as storage,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in storage.environment.items():
+            patch.setenv(name, value)
+        import gcsfs  # reads some of them when it is imported
+
+        gcsfs.GCSFileSystem.clear_instance_cache()
+        yield storage
+        gcsfs.GCSFileSystem.clear_instance_cache()
+    # Beam looks on github.com for a faster local runner
+    assert set(storage.refused_hosts) <= {"github.com"}, "something looked for another host"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: with a worker per core, the last file then is a short one."""
     slow = {item.path for item in items if "slow" in item.keywords}
-    longest = ("test_resume.py", "test_meshes.py")
+    longest = ("test_hosts.py", "test_meshes.py", "test_resume.py")
     items.sort(key=lambda item: (item.path not in slow, item.path.name not in longest))

@@ -2,12 +2,24 @@
 
 import copy
 import math
+import string
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from unimed_jax import weights
+from unimed_jax.models import dual_encoder
 from unimed_jax.models.dual_encoder import DualEncoder, Params
+from unimed_jax.porting import open_clip_directory
+
+_SPELLING = [
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    *string.ascii_lowercase,
+    *(f"##{x}" for x in string.ascii_lowercase),
+]
 
 _SMALL = {
     "embed_dim": 24,
@@ -71,3 +83,22 @@ def random_params(model: DualEncoder, seed: int = 0) -> Params:
         return rng.normal(mean, 0.15, leaf.shape).astype(leaf.dtype)
 
     return jax.tree.map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def write_export(root: Path, words: Sequence[str] = _SPELLING, **changes: Any) -> Path:
+    """The directory of an export with random parameters.
+
+    Its vocabulary is `words`, filled up; that of the default spells, so that different texts of
+    letters differ. `changes` are those of `small_config`.
+    """
+    config = small_config(**changes)
+    unused = [f"[unused{i}]" for i in range(config["text"]["vocab_size"] - len(words))]
+    (root / "vocab.txt").write_text("\n".join([*words, *unused]) + "\n")
+    model = dual_encoder.build(config)
+    opened = weights.of_params(
+        random_params(model), model.config, source="test", tokenizer=str(root)
+    )
+    directory = root / "export"
+    directory.mkdir()
+    open_clip_directory.write(directory, opened, model.config, root, str(directory))
+    return directory

@@ -1,6 +1,7 @@
 """A generated folder of test sets in the layout of the published archive; pictures are noise."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -194,3 +195,13 @@ def write_archive(root: Path) -> None:
         write_beyond,
     ):
         write(archive)
+
+
+def write_large_pcam(root: Path, count: int) -> None:
+    """PCAM, of `count` images that differ, in place of a smaller one."""
+    folder = root / "PCam_Test_preprocessed"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
+    for i, picture in enumerate(pixels):
+        Image.fromarray(picture).save(folder / f"{i:05d}_{i % 2}.png")

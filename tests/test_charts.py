@@ -88,6 +88,23 @@ def test_names_are_escaped():
     assert next(svg.iter("title")).text.startswith("<b>&, step 0")
 
 
+def test_a_spread_chart_has_a_point_and_its_deviation_at_every_place():
+    series = {"a": [(0.2, 0.1), None, (0.6, 0.0)], "<b>": [(0.5, 0.2), (0.5, 0.2), (0.5, 0.2)]}
+    svg = ET.fromstring(charts.spread_chart(["1pct", "10pct", "100pct"], series))
+    assert texts(svg)[-3:] == ["1pct", "10pct", "100pct"]
+    tips = [circle.find("title").text for circle in svg.iter("circle")]
+    assert tips[:2] == ["a, 1pct: 0.200 ± 0.100", "a, 100pct: 0.600 ± 0.000"] and len(tips) == 5
+    heights = {e.text: float(e.get("y")) for e in svg.iter("text") if e.get("text-anchor") == "end"}
+    circles = [float(circle.get("cy")) for circle in svg.iter("circle")]
+    assert circles[:2] == pytest.approx((heights["0.2"], heights["0.6"]), abs=0.1)
+    lines = [p.get("d") for p in svg.iter("path") if p.get("class") == "line-0"]
+    assert lines[0].count("M") == 2  # a gap where there is nothing
+    x, top, bottom = map(float, re.match(r"M([\d.]+) ([\d.]+)V([\d.]+)", lines[1]).groups())
+    assert len(lines) == 2 and 0 < x < 420
+    assert (top, bottom) == pytest.approx((circles[0] * 2 - bottom, bottom), abs=0.2)
+    assert top - bottom == pytest.approx(heights["0"] - heights["0.2"], abs=0.2)
+
+
 def test_a_histogram_has_a_bar_per_bin_in_proportion():
     svg = ET.fromstring(charts.histogram([0, 10, 20, 30], [5, 0, 10], marker=15))
     bars = list(svg.iter("rect"))
@@ -97,3 +114,21 @@ def test_a_histogram_has_a_bar_per_bin_in_proportion():
     (marker,) = [e for e in svg.iter("line") if e.get("class") == "marker"]
     middle = float(bars[1].get("x")) + float(bars[1].get("width")) / 2
     assert float(marker.get("x1")) == pytest.approx(middle, abs=1)
+
+
+def test_intervals_land_where_the_percents_are():
+    svg = ET.fromstring(
+        charts.interval_chart(
+            ["a", "b & c"],
+            {"one": [(0.5, 0.4, 0.7), None], "two": [(0.0, 0.0, 0.0), (1.0, math.nan, math.nan)]},
+        )
+    )
+    at = {e.text: float(e.get("x")) for e in svg.iter("text") if e.get("text-anchor") == "middle"}
+    assert list(at) == [str(percent) for percent in range(0, 101, 10)]
+    circles = list(svg.iter("circle"))
+    assert [float(c.get("cx")) for c in circles] == pytest.approx([at["50"], at["0"], at["100"]])
+    assert float(circles[0].get("cy")) < float(circles[1].get("cy")) < float(circles[2].get("cy"))
+    (start, end) = vertices(svg)  # one bar only: the others have no width
+    assert (start[0], end[0]) == pytest.approx((at["40"], at["70"]))
+    assert [c.find("title").text for c in circles][::2] == ["one, a: 50.00 [40.0, 70.0]",
+                                                            "two, b & c: 100.00"]  # fmt: skip

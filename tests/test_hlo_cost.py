@@ -60,7 +60,8 @@ def test_convolutions_have_the_flops_that_xla_counts(
     if not np.prod(shape):
         return
     cost, compiled = cost_of(convolve, *args)
-    assert cost.flops == pytest.approx(compiled.cost_analysis()["flops"], rel=1e-6)
+    # XLA names no number where padding is all that the kernel meets
+    assert cost.flops == pytest.approx(compiled.cost_analysis().get("flops", 0.0), rel=1e-6)
 
 
 @settings(max_examples=50, deadline=None)

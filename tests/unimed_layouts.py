@@ -18,9 +18,9 @@ def encoded(seed=0, format_="JPEG", size=(20, 16)):
     return buffer.getvalue()
 
 
-def put_image(path: Path, seed=0, format_="JPEG"):
+def put_image(path: Path, seed=0, format_="JPEG", size=(20, 16)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(seed, format_))
+    path.write_bytes(encoded(seed, format_, size))
 
 
 def put_csv(path: Path, header, rows):

@@ -13,11 +13,10 @@ costs nothing when it is complete. A key, if the endpoint wants one, is read fro
 
 import argparse
 import json
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
-from input_pipeline import caption_templates
+from input_pipeline import caption_templates, command, files
 from input_pipeline.captioning import (
     generate,
     label_sets,
@@ -34,15 +33,7 @@ from input_pipeline.files import write_text_atomically
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (2: the user's input is at fault)."""
     args = _parser().parse_args(argv)
-    try:
-        _caption(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
-    return 0
+    return command.run(lambda: _caption(args), "interrupted; the same command continues")
 
 
 def _caption(args: argparse.Namespace) -> None:
@@ -155,7 +146,7 @@ def _print_statistics(statistics: Mapping) -> None:
         print(f"{name:<12}{counts['refused']:>9}{share:>17}")
 
 
-def _beside(out: pathlib.Path, ending: str) -> pathlib.Path:
+def _beside(out: files.AnyPath, ending: str) -> files.AnyPath:
     return out.with_name(out.name.removesuffix(".json") + ending)
 
 
@@ -163,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    path, add = pathlib.Path, parser.add_argument
+    path, add = files.flag, parser.add_argument
     add("--labels", type=path, required=True, help="CSV or JSONL of label sets, or of images")
     add("--label_separator", help="text between the labels of one cell; default: one label")
     add("--out", type=path, required=True, help="caption file for convert_corpus.py --captions")

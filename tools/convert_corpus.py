@@ -1,4 +1,4 @@
-"""Writes a TFRecord corpus from images on disk.
+"""Writes a TFRecord corpus from images on a disk or in a bucket.
 
     python tools/convert_corpus.py csv --input=table.csv --out=corpora/mine --captions=captions.json
     python tools/convert_corpus.py chexpert --raw=DIR --out=corpora/chexpert --captions=labels.json
@@ -18,7 +18,14 @@ import types
 import typing
 from collections.abc import Sequence
 
-from input_pipeline import caption_templates, conversion_report, exclude, label_table
+from input_pipeline import (
+    caption_templates,
+    command,
+    conversion_report,
+    exclude,
+    files,
+    label_table,
+)
 from input_pipeline.convert import MakeSample
 from input_pipeline.corpus_directory import REJECTED_FILE, REPORT_FILE
 from input_pipeline.errors import UserError
@@ -38,14 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0].startswith("tfds:"):
         argv[:1] = ["tfds", f"--dataset={argv[0].removeprefix('tfds:')}"]
     args = _parser().parse_args(argv)
-    try:
-        return _convert(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues the conversion", file=sys.stderr)
-        return 130
+    return command.run(
+        lambda: _convert(args), "interrupted; the same command continues the conversion"
+    )
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -79,6 +81,7 @@ def _convert(args: argparse.Namespace) -> int:
         num_shards=num_shards,
         seed=args.seed,
         executor=executor,
+        threads=reading.threads,
         facts=reading.facts,
         overwrite=args.overwrite,
         progress=True,
@@ -116,7 +119,7 @@ def _shards_given(text: str | None) -> dict[str, int] | int | None:
         raise UserError(f"--num_shards={text}: expected 8 or train=64,val=8") from None
 
 
-def _print_summary(manifest: Manifest, out: pathlib.Path, seconds: float) -> None:
+def _print_summary(manifest: Manifest, out: files.AnyPath, seconds: float) -> None:
     report = conversion_report.load(out / REPORT_FILE)
     print(
         f"{manifest.name}: {manifest.read} rows read = {manifest.written} samples written "
@@ -151,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     corpora = parser.add_subparsers(dest="corpus", metavar="SOURCE", required=True)
     for name, source in SOURCES.items():
-        command = corpora.add_parser(
+        subparser = corpora.add_parser(
             name,
             help=source.help,
             description=source.description or f"Converts {source.help}.",
@@ -159,75 +162,74 @@ def _parser() -> argparse.ArgumentParser:
             f"{caption_templates.__doc__}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        _add_options(command, source)
-        command.add_argument("--out", type=pathlib.Path, help="corpus directory")
-        command.add_argument(
+        _add_options(subparser, source)
+        subparser.add_argument("--out", type=files.flag, help="corpus directory")
+        subparser.add_argument(
             "--labels_out",
-            type=pathlib.Path,
+            type=files.flag,
             help="write the distinct label sets to this .jsonl, for caption_labels.py, and stop",
         )
-        command.add_argument("--captions", type=pathlib.Path, help="JSON of captions for labels")
-        command.add_argument(
+        subparser.add_argument("--captions", type=files.flag, help="JSON of captions for labels")
+        subparser.add_argument(
             "--exclude",
-            type=pathlib.Path,
+            type=files.flag,
             help="JSONL of ids and reasons to leave out, as tools/inspect_corpus.py writes it",
         )
-        command.add_argument("--name", help="of the corpus; default: from the input's folder")
-        command.add_argument(
+        subparser.add_argument("--name", help="of the corpus; default: from the input's folder")
+        subparser.add_argument(
             "--num_shards",
             help="8 for every split, or train=64,val=8; default: a power of two, at least 8 for "
             "train and 2 for others, such that shards are at most 128 MiB",
         )
-        command.add_argument("--seed", type=int, default=0, help="of the shuffle; default 0")
-        command.add_argument(
+        subparser.add_argument("--seed", type=int, default=0, help="of the shuffle; default 0")
+        subparser.add_argument(
             "--short_side",
             type=int,
             help="bound the short side of images, in pixels, and store larger ones as JPEG of "
             "quality 95; default: JPEG and PNG stay as they are, byte for byte",
         )
-        command.add_argument(
+        subparser.add_argument(
             "--workers",
             type=int,
             help="processes of --runner=local; default: one per core if there is enough to do",
         )
-        command.add_argument(
+        subparser.add_argument(
             "--runner",
             choices=("local", "beam"),
             default="local",
             help="processes of this machine, or Apache Beam; the bytes are the same",
         )
-        command.add_argument(
+        subparser.add_argument(
             "--beam_options",
             default="",
             help="'--runner=FlinkRunner --parallelism=64 ...', as Beam documents them",
         )
-        command.add_argument(
+        subparser.add_argument(
             "--max_rejected",
             type=float,
             default=0.5,
             help="share of rejected rows above which the exit status is 1; default 0.5",
         )
-        command.add_argument(
+        subparser.add_argument(
             "--overwrite", action="store_true", help="replace another corpus in --out"
         )
     return parser
 
 
-def _add_options(command: argparse.ArgumentParser, source: Source) -> None:
+def _add_options(subparser: argparse.ArgumentParser, source: Source) -> None:
     """A flag for every field of the options of a source."""
     hints = typing.get_type_hints(source.options, include_extras=True)
     for field in dataclasses.fields(source.options):
         kind, help_text = typing.get_args(hints[field.name])
         if kind is bool:
-            command.add_argument(f"--{field.name}", action="store_true", help=help_text)
+            subparser.add_argument(f"--{field.name}", action="store_true", help=help_text)
             continue
-        if isinstance(kind, types.UnionType):
-            kind = typing.get_args(kind)[0]  # of `Path | None`
+        kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
         required = field.default is dataclasses.MISSING
-        command.add_argument(
+        subparser.add_argument(
             f"--{field.name}",
             metavar=field.name.upper(),
-            type=kind,
+            type=files.flag if pathlib.Path in kinds else kinds[0],
             required=required,
             default=None if required else field.default,
             help=help_text,

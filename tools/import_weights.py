@@ -13,17 +13,14 @@ unexpected or of another shape is listed and stops the import.
 """
 
 import argparse
-import ast
 import dataclasses
-import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
+from input_pipeline import command, files
 from input_pipeline.errors import UserError
-from input_pipeline.files import appearing_directory
 from input_pipeline.manifest import file_sha256
 from input_pipeline.tokenizer import Tokenizer
 from unimed_jax import config as config_lib
@@ -39,16 +36,15 @@ from unimed_jax.weights import open_weights
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (2: the user's input is at fault)."""
     args = _parser().parse_args(argv)
-    try:
-        overrides = dict(_override(text) for text in args.set)
-        pretrained = open_weights(args.source)
-        parts = _parts(pretrained, args.towers)
-        config = pretrained.model_config(overrides)
-        _write(pretrained, parts, config, args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command.run(lambda: _import(args))
+
+
+def _import(args: argparse.Namespace) -> None:
+    overrides = dict(map(config_lib.parse_assignment, args.set))
+    pretrained = open_weights(args.source)
+    parts = _parts(pretrained, args.towers)
+    config = pretrained.model_config(overrides)
+    _write(pretrained, parts, config, args)
 
 
 def _parts(pretrained: Pretrained, towers: str) -> list[str]:
@@ -80,30 +76,29 @@ def _write(
     recipe = config_lib.base_config("contrastive")
     recipe.model.update(dataclasses.asdict(config))
     source = {"name": str(args.source), "kind": pretrained.kind}
-    if pathlib.Path(pretrained.source).is_file():
-        source["sha256"] = file_sha256(pathlib.Path(pretrained.source))
+    file = files.to_path(pretrained.source)
+    if file.is_file():
+        source["sha256"] = file_sha256(file)
     identity = {"tokenizer_sha256": tokenizer.sha256} if tokenizer else {}
-    with appearing_directory(args.out.absolute()) as staged:
-        checkpoints = Checkpoints(staged, asynchronous=False)
-        meta = make_meta(recipe, identity) | {"parts": list(parts), "source": source}
+    meta = make_meta(recipe, identity) | {"parts": list(parts), "source": source}
+
+    def save(workdir: files.AnyPath) -> None:
+        checkpoints = Checkpoints(workdir, asynchronous=False)
         checkpoints.save(0, {"params": params}, {}, meta)
         checkpoints.close()
+
+    out = args.out.absolute()
+    with files.appearing_directory(out) as staged:
         if tokenizer:
             tokenizer.save(staged / "tokenizer")
         (staged / "config.json").write_text(config_lib.to_json(recipe) + "\n", "utf-8")
+        if files.is_local(out):
+            save(staged)
+    if not files.is_local(out):  # Orbax marks what is complete in a bucket: a copy has no mark
+        save(out)
     counts = {part: sum(x.size for x in jax.tree.leaves(params.get(part, {}))) for part in parts}
     sizes = ", ".join(f"{part} {count:,}" for part, count in counts.items() if count)
     print(f"{pretrained.kind}: {sizes} parameters -> {args.out}")
-
-
-def _override(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set {text}: expected KEY=VALUE, for example visual.activation=gelu")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,9 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", metavar="SOURCE", help="file, directory or URI of the weights")
-    parser.add_argument(
-        "--out", type=pathlib.Path, required=True, help="directory of the checkpoint"
-    )
+    parser.add_argument("--out", type=files.flag, required=True, help="directory of the checkpoint")
     parser.add_argument("--towers", default="", help="visual, text or visual,text (all there are)")
     parser.add_argument(
         "--tokenizer", default="", help="directory or URI, if the weights name none"

@@ -10,17 +10,17 @@ the corpus: keep it where the corpus may be kept.
 
 import argparse
 import collections
+import io
 import json
-import pathlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from input_pipeline import exclude, manifest
+from input_pipeline import command, exclude, files, manifest
 from input_pipeline.corpus_directory import REJECTED_FILE
-from input_pipeline.errors import CorpusError, UserError
+from input_pipeline.errors import CorpusError
 from input_pipeline.files import write_text_atomically
 from input_pipeline.inspection import duplicates, scan
 from input_pipeline.inspection.burned_in import BurnedInText, TextDetector
@@ -35,15 +35,7 @@ _THUMBNAIL = 256  # pixels
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (2: the user's input is at fault)."""
     args = _parser().parse_args(argv)
-    try:
-        _inspect(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return command.run(lambda: _inspect(args))
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -117,13 +109,14 @@ def _pictures(images: Sequence[scan.ScannedImage], indices: Iterable[int]) -> di
     return found
 
 
-def _rejections(corpora: Sequence[pathlib.Path]) -> tuple[int, dict[str, int]]:
+def _rejections(corpora: Sequence[files.AnyPath]) -> tuple[int, dict[str, int]]:
     """Rows read by the conversions, and how many were rejected for each reason."""
     read, reasons = 0, collections.Counter()
     for directory in corpora:
         read += manifest.load(directory).read
         try:
-            with (directory / REJECTED_FILE).open(encoding="utf-8") as lines:
+            rejected = files.open_to_read(directory / REJECTED_FILE)
+            with io.TextIOWrapper(rejected, "utf-8") as lines:
                 reasons.update(corpus_report.reason_of(json.loads(x)["reason"]) for x in lines)
         except (OSError, ValueError, KeyError) as error:
             raise CorpusError(f"cannot read {directory / REJECTED_FILE}: {error!r}") from error
@@ -184,7 +177,7 @@ def _write(args: argparse.Namespace, inspection: corpus_report.Inspection) -> No
     print(f"report: {args.out / 'report.html'}")
 
 
-def _write_lines(path: pathlib.Path, items: Iterable[Mapping[str, Any]]) -> None:
+def _write_lines(path: files.AnyPath, items: Iterable[Mapping[str, Any]]) -> None:
     lines = (json.dumps(item, ensure_ascii=False) for item in items)
     write_text_atomically(path, "".join(f"{line}\n" for line in lines))
 
@@ -193,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    path, add = pathlib.Path, parser.add_argument
+    path, add = files.flag, parser.add_argument
     add("corpora", metavar="DIR", type=path, nargs="+", help="corpus directories")
     add("--out", type=path, required=True, help="where the report and the lists go")
     add(

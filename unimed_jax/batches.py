@@ -1,7 +1,6 @@
 """From a config to the stream of global batches, and the position that identifies it."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import dataset, feed
 from input_pipeline.errors import ConfigError
+from input_pipeline.files import AnyPath, under
 from unimed_jax import config as config_lib
 from unimed_jax import sharding
 from unimed_jax.tasks.base import Task
@@ -18,7 +18,7 @@ from unimed_jax.tasks.base import Task
 class Batches:
     """The training data of a run: any part of its stream, on this host's share of the mesh."""
 
-    def __init__(self, config: ConfigDict, task: Task, root: Path, mesh: Mesh) -> None:
+    def __init__(self, config: ConfigDict, task: Task, root: AnyPath, mesh: Mesh) -> None:
         """Opens and verifies the sources of ``config.data``.
 
         Raises:
@@ -29,7 +29,7 @@ class Batches:
         self._sources = [
             dataset.Source(
                 name=name,
-                directory=str(root / config.data.sources[name].path),
+                directory=str(under(root, config.data.sources[name].path)),
                 split=config.data.sources[name].split,
                 weight=config.data.sources[name].weight,
             )

@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 Point = tuple[float, float]
 
@@ -43,14 +43,7 @@ def line_chart(
         share = (min(max(y, y_low), y_high) - y_low) / (y_high - y_low)
         return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" class="chart">']
-    for y in y_ticks:
-        at = f"{y_of(y):.1f}"
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at}" y2="{at}"/>'
-        )
-        parts.append(f'<text x="{_LEFT - 7}" y="{at}" dy="0.32em" text-anchor="end">')
-        parts.append(f"{_label(y, y_ticks)}</text>")
+    parts = _frame(y_ticks, y_of)
     for x in x_ticks:
         parts.append(f'<text x="{x_of(x):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">')
         parts.append(f"{_label(x, x_ticks)}</text>")
@@ -88,14 +81,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], marker: float | Non
     def y_of(y: float) -> float:
         return _HEIGHT - _BOTTOM - y / y_ticks[-1] * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" class="chart">']
-    for y in y_ticks:
-        at = f"{y_of(y):.1f}"
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at}" y2="{at}"/>'
-            f'<text x="{_LEFT - 7}" y="{at}" dy="0.32em" text-anchor="end">'
-            f"{_label(y, y_ticks)}</text>"
-        )
+    parts = _frame(y_ticks, y_of)
     for x in x_ticks:
         parts.append(f'<text x="{x_of(x):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">')
         parts.append(f"{_label(x, x_ticks)}</text>")
@@ -112,6 +98,111 @@ def histogram(edges: Sequence[float], counts: Sequence[int], marker: float | Non
             f'<line class="marker" x1="{at}" x2="{at}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
         )
     return "".join([*parts, "</svg>"])
+
+
+def interval_chart(
+    rows: Sequence[str], series: Mapping[str, Sequence[tuple[float, float, float] | None]]
+) -> str:
+    """One SVG element with a line per row, on which each series has a dot and a bar.
+
+    Args:
+      rows: names, from top to bottom.
+      series: name -> (value, low, high) of each row, all between 0 and 1 and shown in percent;
+        None or a value that is not finite leaves the place empty.
+
+    Returns:
+      SVG markup; series i has the CSS class `line-(i mod 8)`.
+    """
+    left, width, lane = 200, 2 * _WIDTH, 9  # pixels; a lane per series
+    pitch = lane * len(series) + 10
+    bottom = _TOP + pitch * len(rows)
+
+    def x_of(x: float) -> float:
+        return left + min(max(x, 0.0), 1.0) * (width - left - _RIGHT - 10)
+
+    parts = [f'<svg viewBox="0 0 {width} {bottom + _BOTTOM}" role="img" class="chart">']
+    for percent in range(0, 101, 10):
+        at = f"{x_of(percent / 100):.1f}"
+        parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{_TOP}" y2="{bottom}"/>')
+        parts.append(f'<text x="{at}" y="{bottom + 16}" text-anchor="middle">{percent}</text>')
+    for number, row in enumerate(rows):
+        top = _TOP + pitch * number
+        parts.append(f'<text x="{left - 10}" y="{top + pitch / 2:.1f}" dy="0.32em" ')
+        parts.append(f'text-anchor="end">{html.escape(row)}</text>')
+        parts.append(
+            f'<line class="grid" x1="{left}" x2="{width - _RIGHT}" y1="{top}" y2="{top}"/>'
+        )
+        for i, (name, points) in enumerate(series.items()):
+            point = points[number]
+            if point is None or not math.isfinite(point[0]):
+                continue
+            value, low, high = point
+            y = f"{top + 5 + lane * (i + 0.5):.1f}"
+            colour = f"line-{i % NUM_COLOURS}"
+            tip = f"{name}, {row}: {100 * value:.2f}"
+            if low < high:
+                tip += f" [{100 * low:.1f}, {100 * high:.1f}]"
+                parts.append(
+                    f'<path class="{colour}" d="M{x_of(low):.1f} {y}L{x_of(high):.1f} {y}"/>'
+                )
+            parts.append(f'<circle class="{colour}" cx="{x_of(value):.1f}" cy="{y}" r="3.2">')
+            parts.append(f"<title>{html.escape(tip)}</title></circle>")
+    return "".join([*parts, "</svg>"])
+
+
+def spread_chart(
+    labels: Sequence[str], series: Mapping[str, Sequence[tuple[float, float] | None]]
+) -> str:
+    """One SVG element with a line per series over named places, and a bar of spread at each point.
+
+    Args:
+      labels: of the places, from left to right.
+      series: name -> (mean, standard deviation) at each place, of numbers between 0 and 1; None or
+        a mean that is not finite is a gap.
+    """
+    step = (_WIDTH - _LEFT - _RIGHT) / max(len(labels), 1)
+    shift = min(6.0, 0.6 * step / max(len(series), 1))  # so that bars of spread do not overlap
+
+    def y_of(y: float) -> float:
+        return _HEIGHT - _BOTTOM - min(max(y, 0.0), 1.0) * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = _frame(ticks(0, 1, 5), y_of)
+    for place, label in enumerate(labels):
+        x = _LEFT + (place + 0.5) * step
+        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 8}" text-anchor="middle">')
+        parts.append(f"{html.escape(label)}</text>")
+    for i, (name, points) in enumerate(series.items()):
+        colour = f"line-{i % NUM_COLOURS}"
+        path, pen, marks = [], "M", []
+        for place, point in enumerate(points):
+            if point is None or not math.isfinite(point[0]):
+                pen = "M"
+                continue
+            mean, deviation = point
+            x = _LEFT + (place + 0.5) * step + (i - (len(series) - 1) / 2) * shift
+            path.append(f"{pen}{x:.1f} {y_of(mean):.1f}")
+            pen = "L"
+            bar = f"M{x:.1f} {y_of(mean - deviation):.1f}V{y_of(mean + deviation):.1f}"
+            tip = html.escape(f"{name}, {labels[place]}: {mean:.3f} ± {deviation:.3f}")
+            marks.append(f'<path class="{colour}" d="{bar}"/>' if deviation else "")
+            marks.append(f'<circle class="{colour}" cx="{x:.1f}" cy="{y_of(mean):.1f}" r="3">')
+            marks.append(f"<title>{tip}</title></circle>")
+        parts.append(f'<path class="{colour}" d="{"".join(path)}"/>' if path else "")
+        parts += marks
+    return "".join([*parts, "</svg>"])
+
+
+def _frame(y_ticks: Sequence[float], y_of: Callable[[float], float]) -> list[str]:
+    """The opening tag, and a line and a label for each tick of the y axis."""
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" class="chart">']
+    for y in y_ticks:
+        at = f"{y_of(y):.1f}"
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at}" y2="{at}"/>'
+            f'<text x="{_LEFT - 7}" y="{at}" dy="0.32em" text-anchor="end">'
+            f"{_label(y, y_ticks)}</text>"
+        )
+    return parts
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:

@@ -5,25 +5,28 @@
 ``state`` is {params, opt_state, step}; ``data`` the position of the input stream; ``meta`` the
 resolved config, versions and the task's identity (say, its tokenizer's hash), so that a checkpoint
 can be opened without naming its config. A step folder appears under its name only when it is
-complete.
+complete; one that is damaged afterwards is passed over and becomes ``damaged-STEP``.
 """
 
 import contextlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import AnyPath, PathLike, to_path
 from unimed_jax import config as config_lib
-from unimed_jax import sharding
+from unimed_jax import runtime, sharding
 from unimed_jax.version import __version__
 
 FOLDER = "checkpoints"
@@ -40,12 +43,34 @@ def _without_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which leaves it to the loop to ask whether a preemption is near.
+
+    JAX agrees on a step to stop at from the step that each host asked for last, and Orbax asks for
+    older ones from its background thread.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint in memory: see the top of this module for its parts."""
+
+    step: int
+    state: Any
+    position: Mapping[str, Any]
+    meta: Mapping[str, Any]
+
+
 class Checkpoints:
     """The checkpoints of one work directory."""
 
     def __init__(
         self,
-        workdir: str | Path,
+        workdir: PathLike,
         *,
         keep: int = 1,
         best_metric: str = "",
@@ -73,6 +98,9 @@ class Checkpoints:
                 )
             )
         self._best_metric = best_metric
+        directory = to_path(workdir).absolute() / FOLDER
+        # before the manager removes what an interrupted save left
+        self._found = [path.name for path in directory.iterdir()] if directory.is_dir() else []
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
             create=not read_only,
@@ -82,10 +110,8 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
         )
         with _without_warnings():  # it warns that a directory opened for reading is read only
-            self._manager = ocp.CheckpointManager(
-                Path(workdir).absolute() / FOLDER,
-                options=options,
-                item_names=("state", "data", "meta"),
+            self._manager = _Manager(
+                str(directory), options=options, item_names=("state", "data", "meta")
             )
 
     def latest_step(self) -> int | None:
@@ -119,11 +145,10 @@ class Checkpoints:
 
     def read(self, step: int, item: str) -> dict[str, Any]:
         """``data`` or ``meta`` of a step."""
-        args = ocp.args.Composite(**{item: ocp.args.JsonRestore()})
-        return self._manager.restore(step, args=args)[item]
+        return ocp.JsonCheckpointHandler().restore(self._item(step, item))
 
     def restore_state(self, step: int, abstract_state: Any, shardings: Any) -> Any:
-        """The state of a step on any mesh.
+        """The state of a step on any mesh; every host reads its own part.
 
         Args:
           step: a complete step.
@@ -132,32 +157,81 @@ class Checkpoints:
 
         Raises:
           UserError: names the parameters that are absent or have another shape.
+          Exception: of Orbax or TensorStore, where files are missing or damaged.
         """
         target = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             abstract_state,
             shardings,
         )
+        # Not through the manager: it waits for the other hosts, and one that fails never comes.
+        handler, path = ocp.PyTreeCheckpointHandler(), self._item(step, "state")
+        stored = {
+            sharding.path_string(key): tuple(leaf.shape)
+            for key, leaf in jax.tree_util.tree_leaves_with_path(handler.metadata(path).tree)
+        }
+        for key, want in jax.tree_util.tree_leaves_with_path(target):
+            shape = stored.get(sharding.path_string(key), "absent")
+            if shape != want.shape:
+                raise UserError(
+                    f"checkpoint {path.parent} does not fit the model: "
+                    f"{sharding.path_string(key)} has shape {shape}, the model needs {want.shape}"
+                )
         args = ocp.args.PyTreeRestore(
             item=target,
             restore_args=ocp.checkpoint_utils.construct_restore_args(target),
             partial_restore=True,
         )
-        try:
-            state = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
-        except (ValueError, KeyError) as error:
+        return handler.restore(path, args=args)
+
+    def restore_newest(self, abstract_state: Any, shardings: Any) -> Restored | None:
+        """The newest checkpoint that every host can read; None if there is none at all.
+
+        Says which one it is, and which newer ones it is not: those that an interrupted save left
+        (Orbax removes them), and those of which files are missing or damaged (they are renamed, so
+        that their step can be saved again).
+
+        Raises:
+          UserError: a checkpoint does not fit the model, or there are some and none can be read.
+        """
+        complete, folder = self.steps(), self._manager.directory
+        for name in sorted(self._found):
+            if name.partition(".")[0].isdigit() and not (name.isdigit() and int(name) in complete):
+                runtime.say(f"ignores {folder / name}: its save was interrupted")
+        for step in reversed(complete):
+            restored, problem = None, "another host cannot read it"
+            try:
+                state = self.restore_state(step, abstract_state, shardings)
+                restored = Restored(step, state, self.read(step, "data"), self.read(step, "meta"))
+            except UserError:
+                raise  # of every host alike
+            except Exception as error:
+                # Orbax raises of its own, with a specification of pages, what TensorStore found
+                problem = str(error.__cause__ or error).splitlines()[0]
+            runtime.wait_for_all(f"checkpoint {step} is read")
+            if np.all(multihost_utils.process_allgather(np.array(restored is not None))):
+                runtime.say(f"goes on from {folder / str(step)}")
+                return restored
+            self._set_aside(step)
+            runtime.say(
+                f"ignores {folder / str(step)}, now damaged-{step}: it cannot be read ({problem})"
+            )
+        if complete:
             raise UserError(
-                f"checkpoint {self._manager.directory}/{step} does not fit the model: {error}"
-            ) from error
-        found = dict(jax.tree_util.tree_leaves_with_path(state))
-        for path, want in jax.tree_util.tree_leaves_with_path(target):
-            shape = getattr(found.get(path), "shape", "absent")
-            if shape != want.shape:
-                raise UserError(
-                    f"checkpoint {self._manager.directory}/{step}: {sharding.path_string(path)} "
-                    f"has shape {shape}, the model needs {want.shape}"
-                )
-        return state
+                f"none of the checkpoints in {folder} can be read; bring one back, or take another "
+                "--workdir"
+            )
+        return None
+
+    def _item(self, step: int, name: str) -> Any:
+        return self._manager.directory / str(step) / name
+
+    def _set_aside(self, step: int) -> None:
+        folder = self._manager.directory
+        if jax.process_index() == 0:
+            (folder / str(step)).rename(folder / f"damaged-{step}")
+        runtime.wait_for_all(f"checkpoint {step} is set aside")
+        self._manager.reload()
 
     def wait(self) -> None:
         """Blocks until everything is on disk."""
@@ -176,18 +250,18 @@ def make_meta(config: ConfigDict, identity: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def is_ours(path: Path) -> bool:
+def is_ours(path: AnyPath) -> bool:
     """Whether ``find`` would look for a checkpoint in a path."""
     return (_workdir_of(path) / FOLDER).is_dir()
 
 
-def _workdir_of(path: Path) -> Path:
+def _workdir_of(path: AnyPath) -> AnyPath:
     if path.name.isdigit() and path.parent.name == FOLDER:
         path = path.parent
     return path.parent if path.name == FOLDER else path
 
 
-def find(path: str | Path, step: int | None = None) -> tuple[Path, int]:
+def find(path: PathLike, step: int | None = None) -> tuple[AnyPath, int]:
     """(work directory, step) of a work directory, its ``checkpoints`` folder, or one step folder.
 
     Args:
@@ -197,7 +271,7 @@ def find(path: str | Path, step: int | None = None) -> tuple[Path, int]:
     Raises:
       UserError: there is no complete checkpoint.
     """
-    path = Path(path).absolute()
+    path = to_path(path).absolute()
     workdir = _workdir_of(path)
     if step is None and path.name.isdigit() and path.parent.name == FOLDER:
         step = int(path.name)
@@ -216,7 +290,7 @@ def find(path: str | Path, step: int | None = None) -> tuple[Path, int]:
     return workdir, steps[-1] if step is None else step
 
 
-def load_meta(workdir: Path, step: int) -> dict[str, Any]:
+def load_meta(workdir: AnyPath, step: int) -> dict[str, Any]:
     """What ``make_meta`` made."""
     manager = Checkpoints(workdir, read_only=True)
     meta = manager.read(step, "meta")
@@ -224,12 +298,12 @@ def load_meta(workdir: Path, step: int) -> dict[str, Any]:
     return meta
 
 
-def load_config(workdir: Path, step: int) -> ConfigDict:
+def load_config(workdir: AnyPath, step: int) -> ConfigDict:
     """The resolved config that a checkpoint was trained with."""
     return config_lib.from_json(json.dumps(load_meta(workdir, step)["config"]))
 
 
-def load_params(workdir: Path, step: int, abstract_params: Any, shardings: Any = None) -> Any:
+def load_params(workdir: AnyPath, step: int, abstract_params: Any, shardings: Any = None) -> Any:
     """The parameters of a checkpoint, without optimiser state.
 
     Args:

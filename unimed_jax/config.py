@@ -5,6 +5,7 @@ A recipe is a Python file with ``get_config(variant="") -> ConfigDict`` that sta
 set by mistake.
 """
 
+import ast
 import importlib
 import json
 import runpy
@@ -24,6 +25,7 @@ RUN_ONLY_KEYS = (
     "checkpoint",
     "log_every_steps",
     "eval_every_steps",
+    "profile",
     "data.root",
     "data.num_threads",
     "data.verify_checksums",
@@ -53,6 +55,7 @@ def base_config(task: str = "contrastive") -> ConfigDict:
     config.num_epochs = 0.0  # ... or this
     config.log_every_steps = 50
     config.eval_every_steps = 0  # 0: only after the last step
+    config.profile = False  # a trace of a few steps in WORKDIR/profile (docs/performance.md)
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 5e-4  # peak
@@ -140,12 +143,11 @@ def explain_override(recipe: str, overrides: Sequence[str]) -> str:
     path, *variant = recipe.split(":", 1)
     config = runpy.run_path(path)["get_config"](*variant)
     for override in overrides:
-        key, node, seen = override.partition("=")[0], config, "config"
-        for part in key.split("."):
-            if not isinstance(node, ConfigDict) or part not in node:
-                keys = ", ".join(node) if isinstance(node, ConfigDict) else "none below it"
-                return f"unknown key config.{key}; the keys of {seen} are: {keys}"
-            node, seen = node[part], f"{seen}.{part}"
+        key = override.partition("=")[0]
+        try:
+            find(config, key)
+        except ConfigError as error:
+            return str(error)
     return ""
 
 
@@ -160,6 +162,38 @@ def choose_variant(variant: str, choices: tuple[str, ...]) -> str:
 def edit(config: ConfigDict) -> Any:
     """Context in which keys may be added to open dictionaries: data.sources, evals, init."""
     return config.unlocked()
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """``KEY=VALUE`` -> (key, value); a value that is no Python literal is text."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {text}: expected KEY=VALUE")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def find(config: ConfigDict, key: str) -> Any:
+    """The value of a dotted key, of '' the config itself. Raises ConfigError if there is none."""
+    node, seen = config, "config"
+    for part in key.split(".") if key else ():
+        if not isinstance(node, ConfigDict) or part not in node:
+            keys = ", ".join(node) if isinstance(node, ConfigDict) else "none below it"
+            raise ConfigError(f"unknown key config.{key}; the keys of {seen} are: {keys}")
+        node, seen = node[part], f"{seen}.{part}"
+    return node
+
+
+def assign(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets a dotted key that is there. Raises ConfigError for one that is not, or another type."""
+    parent, _, last = key.rpartition(".")
+    find(config, key)
+    try:
+        find(config, parent)[last] = value
+    except TypeError as error:
+        raise ConfigError(f"config.{key}={value!r}: {error}") from error
 
 
 def to_json(config: ConfigDict) -> str:

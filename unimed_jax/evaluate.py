@@ -1,35 +1,50 @@
-"""Evaluates a checkpoint: with the evaluators of its config, or on a benchmark suite.
+"""Evaluates a model: on a converted corpus, or on a benchmark suite.
 
     python -m unimed_jax.evaluate --checkpoint=runs/quickstart --out=eval/quickstart
-    python -m unimed_jax.evaluate --checkpoint=runs/minimed/checkpoints/800 --data=DIR --out=DIR2
+    python -m unimed_jax.evaluate --checkpoint=PATH_OR_HUB_ID --data=CORPUS --prompts=FILE.json \\
+        --evals=zero_shot,linear_probe,few_shot,retrieval --out=DIR
 
---checkpoint is a work directory (its newest checkpoint), or one folder below its checkpoints/.
---data replaces data.root of the run, --prompts its prompt set. Writes results.json and report.html
-to --out.
+--checkpoint is a work directory (its newest checkpoint), one folder below its checkpoints/, or any
+weights that can be imported (docs/weights.md). Without --evals the evaluators of a run's own config
+are run, on its own corpus. --set=KEY=VALUE sets any key of the config, such as
+--set=evals.linear_probe.draws=10. Writes results.json and report.html to --out.
 
     python -m unimed_jax.evaluate --suite=unimed21 --list --data=SETS
     python -m unimed_jax.evaluate --checkpoint=PATH_OR_HUB_ID --suite=unimed21 --data=SETS --out=DIR
 
-With --suite, --checkpoint is anything that unimed_jax.load reads, and --data the folder of the test
-sets (docs/evaluation.md). Writes results.csv as well.
+With --suite, --data is the folder of the test sets; writes results.csv as well. More:
+docs/evaluation.md.
 """
 
+import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 from absl import app, flags
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from input_pipeline import exclude
 from input_pipeline.errors import UserError
-from unimed_jax import checkpoint, corpus, inference, runtime, sharding, tasks
+from input_pipeline.files import AnyPath, is_local, to_path
 from unimed_jax import config as config_lib
-from unimed_jax.evals import prompt_sets, set_files, suite, suite_files, suite_report
+from unimed_jax import corpus, inference, runtime, sharding, tasks
+from unimed_jax.evals import (
+    kinds,
+    prompt_sets,
+    set_files,
+    suite,
+    suite_files,
+    suite_report,
+    suite_results,
+)
 from unimed_jax.results import evaluate, write_results
+from unimed_jax.subject import open_subject
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "work directory, checkpoint folder, weights")
 _OUT = flags.DEFINE_string("out", None, "directory for results.json and report.html")
+_EVALS = flags.DEFINE_list("evals", [], f"kinds of evaluators: {', '.join(kinds.KINDS)}")
+_SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE of the config; may be given again")
 _DATA = flags.DEFINE_string(
     "data", "", "corpus root in place of the run's; folder of the test sets"
 )
@@ -41,7 +56,10 @@ _SETS = flags.DEFINE_list("suite.sets", [], "keys of the sets to evaluate; all")
 _LIST = flags.DEFINE_bool("list", False, "print the sets of the suite, and which are there")
 _PROTOCOL = flags.DEFINE_enum("protocol", "ours", list(suite.PROTOCOLS), "of the suite")
 _EXCLUDE = flags.DEFINE_string("exclude", "", "JSON Lines of images that were trained on")
-_CACHE = flags.DEFINE_string("cache", "", "folder of image embeddings; OUT/embeddings")
+_ON_BAD_IMAGE = flags.DEFINE_enum(
+    "on_bad_image", None, suite_files.ON_BAD_IMAGE, "in place of the suite's own rule"
+)
+_CACHE = flags.DEFINE_string("cache", "", "folder of embeddings; OUT/embeddings")
 
 
 def main(argv: list[str]) -> None:
@@ -54,31 +72,39 @@ def main(argv: list[str]) -> None:
         raise UserError("give --checkpoint and --out")
     runtime.initialize()
     if _SUITE.value:
+        _refuse("has no use with --suite", _EVALS, _SET)
         _evaluate_suite()
     else:
-        _refuse_suite_flags()
-        _evaluate_run()
+        _refuse("needs --suite", _SETS, _EXCLUDE, _PROTOCOL, _ON_BAD_IMAGE)
+        _evaluate_corpus()
 
 
 def _list_suite() -> None:
     if not _SUITE.value:
         raise UserError("--list needs --suite")
     chosen = suite_files.load_suite(_SUITE.value, _SETS.value)
-    missing = {spec.key: set_files.missing(spec, Path(_DATA.value)) for spec in chosen.sets}
+    missing = {spec.key: set_files.missing(spec, to_path(_DATA.value)) for spec in chosen.sets}
     print(suite_report.listing(chosen, missing))
 
 
-def _refuse_suite_flags() -> None:
-    given = [f.name for f in (_SETS, _EXCLUDE, _CACHE, _PROTOCOL) if f.present]
-    if given:
-        raise UserError(f"--{given[0]} needs --suite")
+def _refuse(why: str, *wrong: flags.FlagHolder) -> None:
+    for flag in wrong:
+        if flag.present:
+            raise UserError(f"--{flag.name} {why}")
+
+
+def _cache() -> AnyPath:
+    return to_path(_CACHE.value) if _CACHE.value else to_path(_OUT.value) / "embeddings"
 
 
 def _evaluate_suite() -> None:
     chosen = suite_files.load_suite(_SUITE.value, _SETS.value)
-    if jax.process_count() > 1:
-        raise UserError("--suite runs on one host, with all of its devices")
-    if not Path(_DATA.value).is_dir() or not _DATA.value:
+    if _ON_BAD_IMAGE.value:
+        chosen = dataclasses.replace(chosen, on_bad_image=_ON_BAD_IMAGE.value)
+    data = to_path(_DATA.value)
+    if not is_local(data):
+        raise UserError(f"--data={data}: the sets of a suite are read from a local disk; copy them")
+    if not data.is_dir() or not _DATA.value:
         raise UserError(f"--data={_DATA.value}: no such folder; give the folder of the test sets")
     tasks_by_key: Mapping[str, prompt_sets.PromptTask] = {}
     sha256 = ""
@@ -86,50 +112,62 @@ def _evaluate_suite() -> None:
         own = prompt_sets.load_prompts(_PROMPTS.value)
         tasks_by_key = suite_files.replace_prompts(chosen, own, _PROMPTS.value)
         sha256 = own.sha256
-    out = Path(_OUT.value)
+    out, is_first = to_path(_OUT.value), jax.process_index() == 0
+    model = inference.load(_CHECKPOINT.value)
+    name = suite_results.ModelName(model.architecture, _CHECKPOINT.value)
+
+    def write_set(result: suite.SetResult) -> None:
+        if is_first:
+            suite_results.write_set(out, result, name)
+
     found = suite.evaluate_suite(
-        inference.load(_CHECKPOINT.value),
+        model,
         chosen,
-        Path(_DATA.value),
-        Path(_CACHE.value) if _CACHE.value else out / "embeddings",
+        data,
+        _cache(),
         protocol=_PROTOCOL.value,
         prompts=tasks_by_key,
         prompts_sha256=sha256,
         excluded=exclude.load(_EXCLUDE.value) if _EXCLUDE.value else None,
+        when_done=write_set,
     )
-    settings = {
-        f.name: str(f.value)
-        for f in (_CHECKPOINT, _SUITE, _SETS, _DATA, _PROMPTS, _PROTOCOL, _EXCLUDE)
-    }
-    suite_report.write(out, found, _CHECKPOINT.value, settings)
+    shown = (_CHECKPOINT, _SUITE, _SETS, _DATA, _PROMPTS, _PROTOCOL, _EXCLUDE, _ON_BAD_IMAGE)
+    if is_first:
+        suite_report.write(out, found, name, {f.name: str(f.value) for f in shown})
 
 
-def _evaluate_run() -> None:
-    workdir, step = checkpoint.find(_CHECKPOINT.value)
-    config = checkpoint.load_config(workdir, step)
+def _evaluate_corpus() -> None:
+    changes = dict(map(config_lib.parse_assignment, _SET.value))
+    of_model = {k.removeprefix("model."): v for k, v in changes.items() if k.startswith("model.")}
+    subject = open_subject(_CHECKPOINT.value, to_path(_OUT.value), of_model)
+    config = subject.config
     if _DATA.value:
         config.data.root = _DATA.value
-    if _PROMPTS.value:
-        if not config.evals:  # as of weights that were imported
-            with config_lib.edit(config):
-                config.evals.zero_shot = ConfigDict(
-                    {"kind": "zero_shot", "path": ".", "split": "val", "batch_size": 64}
-                )
-        with config_lib.edit(config):
-            for settings in config.evals.values():
-                settings.prompts = _PROMPTS.value
-    if not config.evals:
-        raise UserError(f"{workdir} names no evaluators: give --prompts, and --data")
-    corpus.prepare(config, str(workdir))
-    task = tasks.create(config, str(workdir))
-    mesh = sharding.make_mesh({"data": jax.device_count(), "fsdp": 1, "tensor": 1})
-    abstract = {"params": jax.eval_shape(task.init, jax.random.key(0))}
-    shardings = sharding.state_shardings(abstract, task.parameter_axes, mesh)
-    params = checkpoint.load_params(workdir, step, abstract["params"], shardings["params"])
-    evaluations = evaluate(task.evaluators(mesh), params)
-    runtime.say(f"{workdir}, step {step}")
+    _choose_evaluators(config)
+    for key, value in changes.items():
+        if not key.startswith("model."):
+            config_lib.assign(config, key, value)
     if jax.process_index() == 0:
-        write_results(Path(_OUT.value), f"{workdir.name}, step {step}", config, evaluations)
+        corpus.prepare(config, subject.workdir)
+    multihost_utils.sync_global_devices("the corpus is ready")
+    task = tasks.create(config, subject.workdir)
+    mesh = sharding.make_mesh({"data": jax.device_count(), "fsdp": 1, "tensor": 1})
+    evaluators = task.evaluators(mesh, _cache())
+    evaluations = evaluate(evaluators, subject.params(task, mesh))
+    runtime.say(subject.title)
+    if jax.process_index() == 0:
+        write_results(to_path(_OUT.value), subject.title, config, evaluations)
+
+
+def _choose_evaluators(config: ConfigDict) -> None:
+    """Sets config.evals by --evals and --prompts; a model without evaluators gets zero_shot."""
+    names = _EVALS.value or ([] if config.evals else ["zero_shot"])
+    with config_lib.edit(config):
+        if names:
+            config.evals = ConfigDict({name: kinds.complete(name, {}) for name in names})
+        for settings in config.evals.values():
+            if _PROMPTS.value and "prompts" in settings:
+                settings.prompts = _PROMPTS.value
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ images and texts. Where torch and open_clip are not installed the directory is w
 --push=ORG/NAME also sends it to the Hugging Face hub, where it opens as hf-hub:ORG/NAME.
 """
 
-from pathlib import Path
-
 from absl import app, flags
 
+from input_pipeline.errors import UserError
+from input_pipeline.files import is_local, to_path
 from unimed_jax import runtime
 from unimed_jax.porting import hub
 from unimed_jax.porting.exporting import FORMATS, export
@@ -33,7 +33,9 @@ _PUSH = flags.DEFINE_string("push", "", "hub repository to send it to, ORG/NAME"
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    out = Path(_OUT.value).absolute()
+    out = to_path(_OUT.value).absolute()
+    if not is_local(out):
+        raise UserError(f"--out={out}: open_clip opens a local directory; export there and copy it")
     said = export(_CHECKPOINT.value, out, step=_STEP.value, format=_FORMAT.value)
     print(f"{said}\nopen_clip opens it as local-dir:{out}; moved, as {out}/README.md says")
     if _PUSH.value:

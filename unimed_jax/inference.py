@@ -5,12 +5,9 @@ model = unimed_jax.load("runs/quickstart")
 model.classify(["scan.png"], {"CT": ["a CT slice"], "MRI": ["an MRI slice", "a T1 image"]})
 """
 
-import dataclasses
-import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,14 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from input_pipeline import feed
 from input_pipeline.errors import UserError, WeightsError
+from input_pipeline.files import read_bytes, to_path
 from input_pipeline.tokenizer import Tokenizer
 from unimed_jax import losses, sharding
+from unimed_jax.evals import embedding_files
 from unimed_jax.models import dual_encoder
 from unimed_jax.models.config import ModelConfig
 from unimed_jax.porting.pretrained import Pretrained, part_of
 from unimed_jax.porting.resolve import resolve
 from unimed_jax.weights import open_weights
+
+_CPU_TOKENS = 1024  # of a step on a CPU (docs/measurements.md, "Speed of evaluation")
+_DECODE_AHEAD = 64  # images
 
 ImageLike = Image.Image | np.ndarray | str | PathLike[str]
 
@@ -91,7 +94,7 @@ class Model:
         whole = sharding.replicated(mesh)
         self._params = jax.device_put(params, whole)
         self._encode = {
-            name: jax.jit(encode, out_shardings=whole)
+            name: _jitted(encode, whole)
             for name, encode in (("visual", model.encode_image), ("text", model.encode_text))
         }
 
@@ -100,7 +103,7 @@ class Model:
         images: ImageLike | Iterable[ImageLike],
         *,
         normalize: bool = True,
-        batch_size: int = 64,
+        batch_size: int | None = None,
     ) -> np.ndarray:
         """Embeddings of images, float32 (N, E).
 
@@ -110,27 +113,53 @@ class Model:
         Args:
             images: one or any number of PIL images, uint8 arrays (H, W) or (H, W, 3), or paths.
             normalize: to unit length.
-            batch_size: images per device and step.
+            batch_size: images per device and step; None: what is fast there.
         """
         one = isinstance(images, Image.Image | np.ndarray | str | PathLike)
         size = self.config.visual.image_size
-        pixels = (preprocess(image, size) for image in ([images] if one else images))
-        return self._run("visual", pixels, normalize, batch_size)
+        pixels = feed.in_threads(
+            lambda image: preprocess(image, size), [images] if one else images, depth=_DECODE_AHEAD
+        )
+        return self.encode_pixels(pixels, normalize=normalize, batch_size=batch_size)
+
+    def encode_pixels(
+        self,
+        pixels: Iterable[np.ndarray],
+        *,
+        normalize: bool = True,
+        batch_size: int | None = None,
+        whole_batches: bool = False,
+    ) -> np.ndarray:
+        """Embeddings of images that `preprocess` has made, uint8 (S, S, 3); as `encode_image`.
+
+        Args:
+            pixels: any number of images; they are taken while the devices are at work.
+            normalize: to unit length.
+            batch_size: as in `encode_image`.
+            whole_batches: fill the last batch up, so that all steps are alike and an embedding does
+                not depend, in its last digit, on the number of images or devices.
+        """
+        return self._run("visual", pixels, normalize, batch_size, whole_batches)
 
     def encode_text(
-        self, texts: str | Iterable[str], *, normalize: bool = True, batch_size: int = 64
+        self,
+        texts: str | Iterable[str],
+        *,
+        normalize: bool = True,
+        batch_size: int | None = None,
+        whole_batches: bool = False,
     ) -> np.ndarray:
-        """Embeddings of one or any number of texts, float32 (N, E); as `encode_image`."""
+        """Embeddings of one or any number of texts, float32 (N, E); as `encode_pixels`."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         ids = self.tokenizer(texts) if texts else []
-        return self._run("text", iter(ids), normalize, batch_size)
+        return self._run("text", iter(ids), normalize, batch_size, whole_batches)
 
     def classify(
         self,
         images: ImageLike | Iterable[ImageLike],
         classes: Mapping[str, str | Sequence[str]],
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
     ) -> np.ndarray:
         """Zero-shot class probabilities, float32 (N, C), columns in the order of `classes`.
 
@@ -140,7 +169,7 @@ class Model:
         Args:
             images: as in `encode_image`.
             classes: name -> prompt or prompts.
-            batch_size: images per device and step.
+            batch_size: as in `encode_image`.
         """
         if not classes:
             raise ValueError("classes is empty: give {name: prompts}")
@@ -156,6 +185,15 @@ class Model:
         return exponentials / exponentials.sum(axis=1, keepdims=True)
 
     @property
+    def architecture(self) -> str:
+        """The image tower by open_clip's naming: 'ViT-B-16', 'ViT-L-14-336'."""
+        sizes = self.config.visual
+        letters = {192: "Ti", 384: "S", 768: "B", 1024: "L", 1280: "H"}
+        size = letters.get(sizes.width, f"W{sizes.width}")
+        resolution = "" if sizes.image_size == 224 else f"-{sizes.image_size}"
+        return f"ViT-{size}-{sizes.patch_size}{resolution}"
+
+    @property
     def source(self) -> str:
         """Where the weights came from."""
         return self._source
@@ -164,14 +202,7 @@ class Model:
         """SHA-256 of what image embeddings depend on besides the pixels: config and parameters."""
         if "visual" not in self._params:
             raise UserError(f"{self._source} has no visual tower")
-        config = dataclasses.asdict(self.config)
-        config.pop("text")
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self._params["visual"]):
-            array = np.asarray(leaf)
-            digest.update(f"{sharding.path_string(path)} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-        return digest.hexdigest()
+        return embedding_files.tower_digest(self.config, self._params, "visual")
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -191,34 +222,73 @@ class Model:
             self._tokenizer = found
         return self._tokenizer
 
+    def _fast_batch_size(self, tower: str) -> int:
+        """Rows per device and step. A CPU multiplies matrices faster that stay in its caches."""
+        if jax.default_backend() != "cpu":
+            return 64
+        text = self.config.text.context_length
+        tokens = self.config.visual.num_tokens if tower == "visual" else text
+        return 1 << (max(_CPU_TOKENS // tokens, 1).bit_length() - 1)
+
     def _run(
-        self, tower: str, rows: Iterable[np.ndarray], normalize: bool, batch_size: int
+        self,
+        tower: str,
+        rows: Iterable[np.ndarray],
+        normalize: bool,
+        batch_size: int | None,
+        whole_batches: bool,
     ) -> np.ndarray:
         if tower not in self._params:
             raise UserError(f"{self._source} has no {tower} tower")
+        batch_size = batch_size or self._fast_batch_size(tower)
         limit = batch_size * self._num_devices
-        found, batch = [], []
+        found: list[np.ndarray] = []
+        running: tuple[jax.Array, int] | None = None
+        batch: list[np.ndarray] = []
 
-        def flush() -> None:
+        def start() -> tuple[jax.Array, int]:
             # The next power of two per device: few shapes, so few compilations, little padding.
             per_device = -(-len(batch) // self._num_devices)
             padded = min(1 << (per_device - 1).bit_length(), batch_size) * self._num_devices
+            padded = limit if whole_batches else padded
             stacked = np.stack(batch + [batch[-1]] * (padded - len(batch)))
             inputs = jax.device_put(stacked, self._batches)
-            embeddings = self._encode[tower]({tower: self._params[tower]}, inputs)
-            found.append(np.asarray(embeddings)[: len(batch)])
-            batch.clear()
+            params = {tower: self._params[tower]}
+            return self._encode[tower](params, inputs, normalize), len(batch)
+
+        def finish(embeddings: jax.Array, count: int) -> None:
+            found.append(np.asarray(embeddings)[:count])
 
         for row in rows:
             batch.append(row)
             if len(batch) == limit:
-                flush()
+                # The devices have one batch while the rows of the next are taken.
+                if running:
+                    finish(*running)
+                running = start()
+                batch = []
+        if running:
+            finish(*running)
         if batch:
-            flush()
+            finish(*start())
         if not found:
             return np.zeros((0, self.config.embed_dim), np.float32)
-        result = np.concatenate(found)
-        return np.asarray(losses.normalize(result)) if normalize else result
+        return np.concatenate(found)
+
+
+def _jitted(
+    encode: Callable[[dual_encoder.Params, jax.Array], jax.Array], whole: jax.sharding.Sharding
+) -> Callable[[dual_encoder.Params, jax.Array, bool], jax.Array]:
+    """(parameters, rows, normalize) -> embeddings.
+
+    They are normalised within, in steps of equal shape: the last digit depends on the shape.
+    """
+
+    def embed(params: dual_encoder.Params, rows: jax.Array, normalize: bool) -> jax.Array:
+        embeddings = encode(params, rows)
+        return losses.normalize(embeddings) if normalize else embeddings
+
+    return jax.jit(embed, static_argnums=2, out_shardings=whole)
 
 
 def preprocess(image: ImageLike, size: int) -> np.ndarray:
@@ -231,7 +301,7 @@ def preprocess(image: ImageLike, size: int) -> np.ndarray:
     if isinstance(image, str | PathLike):
         name = str(image)
         try:
-            image = Image.open(Path(image))
+            image = Image.open(io.BytesIO(read_bytes(to_path(image))))
             image.load()
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
             raise UserError(f"cannot read the image {name}: {error}") from error

@@ -3,18 +3,16 @@
 import contextlib
 import json
 import math
-import os
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from input_pipeline.errors import UserError
-from input_pipeline.files import write_text_atomically
+from input_pipeline.files import GrowingFile, PathLike, reason, to_path
 from unimed_jax.chips import CHIPS
 
 Row = dict[str, Any]
@@ -24,12 +22,13 @@ class MetricWriter:
     """Appends metrics to `workdir/metrics.jsonl` and to TensorBoard files in `workdir/tensorboard`.
 
     Of a multi-process job only process 0 makes one. Every row is flushed, so that after a kill at
-    most the last line of metrics.jsonl is torn. The event files are plain TFRecords of TensorFlow's
-    Event message and are written with TensorFlow, which the input pipeline needs anyway: the usual
-    light writers import torch where it is installed, and the two do not live in one process.
+    most the last line of metrics.jsonl is torn; in a bucket both files are replaced at every row.
+    The event files are plain TFRecords of TensorFlow's Event message and are written with
+    TensorFlow, which the input pipeline needs anyway: the usual light writers import torch where it
+    is installed, and the two do not live in one process.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], resume_step: int | None = None) -> None:
+    def __init__(self, workdir: PathLike, resume_step: int | None = None) -> None:
         """Opens both files.
 
         Args:
@@ -44,19 +43,20 @@ class MetricWriter:
         """
         import tensorflow as tf
 
-        workdir = Path(workdir)
+        workdir = to_path(workdir)
         path = workdir / "metrics.jsonl"
         kept = []
         if resume_step is not None and path.exists():
             kept = [row for row in read_metrics(path) if row["step"] <= resume_step]
-        write_text_atomically(path, "".join(_to_json(row) + "\n" for row in kept))
+        content = "".join(_to_json(row) + "\n" for row in kept)
+        self._rows_file = GrowingFile(path, content.encode())
         self._tf = tf
-        self._rows = path.open("a", encoding="utf-8")
+        self._rows = self._rows_file.local.open("a", encoding="utf-8")
         # TensorBoard reads the event files of a directory in the order of their names.
         events = workdir / "tensorboard" / f"events.out.tfevents.{time.time():.6f}"
         try:
-            events.parent.mkdir(exist_ok=True)
-            self._events = tf.io.TFRecordWriter(str(events))
+            self._events_file = GrowingFile(events)
+            self._events = tf.io.TFRecordWriter(str(self._events_file.local))
         except (OSError, tf.errors.OpError) as error:
             raise UserError(f"cannot write {events}: {error}") from error
         self._write_event(file_version="brain.Event:2")
@@ -65,17 +65,20 @@ class MetricWriter:
         first_step = 0 if resume_step is None else resume_step + 1
         self._write_event(step=first_step, session_log=start)
         self._events.flush()
+        self._events_file.publish()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one row: `step`, then `values` in their order (anything float() accepts)."""
         row = {"step": int(step), **{key: float(value) for key, value in values.items()}}
         self._rows.write(_to_json(row) + "\n")
         self._rows.flush()
+        self._rows_file.publish()
         summary = self._tf.compat.v1.Summary()
         for key, value in values.items():
             summary.value.add(tag=key, simple_value=float(value))
         self._write_event(step=int(step), summary=summary)
         self._events.flush()
+        self._events_file.publish()
 
     def close(self) -> None:
         self._rows.close()
@@ -92,7 +95,7 @@ class MetricWriter:
         self._events.write(event.SerializeToString())
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[Row]:
+def read_metrics(path: PathLike) -> list[Row]:
     """Reads the rows of a metrics.jsonl, in order; non-finite numbers come back as floats.
 
     A last line without its newline that is no complete row (a run was killed while writing it) is
@@ -102,9 +105,9 @@ def read_metrics(path: str | os.PathLike[str]) -> list[Row]:
       UserError: the file cannot be read, or another line is not a JSON object with a "step".
     """
     try:
-        content = Path(path).read_bytes()
+        content = to_path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
     *lines, tail = content.split(b"\n")
     rows = [_from_json(line) for line in lines]
     if None in rows:

@@ -11,7 +11,6 @@ import importlib.resources
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from input_pipeline.files import write_text_atomically
+from input_pipeline.files import PathLike, write_text_atomically
 from unimed_jax import charts
 from unimed_jax.evals import classification
 from unimed_jax.evals.classification import ClassificationResult
@@ -77,7 +76,7 @@ class GalleryItem:
 
 
 def write_report(
-    path: str | os.PathLike[str], title: str, sections: Sequence[Section], subtitle: str = ""
+    path: PathLike, title: str, sections: Sequence[Section], subtitle: str = ""
 ) -> None:
     """Writes the sections, in order and with a table of contents, to one HTML file.
 
@@ -127,20 +126,24 @@ def curves_section(
         series = _series(history, plot.keys)
         if not series:
             continue
-        legend = "".join(
-            f'<span><i class="line-{i % charts.NUM_COLOURS}"></i>{html.escape(name)}</span>'
-            for i, name in enumerate(series)
-        )
-        legend = f'<div class="legend">{legend}</div>' if len(series) > 1 else ""
         # The last value saves the reader from measuring the end of a single line.
         last = next(iter(series.values()))[-1][1]
         value = f"<output>{last:.4g}</output>" if len(series) == 1 else ""
         figures.append(
             f"<figure><figcaption>{html.escape(plot.title)}{value}</figcaption>"
-            f"{charts.line_chart(series, plot.y_range)}{legend}</figure>"
+            f"{charts.line_chart(series, plot.y_range)}{legend(list(series))}</figure>"
         )
     body = "".join(figures) or '<p class="empty">Nothing was logged.</p>'
     return Section(title, f'<div class="curves">{body}</div>')
+
+
+def legend(names: Sequence[str]) -> str:
+    """HTML of the colours of a chart's lines; empty for a single line."""
+    entries = "".join(
+        f'<span><i class="line-{i % charts.NUM_COLOURS}"></i>{html.escape(name)}</span>'
+        for i, name in enumerate(names)
+    )
+    return f'<div class="legend">{entries}</div>' if len(names) > 1 else ""
 
 
 def _series(
@@ -163,13 +166,9 @@ def classification_section(
     rows = []
     for result in results:
         scores = classification.metrics(result)
-        balanced = scores["balanced_accuracy"]
-        width = 0.0 if math.isnan(balanced) else 100 * balanced
         rows.append(
             f'<tr><th scope="row">{html.escape(result.task)}</th>'
-            f'<td><div class="balanced"><b>{_number(balanced)}</b>'
-            f'<div class="meter"><i style="width:{width:.1f}%"></i>'
-            f'<u style="left:{100 * result.chance:.1f}%"></u></div></div></td>'
+            f"<td>{meter(scores['balanced_accuracy'], result.chance)}</td>"
             f"<td>{_number(result.chance)}</td><td>{_number(scores['accuracy'])}</td>"
             f"<td>{_number(scores['auc'])}</td><td>{len(result.classes)}</td>"
             f"<td>{len(result.ids):,}</td><td>{result.num_left_out:,}</td></tr>"
@@ -185,6 +184,16 @@ def classification_section(
         '<p class="note">Balanced accuracy is the mean recall over classes; the tick marks chance, '
         "1 / classes. AUC is the area under the ROC curve, for more than two classes the mean of "
         "one against the rest. Left out: images whose label is none of the task's classes.</p>",
+    )
+
+
+def meter(value: float, chance: float) -> str:
+    """HTML of a number between 0 and 1 with a bar, on which a tick marks chance."""
+    width = 0.0 if math.isnan(value) else 100 * value
+    return (
+        f'<div class="balanced"><b>{_number(value)}</b>'
+        f'<div class="meter"><i style="width:{width:.1f}%"></i>'
+        f'<u style="left:{100 * chance:.1f}%"></u></div></div>'
     )
 
 
@@ -307,6 +316,11 @@ def results_table(results: Sequence[ClassificationResult]) -> str:
         numbers = (result.chance, *(scores[k] for k in ("balanced_accuracy", "accuracy", "auc")))
         counts = (len(result.classes), len(result.ids), result.num_left_out)
         rows.append((result.task, *map(str, counts), *(_number(n, dash="-") for n in numbers)))
+    return text_table(rows)
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Aligned plain text: a header, a line, the other rows; the first column to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(

@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from input_pipeline.files import write_text_atomically
+from input_pipeline.files import AnyPath, write_text_atomically
 from unimed_jax import config as config_lib
 from unimed_jax import metrics, report, runtime
 from unimed_jax.tasks.base import Evaluation, Evaluator
@@ -28,16 +27,17 @@ def named_metrics(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
 
 
 def write_results(
-    directory: Path,
+    directory: AnyPath,
     title: str,
     config: ConfigDict,
     evaluations: Mapping[str, Evaluation],
     history: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Prints the tables; writes results.json (flat: metric -> value) and report.html.
+    """Prints the tables; writes results.json (flat: metric -> value), report.html, and the files
+    that the evaluators made.
 
     Args:
-      directory: where both files go.
+      directory: where they go.
       title: of the report.
       config: the resolved config, shown in the report.
       evaluations: by evaluator name.
@@ -49,6 +49,8 @@ def write_results(
     sections = [report.curves_section(history)] if history else []
     for name, evaluation in evaluations.items():
         runtime.say(f"\n{name}\n{evaluation.table}")
+        for folder, text in evaluation.files.items():
+            write_text_atomically(directory / folder / f"{name}.json", text)
         sections += evaluation.sections()
     sections.append(report.config_section(json.loads(config_lib.to_json(config))))
     report.write_report(directory / "report.html", title=title, sections=sections)

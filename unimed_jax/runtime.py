@@ -3,17 +3,30 @@
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
+from jax._src import distributed  # barriers without a device have no public name
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import store_errors
 from unimed_jax import config as config_lib
+from unimed_jax import maintenance
+from unimed_jax.peers import Peers, join
+
+_PATIENCE_MS = 60 * 60 * 1000
+
+_peers: Peers | None = None  # of a job of several processes
+
+# where compiled programs are kept between runs, unless JAX_COMPILATION_CACHE_DIR names a place
+_COMPILED = Path("~/.cache/unimed_jax/compiled")
 
 
 def compiler_environment() -> dict[str, str]:
@@ -32,19 +45,28 @@ def compiler_environment() -> dict[str, str]:
 def initialize() -> None:
     """Joins the job's other processes if there are any; TensorFlow never takes an accelerator.
 
-    On TPU pods and under Slurm JAX finds the job by itself; elsewhere JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID name it.
+    Compiled programs are kept for the next run; JAX_ENABLE_COMPILATION_CACHE=false switches that
+    off.
     """
+    global _peers
     os.environ.update(compiler_environment())
-    if "JAX_NUM_PROCESSES" in os.environ:
-        jax.distributed.initialize(
-            os.environ["JAX_COORDINATOR_ADDRESS"],
-            int(os.environ["JAX_NUM_PROCESSES"]),
-            int(os.environ["JAX_PROCESS_ID"]),
-        )
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(_COMPILED.expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    _peers = join()
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has called it with the same name, which is used only once.
+
+    Unlike a collective it has the patience for hosts of different speed: on CPUs, a collective
+    whose partners come more than 30 seconds apart fails.
+    """
+    if jax.process_count() > 1:
+        distributed.global_state.client.wait_at_barrier(f"unimed_jax/{what}", _PATIENCE_MS)
 
 
 def say(text: str) -> None:
@@ -57,18 +79,26 @@ class StopSignal:
     """Remembers SIGTERM and SIGINT, so that the loop can save and leave between two steps.
 
     In a job of several processes JAX's preemption service watches SIGTERM, and all stop at the same
-    step.
+    step, whichever of them is told. The notice of a cloud's maintenance becomes a SIGTERM.
     """
 
     def __init__(self) -> None:
-        self.name = "the preemption notice"
         self._received = False
-        watched = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
-        self._previous = {number: signal.signal(number, self._remember) for number in watched}
+        if jax.process_count() == 1:
+            handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._remember)
+        else:
+            self.name = "a signal to one of the processes"
+            handlers = {signal.SIGINT: lambda *_: _terminate_self()}
+        self._previous = {number: signal.signal(number, f) for number, f in handlers.items()}
+        self._stop_watching = maintenance.watch(self._announce)
 
     def _remember(self, number: int, frame: Any) -> None:
         del frame
         self.name, self._received = signal.Signals(number).name, True
+
+    def _announce(self, notice: str) -> None:
+        print(f"this host will be taken away: {notice}", file=sys.stderr, flush=True)
+        _terminate_self()
 
     def received(self, step: int) -> bool:
         """Whether to stop before ``step``; every process answers the same at the same step."""
@@ -78,21 +108,41 @@ class StopSignal:
 
     def restore(self) -> None:
         """Puts the handlers back that were there before."""
+        self._stop_watching()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a command; an error of the user's ends it with one line and status 2."""
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Runs a command, which may return an exit status; an error of the user's ends it with one
+    line and status 2. An error in one process of several ends them all, see ``peers``.
+    """
 
-    def guarded(argv: list[str]) -> None:
+    def guarded(argv: list[str]) -> int | None:
         absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is meant to be
         try:
-            main(argv)
+            with store_errors():
+                status = main(argv)
         except UserError as error:
+            if _peers:
+                print(f"error: {error}", file=sys.stderr)
+                _peers.give_up(str(error), status=2)
             _exit(str(error))
+        except Exception as error:
+            if not _peers:
+                raise
+            _peers.await_verdict()
+            traceback.print_exc()
+            _peers.give_up(repr(error), status=1)
+        if _peers:
+            _peers.leave()
+        return status
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _terminate_self() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _exit(message: str) -> NoReturn:

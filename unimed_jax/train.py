@@ -9,24 +9,24 @@ losses as if it had never stopped. The work directory receives config.json, metr
 tensorboard/, checkpoints/, results.json, report.html.
 """
 
-import logging
+import contextlib
 import math
+import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import psutil
 from absl import app, flags
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from input_pipeline import feed
 from input_pipeline.errors import UserError
-from input_pipeline.files import write_text_atomically
+from input_pipeline.files import AnyPath, to_path, write_text_atomically
 from unimed_jax import config as config_lib
-from unimed_jax import corpus, metrics, runtime, sharding, tasks, train_step
+from unimed_jax import corpus, metrics, profiling, runtime, sharding, tasks, train_step
 from unimed_jax.batches import Batches
 from unimed_jax.checkpoint import FOLDER, Checkpoints, make_meta
 from unimed_jax.results import evaluate, named_metrics, write_results
@@ -35,10 +35,15 @@ from unimed_jax.tasks.base import Evaluation, Task
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="recipe: FILE.py or FILE.py:variant"
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "directory of this run; the same one resumes it")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "directory of this run, or gs://BUCKET/DIR; the same one resumes it"
+)
+_STOPPED_STATUS = flags.DEFINE_integer(
+    "stopped_status", 0, "exit status of a run that a signal stopped before its last step"
+)
 
 
-def claim_workdir(config: ConfigDict, workdir: Path) -> None:
+def claim_workdir(config: ConfigDict, workdir: AnyPath) -> None:
     """Writes config.json, after checking that checkpoints found there are of the same config.
 
     Raises:
@@ -76,17 +81,28 @@ def is_multiple(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None = None) -> None:
+def train(
+    config: ConfigDict,
+    workdir: AnyPath,
+    devices: Sequence[jax.Device] | None = None,
+    began: float | None = None,
+) -> bool:
     """One run, from the config to the report; resumes what the work directory holds.
 
     Args:
       config: as a recipe gives it.
-      workdir: absolute path.
+      workdir: absolute path, local or in a bucket.
       devices: of all hosts; None: all there are.
+      began: `time.time` when the command was given; None: now.
+
+    Returns:
+      Whether it is finished; False if a signal stopped it, saved, before the last step.
 
     Raises:
       UserError: anything the user can mend, as one line.
     """
+    start_up = profiling.StartUp(time.time() if began is None else began)
+    start_up.part("imports")
     # --- checks, before anything is compiled
     num_devices = len(devices or jax.devices())
     config_lib.validate(config, num_devices, jax.process_count())
@@ -94,8 +110,9 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
     if main_host:
         claim_workdir(config, workdir)
         corpus.prepare(config, str(workdir))
-    multihost_utils.sync_global_devices("work directory and corpus are ready")
+    runtime.wait_for_all("work directory and corpus are ready")
     root = corpus.corpus_root(config, str(workdir))
+    start_up.part("corpus")
     mesh = sharding.make_mesh(config_lib.mesh_shape(config, num_devices), devices)
     task = tasks.create(config, str(workdir))
     meta = make_meta(config, task.identity)
@@ -113,34 +130,37 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
     checkpoints = Checkpoints(
         workdir, keep=config.checkpoint.keep, best_metric=config.checkpoint.best_metric
     )
-    start = checkpoints.latest_step()
-    if start is None:
-        start = 0
-        state = initial_state(task, program)
+    restored = checkpoints.restore_newest(program.abstract_state, program.shardings)
+    if restored is None:
+        start, state = 0, initial_state(task, program)
     else:
-        found = checkpoints.read(start, "meta")["identity"]
+        start, state = restored.step, restored.state
+        found = restored.meta["identity"]
         if found != dict(task.identity):
             raise UserError(f"{workdir} was trained with {found}, but now there is {task.identity}")
-        batches.check_position(checkpoints.read(start, "data"), start)
-        state = checkpoints.restore_state(start, program.abstract_state, program.shardings)
-        logging.info("resuming from step %d", start)
+        batches.check_position(restored.position, start)
     num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(program.abstract_state["params"]))
     runtime.say(
         f"{config.task}: {num_params:,} parameters, {batches.num_samples:,} samples, "
         f"{num_steps} steps of {config.batch_size}, mesh {dict(mesh.shape)}, from step {start}"
     )
+    jax.block_until_ready(state)
+    start_up.part("state")
 
     # --- the step, compiled once, while the first batches are being read
     stream = feed.prefetch(batches.read(start, num_steps))
     compiled = program.lower().compile()
     step_flops = program.model_flops()
     device_kind = jax.devices()[0].device_kind
+    runtime.wait_for_all("the step is compiled")
+    start_up.part("compilation")
 
     # --- the loop
     writer = metrics.MetricWriter(workdir, resume_step=start or None) if main_host else None
     speed = metrics.Throughput(config.batch_size)
     unchecked: tuple[int, list[str], dict[str, jax.Array]] | None = None
     evaluations: dict[str, Evaluation] = {}
+    trace = profiling.StepTrace(workdir / "profile", start, config.profile and main_host)
     bar = tqdm(total=num_steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
 
     def check(step: int, ids: list[str], values: Mapping[str, jax.Array]) -> dict[str, float]:
@@ -157,11 +177,24 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
 
     step = start
     stop_signal = runtime.StopSignal()
-    try:
+    # nothing goes between host and device in a step but what is asked for: batches in the feed's
+    # thread, metrics in `check`
+    with jax.transfer_guard("disallow"), contextlib.ExitStack() as ending:
+        for end in (checkpoints.wait, bar.close, stream.close, trace.close, stop_signal.restore):
+            ending.callback(end)  # the last one is called first
         while step < num_steps and not stop_signal.received(step):
+            trace.before(step)
             with speed.waiting_for_data():
                 ids, batch = next(stream)
-            state, values = compiled(state, batch)
+            if step == start:
+                start_up.part("first batch")
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, values = compiled(state, batch)
+            if step == start:
+                jax.block_until_ready(values)
+                start_up.part("first step")
+                runtime.say(start_up.line())
+            trace.after(step, values)
             step += 1
             speed.step_done()
             # a step is checked while the next one runs, and before it is saved, logged or evaluated
@@ -182,7 +215,7 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
                 row |= {} if used is None else {"mfu": used}
                 bar.set_postfix(loss=row["loss"], images_s=row["images_per_sec"], refresh=False)
                 runtime.say(metrics.format_line(step, row))
-            with speed.paused():
+            with speed.paused(), jax.transfer_guard("allow"):
                 scores: dict[str, float] = {}
                 if run_evals:
                     evaluations = evaluate(evaluators, state["params"])
@@ -191,11 +224,6 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
                     writer.write(step, {**row, **metrics.memory(), **scores})
                 if save or (scores and config.checkpoint.best_metric):
                     checkpoints.save(step, state, batches.position(step), meta, scores)
-    finally:
-        stop_signal.restore()
-        stream.close()
-        bar.close()
-        checkpoints.wait()
 
     if unchecked:
         check(*unchecked)
@@ -205,7 +233,7 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
         runtime.say(
             f"stopped by {stop_signal.name}: step {step} is saved; the same command goes on"
         )
-        return
+        return False
     checkpoints.close()
 
     # --- results and report
@@ -214,9 +242,10 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | Non
     if main_host:
         history = metrics.read_metrics(workdir / "metrics.jsonl")
         write_results(workdir, f"{config.task}: {workdir.name}", config, evaluations, history)
+    return True
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; keys are set by --config.KEY=VALUE")
     try:
@@ -224,7 +253,9 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         raise UserError(f"no such recipe: {' '.join(str(error).split()[-10:])}") from error
     runtime.initialize()
-    train(_CONFIG.value, Path(_WORKDIR.value).absolute())
+    began = psutil.Process().create_time()
+    finished = train(_CONFIG.value, to_path(_WORKDIR.value).absolute(), began=began)
+    return 0 if finished else _STOPPED_STATUS.value
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import AnyPath, PathLike, local_copy
 from unimed_jax import checkpoint, metrics
 from unimed_jax.models import dual_encoder
 from unimed_jax.models.config import ModelConfig
@@ -17,7 +17,7 @@ from unimed_jax.porting.pretrained import PARTS, Part, Pretrained, part_of
 from unimed_jax.porting.resolve import resolve
 
 
-def open_weights(uri: str | Path, step: int | None = None) -> Pretrained:
+def open_weights(uri: PathLike, step: int | None = None) -> Pretrained:
     """Opens a work directory or checkpoint of ours, or any weights that formats.py recognises.
 
     Args:
@@ -30,10 +30,10 @@ def open_weights(uri: str | Path, step: int | None = None) -> Pretrained:
     path = resolve(str(uri))
     if checkpoint.is_ours(path):
         return _open_checkpoint(path, step)
-    return formats.open_pretrained(path)
+    return formats.open_pretrained(local_copy(path))
 
 
-def _open_checkpoint(path: Path, step: int | None) -> Pretrained:
+def _open_checkpoint(path: AnyPath, step: int | None) -> Pretrained:
     workdir, step = checkpoint.find(path, step)
     meta = checkpoint.load_meta(workdir, step)
     if meta["config"]["task"] != "contrastive":
@@ -87,7 +87,7 @@ def of_params(
     )
 
 
-def _scores(workdir: Path, step: int) -> dict[str, float]:
+def _scores(workdir: AnyPath, step: int) -> dict[str, float]:
     """What the evaluators found at a step of a run; empty if they did not run then."""
     path = workdir / "metrics.jsonl"
     rows = metrics.read_metrics(path) if path.is_file() else []
@@ -101,7 +101,7 @@ def initial_params(
     config: ModelConfig,
     *,
     expected: Sequence[str],
-    locate: Callable[[str], Path],
+    locate: Callable[[str], AnyPath],
 ) -> dict[str, Any]:
     """The parameters that training starts from, as far as they are not random.
 
@@ -110,7 +110,7 @@ def initial_params(
         abstract_params: shapes and dtypes of the whole model.
         config: of the model.
         expected: see Pretrained.params.
-        locate: local path of a URI.
+        locate: path of a URI.
     """
     params: dict[str, Any] = {}
     for uri in dict.fromkeys(filter(None, sources.values())):

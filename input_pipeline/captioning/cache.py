@@ -4,14 +4,13 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import pathlib
 import sqlite3
 import threading
 from types import TracebackType
 
 from input_pipeline.captioning.prompts import Request
 from input_pipeline.errors import CorpusError
+from input_pipeline.files import PathLike, is_local, to_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +30,14 @@ class AnswerCache:
     request, in which are the label set, the refused captions and the seed.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Opens or makes the file. Raises CorpusError if it is no such cache."""
+    def __init__(self, path: PathLike) -> None:
+        """Opens or makes the file, on a local disk. Raises CorpusError if it is no such cache."""
+        path = to_path(path)
+        if not is_local(path):
+            raise CorpusError(f"the cache {path} must be on a local disk: give --cache=FILE")
         self._lock = threading.Lock()  # one connection serves the threads in turn
         try:
-            pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._connection.execute(
                 "CREATE TABLE IF NOT EXISTS answers "

@@ -3,12 +3,12 @@
 import csv
 import dataclasses
 import functools
+import io
 import json
-import os
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 
 from input_pipeline.errors import CorpusError
+from input_pipeline.files import AnyPath, PathLike, open_to_read, to_path
 from input_pipeline.sources.files import jsonl_records
 
 ATTRIBUTES = ("view", "anatomy", "severity", "laterality", "age_group")
@@ -54,7 +54,7 @@ class LabelSet:
         return ", ".join(filter(None, named))
 
 
-def read(path: str | os.PathLike[str], label_separator: str | None = None) -> list[LabelSet]:
+def read(path: PathLike, label_separator: str | None = None) -> list[LabelSet]:
     """The distinct label sets of a CSV or JSONL table, in the order of their first rows.
 
     Columns: `modality`; `labels` or `label` (one label, a JSON list of them, or several joined by
@@ -65,7 +65,7 @@ def read(path: str | os.PathLike[str], label_separator: str | None = None) -> li
     Raises:
       CorpusError: the table cannot be read, lacks a column or a modality, or has no label at all.
     """
-    path = pathlib.Path(path)
+    path = to_path(path)
     found: dict[str, LabelSet] = {}
     for where, record in _records(path):
         column = next((name for name in _LABEL_COLUMNS if name in record), None)
@@ -88,14 +88,14 @@ def read(path: str | os.PathLike[str], label_separator: str | None = None) -> li
     return list(found.values())
 
 
-def _records(path: pathlib.Path) -> Iterator[tuple[str, Mapping[str, object]]]:
+def _records(path: AnyPath) -> Iterator[tuple[str, Mapping[str, object]]]:
     """(where, record) of every row."""
     if path.suffix == ".jsonl":
         for number, record in jsonl_records(path):
             yield f"{path}, line {number}", record
         return
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(open_to_read(path), "utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             for record in reader:
                 if None in record or None in record.values():

@@ -12,8 +12,6 @@ open. The file then goes back with `--reviewed=FILE`; lines may also be written 
 
 import dataclasses
 import json
-import os
-import pathlib
 import re
 from collections.abc import Iterable
 
@@ -23,12 +21,12 @@ from input_pipeline.captioning.generate import Captioned
 from input_pipeline.captioning.label_sets import LabelSet
 from input_pipeline.captioning.vocabulary import Vocabulary
 from input_pipeline.errors import CorpusError
-from input_pipeline.files import write_text_atomically
+from input_pipeline.files import PathLike, to_path, write_text_atomically
 
 DECISIONS = ("", "accept", "reject")
 
 
-def write(path: str | os.PathLike[str], results: Iterable[Captioned]) -> int:
+def write(path: PathLike, results: Iterable[Captioned]) -> int:
     """Writes the refused captions of incomplete sets; returns how many."""
     lines = []
     for result in results:
@@ -44,16 +42,16 @@ def write(path: str | os.PathLike[str], results: Iterable[Captioned]) -> int:
     return len(lines)
 
 
-def has_decisions(path: str | os.PathLike[str]) -> bool:
+def has_decisions(path: PathLike) -> bool:
     """Whether there is a review file in which a person has begun to decide."""
-    path = pathlib.Path(path)
+    path = to_path(path)
     if not path.exists():
         return False
     found = (re.search(r'"decision":\s*"([^"]*)"', line) for line in _lines(path))
     return any(match and match[1] for match in found)
 
 
-def read(path: str | os.PathLike[str], vocabulary: Vocabulary) -> dict[str, list[Caption]]:
+def read(path: PathLike, vocabulary: Vocabulary) -> dict[str, list[Caption]]:
     """The captions that a person accepted, by `LabelSet.key`; equal texts of a set once.
 
     Their provenance says `reviewed` and lists the checks that the text passes as it now is.
@@ -91,8 +89,8 @@ def read(path: str | os.PathLike[str], vocabulary: Vocabulary) -> dict[str, list
     return {key: list(captions.values()) for key, captions in accepted.items()}
 
 
-def _lines(path: str | os.PathLike[str]) -> list[str]:
+def _lines(path: PathLike) -> list[str]:
     try:
-        return pathlib.Path(path).read_text("utf-8").splitlines()
+        return to_path(path).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"cannot read reviewed captions {path}: {error}") from error

@@ -8,14 +8,13 @@ import dataclasses
 import functools
 import importlib.resources
 import json
-import os
-import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from input_pipeline.captioning.label_sets import LabelSet
 from input_pipeline.errors import CorpusError
+from input_pipeline.files import PathLike, to_path
 
 VERSION = 1
 _EXTENDABLE = ("findings", "modalities", "modality_aliases")
@@ -178,7 +177,7 @@ def _singulars(term: str) -> Iterator[str]:
             yield term.removesuffix(ending)
 
 
-def load(extension: str | os.PathLike[str] | None = None) -> Vocabulary:
+def load(extension: PathLike | None = None) -> Vocabulary:
     """The built-in table, with the entries of the user's file added or put in place.
 
     Raises:
@@ -189,7 +188,7 @@ def load(extension: str | os.PathLike[str] | None = None) -> Vocabulary:
     if extension is None:
         return Vocabulary(content)
     try:
-        added = json.loads(pathlib.Path(extension).read_text("utf-8"))
+        added = json.loads(to_path(extension).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise CorpusError(f"cannot read vocabulary {extension}: {error}") from error
     if not isinstance(added, dict) or added.get("version") != VERSION:

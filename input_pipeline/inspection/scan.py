@@ -10,15 +10,15 @@ import functools
 import hashlib
 import io
 import multiprocessing
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from input_pipeline import files, records
 from input_pipeline import manifest as manifest_lib
-from input_pipeline import records
 from input_pipeline.errors import ConfigError, CorpusError
+from input_pipeline.files import AnyPath
 
 _HASH_SIDE = 16
 _MAX_CAPTION_TOKENS = 4096  # longer captions are counted as so long
@@ -42,7 +42,7 @@ class ScannedImage:
     source: str
     modality: str
     labels: tuple[str, ...]
-    file: pathlib.Path
+    file: AnyPath
     position: int
     width: int
     height: int
@@ -52,7 +52,7 @@ class ScannedImage:
 
 
 def scan_corpus(
-    directory: pathlib.Path, tokenizer: pathlib.Path | None = None, workers: int = 1
+    directory: AnyPath, tokenizer: AnyPath | None = None, workers: int = 1
 ) -> list[ScannedImage]:
     """Every image of a corpus directory, in the order of its shards.
 
@@ -68,13 +68,12 @@ def scan_corpus(
     return [image for part in _map(scan, jobs, workers) for image in part]
 
 
-def scan_folder(directory: pathlib.Path, workers: int = 1) -> list[ScannedImage]:
+def scan_folder(directory: AnyPath, workers: int = 1) -> list[ScannedImage]:
     """Every file of a folder and its subfolders that is an image; the others are passed over.
 
     Raises CorpusError if there is none.
     """
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    jobs = [(path, directory) for path in files]
+    jobs = [(path, directory) for path in files.find_files(directory)]
     found = [image for image in _map(_scan_file, jobs, workers, chunk=64) if image]
     if not found:
         raise CorpusError(f"{directory} holds neither a corpus (manifest.json) nor any image")
@@ -82,7 +81,7 @@ def scan_folder(directory: pathlib.Path, workers: int = 1) -> list[ScannedImage]
 
 
 def scan(
-    directory: pathlib.Path, tokenizer: pathlib.Path | None = None, workers: int = 1
+    directory: AnyPath, tokenizer: AnyPath | None = None, workers: int = 1
 ) -> list[ScannedImage]:
     """`scan_corpus` where there is a manifest, else `scan_folder`."""
     if (directory / manifest_lib.FILE_NAME).exists():
@@ -96,7 +95,7 @@ def fetch(
     images: Sequence[ScannedImage], indices: Iterable[int]
 ) -> Iterator[tuple[int, Image.Image]]:
     """(index, picture) of some scanned images, RGB, one at a time, in the order of the files."""
-    places: dict[pathlib.Path, dict[int, list[int]]] = {}
+    places: dict[AnyPath, dict[int, list[int]]] = {}
     for index in indices:
         image = images[index]
         places.setdefault(image.file, {}).setdefault(image.position, []).append(index)
@@ -141,9 +140,7 @@ def _map(function: Callable, jobs: Sequence, workers: int, chunk: int = 1) -> It
         yield from pool.map(function, jobs, chunksize=chunk)
 
 
-def _scan_shard(
-    job: tuple[pathlib.Path, str, str], tokenizer: pathlib.Path | None
-) -> list[ScannedImage]:
+def _scan_shard(job: tuple[AnyPath, str, str], tokenizer: AnyPath | None) -> list[ScannedImage]:
     import tensorflow as tf
 
     path, corpus, split = job
@@ -179,9 +176,9 @@ def _scan_shard(
     ]
 
 
-def _scan_file(job: tuple[pathlib.Path, pathlib.Path]) -> ScannedImage | None:
+def _scan_file(job: tuple[AnyPath, AnyPath]) -> ScannedImage | None:
     path, root = job
-    data = path.read_bytes()
+    data = files.read_bytes(path)
     try:
         picture = _decode(data, str(path))
     except CorpusError:
@@ -214,10 +211,10 @@ def _decode(data: bytes, where: str) -> Image.Image:
         raise CorpusError(f"{where} cannot be decoded: {error}") from error
 
 
-def _encoded(file: pathlib.Path, positions: set[int]) -> Iterator[tuple[int, bytes]]:
+def _encoded(file: AnyPath, positions: set[int]) -> Iterator[tuple[int, bytes]]:
     """(position, encoded image) of some records of a shard, or of an image file."""
     if positions == {-1}:
-        yield -1, file.read_bytes()
+        yield -1, files.read_bytes(file)
         return
     import tensorflow as tf
 
@@ -227,9 +224,7 @@ def _encoded(file: pathlib.Path, positions: set[int]) -> Iterator[tuple[int, byt
             yield position, records.decode(data).image
 
 
-def _lengths(
-    captions: Sequence[Sequence[str]], tokenizer: pathlib.Path | None
-) -> list[tuple[int, ...]]:
+def _lengths(captions: Sequence[Sequence[str]], tokenizer: AnyPath | None) -> list[tuple[int, ...]]:
     distinct = sorted({text for texts in captions for text in texts})
     if tokenizer is None:
         counts = {text: len(text.split()) for text in distinct}

@@ -17,13 +17,12 @@ import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from input_pipeline.executors import Local
-from input_pipeline.files import write_text_atomically
+from input_pipeline.files import PathLike, to_path, write_text_atomically
 from input_pipeline.manifest import Manifest
 from input_pipeline.phantoms.captions import draw_captions, vocabulary
 from input_pipeline.phantoms.drawings import DRAW
@@ -102,7 +101,7 @@ def make_sample(row: PhantomRow) -> Sample:
 
 
 def write(
-    out_dir: str | Path,
+    out_dir: PathLike,
     *,
     num_train_per_class: int,
     num_val_per_class: int,
@@ -119,7 +118,7 @@ def write(
       seed: another seed gives other phantoms.
       workers: number of processes; the files do not depend on it.
     """
-    out_dir = Path(out_dir)
+    out_dir = to_path(out_dir)
     num_per_class = {"train": num_train_per_class, "val": num_val_per_class}
     manifest = write_corpus(
         out_dir,

@@ -3,9 +3,11 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from input_pipeline import files
+from input_pipeline.ahead import IN_A_BUCKET, map_ahead
+from input_pipeline.files import AnyPath
 from input_pipeline.rows import Planned, Rejection
 
 
@@ -50,10 +52,15 @@ class Reading:
       facts: for `conversion.json`; under `expected` a range of counts, if one is known.
     """
 
-    root: Path
+    root: AnyPath
     name: str
     rows: Iterator[SourceRow | Rejection]
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def threads(self) -> int:
+        """How many images are best looked up or read at a time."""
+        return 1 if files.is_local(self.root) else IN_A_BUCKET
 
     def planned(self) -> Iterator[Planned[SourceRow] | Rejection]:
         """The rows as planning takes them.
@@ -62,13 +69,14 @@ class Reading:
         or clusters of each class anew; a patient with other labels on the other side is not
         noticed.
         """
-        for row in self.rows:
-            if isinstance(row, Rejection):
-                yield row
-                continue
-            group = (row.source, row.labels, row.group) if row.group else None
-            num_bytes = row.span[1] if row.span else _num_bytes(self.root / row.image)
-            yield Planned(row, row.split, row.id, row.row, row.image, group, num_bytes)
+        yield from map_ahead(self._planned, self.rows, self.threads)
+
+    def _planned(self, row: SourceRow | Rejection) -> Planned[SourceRow] | Rejection:
+        if isinstance(row, Rejection):
+            return row
+        group = (row.source, row.labels, row.group) if row.group else None
+        num_bytes = row.span[1] if row.span else _num_bytes(files.under(self.root, row.image))
+        return Planned(row, row.split, row.id, row.row, row.image, group, num_bytes)
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ def corpus_name(text: str) -> str:
     return re.sub(r"\W", "_", text) or "corpus"
 
 
-def _num_bytes(path: Path) -> int:
+def _num_bytes(path: AnyPath) -> int:
     """0 for a file that cannot be looked up: it will be rejected when it is read."""
     try:
         return path.stat().st_size

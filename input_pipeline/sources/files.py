@@ -1,24 +1,25 @@
 """Streams of records from CSV, JSON Lines and JSON files; errors name the file and the place."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, TextIO
 
 from input_pipeline.errors import CorpusError
+from input_pipeline.files import AnyPath, open_to_read, reason
 
 _CHUNK = 1 << 16  # characters of JSON read at a time
 _MAY_GO_ON = ("", *"+-.eE0123456789")
 MAX_FIELD = 1 << 24  # characters of one CSV field; the csv module's own limit is 131,072
 
 
-def csv_header(path: Path) -> list[str]:
+def csv_header(path: AnyPath) -> list[str]:
     """The column names of a CSV file; empty for an empty file."""
     return next(_csv_rows(path), (0, []))[1]
 
 
-def csv_records(path: Path) -> Iterator[tuple[int, Sequence[str]]]:
+def csv_records(path: AnyPath) -> Iterator[tuple[int, Sequence[str]]]:
     """(number, cells) of a CSV file with a header line; number 1 is the first after the header.
 
     Raises CorpusError for a row whose cells are not as many as the header's.
@@ -33,7 +34,7 @@ def csv_records(path: Path) -> Iterator[tuple[int, Sequence[str]]]:
         yield number, cells
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(path: AnyPath) -> Iterator[tuple[int, list[str]]]:
     """(line, cells) of all rows, the header among them."""
     csv.field_size_limit(MAX_FIELD)
     reader = csv.reader((text for _, text in _lines(path)), strict=True)
@@ -44,7 +45,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise CorpusError(f"{path}, line {reader.line_num}: {error}") from error
 
 
-def jsonl_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def jsonl_records(path: AnyPath) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of a JSON Lines file."""
     for number, line in _lines(path):
         if not line.strip():
@@ -58,7 +59,7 @@ def jsonl_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, record
 
 
-def json_items(path: Path, array_key: str) -> Iterator[tuple[str, Any]]:
+def json_items(path: AnyPath, array_key: str) -> Iterator[tuple[str, Any]]:
     """(key, element) of the arrays of a JSON file, one element in memory at a time.
 
     Parsed with the standard library's decoder, because the files that need it hold NaN, which
@@ -74,7 +75,7 @@ def json_items(path: Path, array_key: str) -> Iterator[tuple[str, Any]]:
     """
     number, found = 0, False
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(open_to_read(path), "utf-8-sig") as file:
             text = _JsonText(file)
             for key in [""] if array_key == "" else text.members():
                 if array_key in ("", "*", key):
@@ -85,7 +86,7 @@ def json_items(path: Path, array_key: str) -> Iterator[tuple[str, Any]]:
                 else:
                     text.value()
     except OSError as error:
-        raise CorpusError(f"cannot read {path}: {error.strerror}") from error
+        raise CorpusError(f"cannot read {path}: {reason(error)}") from error
     except ValueError as error:  # of the decoder, or not UTF-8
         if isinstance(error, CorpusError):
             raise
@@ -169,10 +170,10 @@ class _JsonText:
         return bool(more)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: AnyPath) -> Iterator[tuple[int, str]]:
     """Numbered lines of a UTF-8 file with their line ends, without a byte order mark."""
     try:
-        with path.open("rb") as file:
+        with open_to_read(path) as file:
             for number, line in enumerate(file, 1):
                 try:
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -181,4 +182,4 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                         f"{path}, line {number}: not UTF-8 ({error.reason})"
                     ) from error
     except OSError as error:
-        raise CorpusError(f"cannot read {path}: {error.strerror}") from error
+        raise CorpusError(f"cannot read {path}: {reason(error)}") from error

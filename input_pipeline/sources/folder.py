@@ -1,13 +1,13 @@
 """The source `folder`: RAW/CLASS/... or RAW/SPLIT/CLASS/..., the class being the label."""
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Annotated
 
 from input_pipeline.errors import CorpusError
+from input_pipeline.files import AnyPath, reason, walk_files
 from input_pipeline.sources.base import Reading, SourceRow, corpus_name
 
 _SPLITS = {
@@ -26,11 +26,12 @@ class FolderOptions:
     """Flags of the `folder` source."""
 
     raw: Annotated[
-        Path,
+        AnyPath,
         "folder of a folder per class; or of train, val and test folders with classes in each",
     ]
     modality: Annotated[str, "of all images: xray, ct, mri, ultrasound, pathology, fundus, ..."]
     source: Annotated[str | None, "name of the collection (of the folder)"] = None
+    split: Annotated[str, "of all images, where no folders name it (train)"] = "train"
     group_regex: Annotated[
         str | None, "finds the patient in a path, as its first group: '(P[0-9]+)_' (none)"
     ] = None
@@ -40,9 +41,9 @@ def open_folder(options: FolderOptions) -> Reading:
     """Files in the order of their names. Files that are no images are rejected, hidden ones not
     read."""
     try:
-        folders = sorted(entry.name for entry in os.scandir(options.raw) if entry.is_dir())
+        folders = sorted(entry.name for entry in options.raw.iterdir() if entry.is_dir())
     except OSError as error:
-        raise CorpusError(f"cannot read {options.raw}: {error.strerror}") from error
+        raise CorpusError(f"cannot read {options.raw}: {reason(error)}") from error
     folders = [name for name in folders if not name.startswith(".")]
     if not folders:
         raise CorpusError(f"{options.raw} holds no folders; expected one per class")
@@ -61,29 +62,20 @@ def _rows(
 ) -> Iterator[SourceRow]:
     has_splits = all(name.lower() in _SPLITS for name in folders)
     number = 0
-    for path in _files(options.raw):
-        parts = path.parts
+    for path in walk_files(options.raw):
+        parts = PurePosixPath(path).parts
         if len(parts) < 2 + has_splits:
             continue  # beside the class folders: a licence, a table
         number += 1
-        found = group.search(path.as_posix()) if group else None
+        found = group.search(path) if group else None
         yield SourceRow(
             row=number,
-            id=f"{source}/{path.as_posix()}",
-            image=path.as_posix(),
+            id=f"{source}/{path}",
+            image=path,
             texts=(),
             labels=(parts[has_splits],),
             modality=options.modality,
             source=source,
-            split=_SPLITS[parts[0].lower()] if has_splits else "train",
+            split=_SPLITS[parts[0].lower()] if has_splits else options.split,
             group=found[1] if found else "",
         )
-
-
-def _files(root: Path) -> Iterator[Path]:
-    """Paths relative to `root`, folder by folder in the order of names."""
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(folder, name).relative_to(root)

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from input_pipeline.errors import CorpusError
+from input_pipeline.files import AnyPath
 from input_pipeline.manifest import file_sha256
 from input_pipeline.rows import Rejection
 from input_pipeline.sources import files
@@ -18,10 +18,10 @@ from input_pipeline.sources.cells import clean_texts
 class TableOptions:
     """Flags of the `csv` and `jsonl` sources."""
 
-    input: Annotated[Path, "the table: CSV with a header line, or JSON Lines; UTF-8"]
-    image_root: Annotated[Path | None, "folder that image paths are relative to (of --input)"] = (
-        None
-    )
+    input: Annotated[AnyPath, "the table: CSV with a header line, or JSON Lines; UTF-8"]
+    image_root: Annotated[
+        AnyPath | None, "folder that image paths are relative to (of --input)"
+    ] = None
     image_column: Annotated[str, "image paths (image)"] = "image"
     label_column: Annotated[str | None, "class names (label, if there)"] = None
     text_column: Annotated[str | None, "texts about the very image (text, if there)"] = None

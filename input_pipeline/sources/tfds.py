@@ -6,10 +6,11 @@ data set's own files.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 from input_pipeline.errors import CorpusError
+from input_pipeline.files import AnyPath, to_path
 from input_pipeline.sources.base import Reading, SourceRow, corpus_name
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class TfdsOptions:
 
     dataset: Annotated[str, "NAME, NAME/CONFIG or NAME:VERSION"]
     modality: Annotated[str, "of all images: xray, ct, mri, ultrasound, pathology, fundus, ..."]
-    data_dir: Annotated[Path | None, "where the data set was prepared (TFDS' default)"] = None
+    data_dir: Annotated[AnyPath | None, "where the data set was prepared (TFDS' default)"] = None
     image_key: Annotated[str, "feature of the image (image)"] = "image"
     label_key: Annotated[str, "feature of the label or labels (label)"] = "label"
     text_key: Annotated[str | None, "feature of a text about the very image (none)"] = None
@@ -59,7 +60,7 @@ def open_tfds(options: TfdsOptions) -> Reading:
             raise CorpusError(f"{options.dataset} has no feature {key!r}; found {found}")
     name = corpus_name(options.source or builder.name)
     facts = {"dataset": builder.info.full_name, "licence": builder.info.redistribution_info.license}
-    return Reading(Path(builder.data_dir), name, _rows(options, builder, name), facts)
+    return Reading(to_path(builder.data_dir), name, _rows(options, builder, name), facts)
 
 
 def _rows(
@@ -81,7 +82,7 @@ def _rows(
                 yield SourceRow(
                     row=number,
                     id=f"{source}/{split}/{index:08d}",
-                    image=Path(path).name,
+                    image=PurePath(path).name,
                     texts=_texts(builder, features, options.text_key),
                     labels=_texts(builder, features, options.label_key),
                     modality=options.modality,

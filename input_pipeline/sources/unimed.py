@@ -5,13 +5,14 @@ import dataclasses
 import functools
 import gzip
 import hashlib
+import io
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from input_pipeline.errors import CorpusError
+from input_pipeline.files import AnyPath, open_to_read
 from input_pipeline.manifest import file_sha256
 from input_pipeline.rows import Rejection
 from input_pipeline.sources import files
@@ -29,12 +30,12 @@ _NEGATION = re.compile(r"\b(no|not|non|without|absent|absence|negative|free)\b")
 class PartOptions:
     """Flags of a part."""
 
-    raw: Annotated[Path, "folder with the data as its source delivers it, or the one above it"]
+    raw: Annotated[AnyPath, "folder with the data as its source delivers it, or the one above it"]
     released_captions: Annotated[
         bool, "take the generated captions of the annotation file (without: only original texts)"
     ] = False
     held_out: Annotated[
-        Path | None, "text, CSV or JSON that names images of evaluation sets; they are refused"
+        AnyPath | None, "text, CSV or JSON that names images of evaluation sets; they are refused"
     ] = None
     held_out_by: Annotated[
         str, "group: all images of their patients or articles; or image (group)"
@@ -106,7 +107,7 @@ def _check_options(key: str, part: Part, options: PartOptions) -> None:
 # --- files ------------------------------------------------------------------------------------
 
 
-def _annotations(key: str, part: Part, raw: Path) -> list[Path]:
+def _annotations(key: str, part: Part, raw: AnyPath) -> list[AnyPath]:
     """The annotation files, sorted, without those that are left out."""
     for pattern in part.annotations:
         found = [path for path in sorted(raw.glob(pattern)) if path.name not in part.left_out]
@@ -130,7 +131,10 @@ def _official_split(
             f"{key}: {what.paths[0]} is not in {options.raw}; it keeps the official test images "
             "out of training. --official_split=ignore goes without"
         )
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+    with (
+        open_to_read(path) as data,
+        io.TextIOWrapper(gzip.open(data) if path.suffix == ".gz" else data) as file,
+    ):
         if what.split:
             keys = (re.search(part.identity, line) for line in file)
             return path.name, {match["key"]: what.split for match in keys if match}
@@ -174,7 +178,7 @@ class _Record:
     values: Mapping[Column, Any]
 
 
-def _records(part: Part, annotations: Sequence[Path]) -> Iterator[_Record]:
+def _records(part: Part, annotations: Sequence[AnyPath]) -> Iterator[_Record]:
     """The rows of all annotation files, numbered through."""
     needed = [part.image, *part.texts]
     needed += [part.split_column] if part.split_column is not None else []
@@ -197,7 +201,7 @@ def _records(part: Part, annotations: Sequence[Path]) -> Iterator[_Record]:
 
 
 def _positions(
-    path: Path, needed: Sequence[Column], optional: Sequence[Column]
+    path: AnyPath, needed: Sequence[Column], optional: Sequence[Column]
 ) -> dict[Column, int]:
     """Column -> position in the CSV file. Names that are optional may be missing."""
     header = files.csv_header(path)
@@ -239,7 +243,9 @@ class _Places:
     shortened: bool
 
     @classmethod
-    def probe(cls, part: Part, raw: Path, annotation: Path, first: Sequence[_Record]) -> "_Places":
+    def probe(
+        cls, part: Part, raw: AnyPath, annotation: AnyPath, first: Sequence[_Record]
+    ) -> "_Places":
         """Takes what finds most images of the first rows. CorpusError if these hold no paths."""
         images = [image for record in first if (image := _image(part, record))]
         if images and not any(map(_IMAGE_SUFFIX.search, images)):

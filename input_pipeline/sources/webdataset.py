@@ -9,10 +9,10 @@ import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 from input_pipeline.errors import CorpusError
+from input_pipeline.files import AnyPath, open_to_read
 from input_pipeline.rows import Rejection
 from input_pipeline.sources.base import Reading, SourceRow, corpus_name
 from input_pipeline.sources.cells import clean_texts, value_texts
@@ -26,7 +26,7 @@ _OTHERS = ("txt", "json", "cls")
 class TarOptions:
     """Flags of the `webdataset` source."""
 
-    raw: Annotated[Path, "folder of *.tar; with --part, that of the part or the one above it"]
+    raw: Annotated[AnyPath, "folder of *.tar; with --part, that of the part or the one above it"]
     part: Annotated[str | None, "key of the UniMed part that the tars hold (none)"] = None
     modality: Annotated[str | None, "of all images; with --part, that of the part"] = None
     source: Annotated[str | None, "name of the collection (of the folder, or the part)"] = None
@@ -98,7 +98,7 @@ class _Sample:
 
 
 def _rows(
-    tars: list[Path], split: str, source: str, modality: str, layout: TarLayout
+    tars: list[AnyPath], split: str, source: str, modality: str, layout: TarLayout
 ) -> Iterator[SourceRow | Rejection]:
     number = 0
     for path in tars:
@@ -154,11 +154,12 @@ def _texts_and_labels(sample: _Sample) -> tuple[tuple[str, ...], tuple[str, ...]
     return texts, labels
 
 
-def _samples(path: Path) -> Iterator[_Sample | str]:
+def _samples(path: AnyPath) -> Iterator[_Sample | str]:
     """The samples of a tar; a text where the tar is damaged, as its last item."""
     sample: _Sample | None = None
     try:
-        with tarfile.open(path, "r:") as tar:  # "r:": offsets mean nothing in a compressed tar
+        # "r:": offsets mean nothing in a compressed tar
+        with open_to_read(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # else it remembers all of them
                 folder, _, name = member.name.rpartition("/")

@@ -52,6 +52,15 @@ def test_class_folders(tmp_path, captions_file):
     assert rejection["path"] == "benign/notes.txt" and "not an image" in rejection["reason"]
 
 
+def test_class_folders_of_a_split_that_is_given(tmp_path, captions_file):
+    put_image(tmp_path / "raw" / "a/1.jpg")
+    flags = (f"--raw={tmp_path / 'raw'}", "--modality=ct", "--split=val", captions_file)
+    assert convert("folder", tmp_path / "out", *flags) == 0
+    assert {split: list(x) for split, x in corpora.samples(tmp_path / "out").items()} == {
+        "val": ["raw/a/1.jpg"]
+    }
+
+
 def test_split_folders_above_class_folders(tmp_path, captions_file):
     for name in ("train/a/1.jpg", "Validation/a/2.jpg", "test/b/3.jpg"):
         put_image(tmp_path / "raw" / name)

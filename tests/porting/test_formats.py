@@ -98,7 +98,7 @@ def test_whole_models(published: Path, file: str) -> None:
     inputs, expected = np.load(published / "inputs.npz"), np.load(published / f"{name}.npz")
     images = inputs["large_images" if name == "biomedclip" else "images"]
     _assert_close(model.encode_image(list(images)), expected["visual"])
-    got = model._run("text", iter(inputs["ids"].astype(np.int32)), True, 64)
+    got = model._run("text", iter(inputs["ids"].astype(np.int32)), True, 64, False)
     _assert_close(got, expected["text"])
 
 
@@ -310,7 +310,7 @@ def test_a_real_bert_agrees_with_transformers_on_real_text(tmp_path: Path) -> No
 
     # as the facts sheet has it for this file
     known = [101, 3108, 1060, 1011, 4097, 3065, 1037, 2157, 2896, 21833, 18583, 1012, 102]
-    state = model._run("text", iter([np.array(known, np.int32)]), False, 64)[0, :5]
+    state = model._run("text", iter([np.array(known, np.int32)]), False, 64, False)[0, :5]
     np.testing.assert_allclose(state, [0.544072, 0.509332, 0.048975, 0.053578, 0.142055], atol=2e-6)
 
 

@@ -20,18 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import ConfigError
-
-FIELDS = ("modality", "label")
+from input_pipeline.files import reason, to_path
+from unimed_jax.evals.label_tasks import FIELDS, LabelTask
 
 
 @dataclass(frozen=True)
-class PromptTask:
+class PromptTask(LabelTask):
     """One zero-shot task; `prompts[c]` are the sentences that describe `classes[c]`."""
 
-    name: str
-    field: str
-    source: str | None
-    classes: tuple[str, ...]
     prompts: tuple[tuple[str, ...], ...]
 
     @property
@@ -43,20 +39,6 @@ class PromptTask:
     def class_index(self) -> tuple[int, ...]:
         """The class of each of the P `sentences`, as `classification.class_embeddings` takes it."""
         return tuple(c for c, group in enumerate(self.prompts) for _ in group)
-
-    def includes(self, source: str) -> bool:
-        """Whether the task is about samples of `source` at all."""
-        return self.source is None or self.source == source
-
-    def class_of(self, modality: str, labels: Iterable[str]) -> int | None:
-        """Index of a sample's true class.
-
-        None where the task cannot judge the sample: its value is none of the classes, or several of
-        its labels are.
-        """
-        values = (modality,) if self.field == "modality" else labels
-        found = {self.classes.index(value) for value in values if value in self.classes}
-        return found.pop() if len(found) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -88,9 +70,9 @@ def load_prompts(name_or_path: str | os.PathLike[str]) -> PromptSet:
     name = os.fspath(name_or_path)
     if name.endswith(".json"):
         try:
-            content = Path(name).read_bytes()
+            content = to_path(name).read_bytes()
         except OSError as error:
-            raise ConfigError(f"cannot read the prompt file {name}: {error.strerror}") from error
+            raise ConfigError(f"cannot read the prompt file {name}: {reason(error)}") from error
         return parse_prompts(content, name)
     if name not in packaged_names():
         raise ConfigError(

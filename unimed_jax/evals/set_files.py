@@ -2,7 +2,7 @@
 
 import collections
 import csv
-import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,9 +27,8 @@ class LabelledImages:
       groups: patient or exam of each; its id where the set does not tell.
       places: of each, for messages.
       ignored: label -> rows that are in the files but not in the set.
-      stamp: a digest of what identifies the images: ids and file sizes.
       source: what was read.
-      read: the encoded images, in order.
+      read: (begin, end) -> the encoded images of these numbers, in order.
     """
 
     ids: tuple[str, ...]
@@ -38,9 +37,8 @@ class LabelledImages:
     groups: tuple[str, ...]
     places: tuple[str, ...]
     ignored: Mapping[str, int]
-    stamp: str
     source: str
-    read: Callable[[], Iterator[bytes]]
+    read: Callable[[int, int], Iterator[bytes]]
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,7 @@ def open_set(spec: SetSpec, root: Path) -> LabelledImages:
       CorpusError: nothing there; or a row, a label or an image file is not what it should be. The
         message names the file and the row.
     """
+    root = Path(os.path.normpath(root))
     found = _find(spec.layout, root)
     if found is None:
         prepared = _find_tfds(spec.tfds, root) if spec.tfds else None
@@ -106,7 +105,9 @@ def _csv_rows(layout: CsvLayout, table: Path, root: Path) -> Iterator[_Row]:
                 label = _only_text(label, place)
                 folder = table.parent if layout.images is None else root / layout.images
                 folder = Path(str(folder).replace("{label}", label))
-                yield _Row(folder / _only_text(row[layout.image], place), label, place)
+                path = folder / _only_text(row[layout.image], place)
+                # without '..', so that a file has one name and stays below the data root
+                yield _Row(Path(os.path.normpath(path)), label, place)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CorpusError(f"cannot read {table}: {error}") from error
 
@@ -178,13 +179,11 @@ def _collect(spec: SetSpec, root: Path, source: Path, rows: Iterable[_Row]) -> L
         counts[row.path] += 1
     if not first:
         raise CorpusError(f"{source} holds no image of {spec.key}")
-    digest = hashlib.sha256()
     for path, row in first.items():
-        try:
-            digest.update(f"{path.relative_to(root)}\0{path.stat().st_size}\n".encode())
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is outside the data root"
-            raise CorpusError(f"{row.place}: image {path}: {reason}") from error
+        if not path.is_relative_to(root):
+            raise CorpusError(f"{row.place}: image {path}: it is outside the data root")
+        if not path.is_file():
+            raise CorpusError(f"{row.place}: image {path}: no such file")
     paths = tuple(first)
     ids = tuple(path.relative_to(root).as_posix() for path in paths)
     group = re.compile(spec.layout.group) if spec.layout.group else None
@@ -196,9 +195,8 @@ def _collect(spec: SetSpec, root: Path, source: Path, rows: Iterable[_Row]) -> L
         groups=tuple(m[1] if m else name for m, name in zip(found, ids, strict=True)),
         places=tuple(row.place for row in first.values()),
         ignored=dict(ignored),
-        stamp=digest.hexdigest(),
         source=source.relative_to(root).as_posix(),
-        read=lambda: (path.read_bytes() for path in paths),
+        read=lambda begin, end: (path.read_bytes() for path in paths[begin:end]),
     )
 
 
@@ -218,24 +216,24 @@ def _open_tfds(spec: SetSpec, folder: Path) -> LabelledImages:
             f"{folder} has no split {layout.split!r}; found {', '.join(builder.info.splits)}"
         )
 
-    def samples() -> Iterator[Mapping[str, np.ndarray]]:
+    def samples(begin: int, end: int) -> Iterator[Mapping[str, np.ndarray]]:
         dataset = builder.as_dataset(
-            split=layout.split,
+            split=f"{layout.split}[{begin}:{end}]",
             decoders={"image": tfds.decode.SkipDecoding()},
             read_config=tfds.ReadConfig(interleave_cycle_length=1),  # the order of the files
         )
         return dataset.as_numpy_iterator()
 
-    labels = np.array([sample["label"] for sample in samples()], np.int32)
-    if not labels.size:
+    count = builder.info.splits[layout.split].num_examples
+    if not count:
         raise CorpusError(f"{folder}: split {layout.split!r} is empty")
+    labels = np.array([sample["label"] for sample in samples(0, count)], np.int32)
     if labels.min() < 0 or labels.max() >= len(spec.classes):
         raise CorpusError(
             f"{folder}: labels {labels.min()} to {labels.max()}, but {spec.key} has "
             f"{len(spec.classes)} classes, numbered from 0"
         )
     ids = tuple(f"{layout.dataset}/{layout.split}/{i:08d}" for i in range(len(labels)))
-    size = builder.info.splits[layout.split].num_bytes
     return LabelledImages(
         ids=ids,
         labels=labels,
@@ -243,7 +241,6 @@ def _open_tfds(spec: SetSpec, folder: Path) -> LabelledImages:
         groups=ids,
         places=tuple(f"{folder}, split {layout.split}, row {i}" for i in range(len(ids))),
         ignored={},
-        stamp=hashlib.sha256(f"{builder.info.full_name}\0{size}\0{ids}".encode()).hexdigest(),
         source=f"TFDS {builder.info.full_name}, split {layout.split}",
-        read=lambda: (sample["image"] for sample in samples()),
+        read=lambda begin, end: (sample["image"] for sample in samples(begin, end)),
     )

@@ -1,25 +1,25 @@
-"""Zero-shot evaluation of a model on a suite of sets.
+"""Zero-shot evaluation of a model on a suite of sets, on one host or many.
 
-Per set: one pass over the images, whose embeddings are kept in a file; then class vectors from the
-prompts, logits, scores. Nothing here is random but the bootstrap, which is seeded.
+Per set: one pass over the images, whose embeddings are kept in files; then class vectors from the
+prompts, logits, scores. Images are divided over the hosts; what follows is little, and every host
+does it. Nothing here is random but the bootstrap, which is seeded.
 """
 
-import io
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from jax.experimental import multihost_utils
 
-from input_pipeline import images as image_files
 from input_pipeline.errors import CorpusError, UserError
-from input_pipeline.files import write_bytes_atomically
+from input_pipeline.files import AnyPath
 from unimed_jax import runtime
-from unimed_jax.evals import classification, scores, set_files
+from unimed_jax.evals import classification, image_embeddings, scores, set_files
 from unimed_jax.evals.classification import ClassificationResult
+from unimed_jax.evals.image_embeddings import Embedded
 from unimed_jax.evals.prompt_sets import PromptTask
 from unimed_jax.evals.set_files import LabelledImages
 from unimed_jax.evals.suite_files import SetSpec, Suite
@@ -35,7 +35,6 @@ SCORE = (
     "cosine of image and class vector, times the model's logit scale; binary AUC by the difference "
     "of class 1 and class 0"
 )
-_PREPROCESSING = "8 bit, RGB, shortest side bicubic, centre crop; version 1"
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,23 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class BadImage:
+    """An image that does not decode: its id, file and row, and why."""
+
+    id: str
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class SetResult:
     """What was found on one set.
 
     Attributes:
       images: what was read.
+      bad_images: those of them that do not decode; they are in no score.
+      digest: SHA-256 of ids, labels and bytes of all images.
+      same_bytes: images whose file equals that of an earlier one.
       result: the logits; its samples are the distinct images in our protocol, rows in the paper's.
       prompts: what was given, before the protocol took its share.
       num_prompts: per class, as used.
@@ -66,6 +77,9 @@ class SetResult:
 
     spec: SetSpec
     images: LabelledImages
+    bad_images: tuple[BadImage, ...]
+    digest: str
+    same_bytes: int
     result: ClassificationResult
     prompts: PromptTask
     num_prompts: tuple[int, ...]
@@ -105,9 +119,11 @@ class SuiteResult:
     absent: Mapping[str, str]
 
     def means(self, leak_free: bool) -> dict[str, dict[str, Any]]:
-        """Of all sets and per modality: {'value', 'over': keys, 'without': {key: reason}}.
+        """Of all sets and per modality.
 
-        Each set counts once with its own metric, as in the published averages.
+        {'value', 'over': keys, 'incomplete': those of them with images that do not decode,
+        'without': {key: reason}}. Each set counts once with its own metric, as in the published
+        averages.
         """
         specs = (*self.suite.sets, *self.suite.not_chosen)
         modalities = dict.fromkeys(spec.modality for spec in specs)
@@ -137,21 +153,28 @@ class SuiteResult:
             if modality in (None, spec.modality):
                 without[spec.key] = "not among --suite.sets"
         value = float(np.mean(list(values.values()))) if values else float("nan")
-        return {"value": value, "over": list(values), "without": without}
+        incomplete = [key for key in values if found[key].bad_images]
+        return {
+            "value": value,
+            "over": list(values),
+            "incomplete": incomplete,
+            "without": without,
+        }
 
 
 def evaluate_suite(
     model: Model,
     suite: Suite,
     root: Path,
-    cache: Path,
+    cache: AnyPath,
     *,
     protocol: str = "ours",
     prompts: Mapping[str, PromptTask] | None = None,
     prompts_sha256: str = "",
     excluded: Mapping[str, str] | None = None,
+    when_done: Callable[[SetResult], None] = lambda result: None,
 ) -> SuiteResult:
-    """Evaluates every set whose files are there.
+    """Evaluates every set whose files are there. All hosts call it, and get the same.
 
     Args:
       model: with both towers.
@@ -161,9 +184,11 @@ def evaluate_suite(
       prompts: key -> sentences in place of the packaged ones.
       prompts_sha256: of the file that `prompts` came from.
       excluded: ids of images that the model was trained on, with reasons.
+      when_done: is told of every set as soon as it is scored.
 
     Raises:
-      UserError: no set is there at all; a set's files are not what they should be.
+      UserError: no set is there at all; a set's files are not what they should be; hosts see
+        different files.
     """
     assert protocol in PROTOCOLS
     absent = {s.key: m for s in suite.sets if (m := set_files.missing(s, root))}
@@ -171,91 +196,99 @@ def evaluate_suite(
         raise UserError(
             f"{root} holds none of the sets of {suite.name}; --list says what is looked for"
         )
+    specs = [spec for spec in suite.sets if spec.key not in absent]
+    opened = {spec.key: set_files.open_set(spec, root) for spec in specs}  # errors come first
+    _check_same_on_all_hosts(opened, root)
+    own = prompts or {}
+    tasks = {spec.key: own.get(spec.key) or spec.prompts for spec in specs}
+    texts = _encode_texts(model, tasks.values())
     cache = cache / model.image_tower_digest()[:16]
     found = []
-    for spec in suite.sets:
-        if spec.key in absent:
-            continue
-        runtime.say(f"{spec.key} ...")
-        images = set_files.open_set(spec, root)
-        task = (prompts or {}).get(spec.key)
+    for spec in specs:
+        images = opened[spec.key]
+        embedded = image_embeddings.embed(model, images, cache / spec.key)
+        before = f", {embedded.num_kept:,} of them embedded before" if embedded.num_kept else ""
+        runtime.say(f"{spec.key}: {len(images.ids):,} images{before}")
         found.append(
-            _evaluate_set(
-                model,
+            _score_set(
                 spec,
                 images,
-                _embeddings(model, images, cache / f"{spec.key}.npz"),
-                task or spec.prompts,
+                embedded,
+                _bad_images(images, embedded, suite.on_bad_image),
+                tasks[spec.key],
+                texts,
+                model.logit_scale,
                 protocol,
-                prompts_sha256=prompts_sha256 if task else spec.sha256,
-                own_prompts=task is not None,
+                prompts_sha256=prompts_sha256 if spec.key in own else spec.sha256,
+                own_prompts=spec.key in own,
                 excluded=excluded,
             )
         )
+        when_done(found[-1])
     return SuiteResult(suite, protocol, tuple(found), absent)
 
 
-def _embeddings(model: Model, images: LabelledImages, path: Path) -> np.ndarray:
-    """Unit vectors (N, E) of the images, from the file if it holds those of the same images."""
-    stamp = f"{_PREPROCESSING}; {images.stamp}"
-    if path.is_file():
-        try:
-            with np.load(path) as kept:
-                if str(kept["stamp"]) == stamp:
-                    return kept["embeddings"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} is not a file of embeddings, delete it: {error}") from error
-    embeddings = model.encode_image(_pictures(images))
-    buffer = io.BytesIO()
-    np.savez(buffer, stamp=stamp, ids=np.array(images.ids), embeddings=embeddings)
-    write_bytes_atomically(path, buffer.getvalue())
-    return embeddings
+def _check_same_on_all_hosts(opened: Mapping[str, LabelledImages], root: Path) -> None:
+    listed = "\n".join(f"{key}\0{i}" for key, images in opened.items() for i in images.ids)
+    digest = np.frombuffer(hashlib.sha256(listed.encode()).digest(), np.uint8)
+    if len(np.unique(multihost_utils.process_allgather(digest[None], tiled=True), axis=0)) > 1:
+        raise UserError(f"the hosts see different files below {root}")
 
 
-def _pictures(images: LabelledImages) -> Iterator[Image.Image]:
-    for place, data in zip(images.places, images.read(), strict=True):
-        try:
-            yield image_files.decode(data)[0]
-        except ValueError as error:
-            raise CorpusError(f"{place}: {error}") from error
+def _encode_texts(model: Model, tasks: Iterable[PromptTask]) -> dict[str, np.ndarray]:
+    """Unit vectors of all sentences; many occur in several sets."""
+    sentences = list(dict.fromkeys(s for task in tasks for s in task.sentences))
+    vectors = model.encode_text(sentences, whole_batches=True)
+    return dict(zip(sentences, vectors, strict=True))
 
 
-def _evaluate_set(
-    model: Model,
+def _bad_images(images: LabelledImages, embedded: Embedded, rule: str) -> tuple[BadImage, ...]:
+    bad = tuple(
+        BadImage(images.ids[i], images.places[i], reason) for i, reason in embedded.problems.items()
+    )
+    if bad and (rule == "stop" or len(bad) == len(images.ids)):
+        first = f"{bad[0].place}: image {bad[0].id}: {bad[0].reason}"
+        raise CorpusError(f"{len(bad)} of {len(images.ids)} images do not decode; first {first}")
+    return bad
+
+
+def _score_set(
     spec: SetSpec,
     images: LabelledImages,
-    embeddings: np.ndarray,
+    embedded: Embedded,
+    bad_images: tuple[BadImage, ...],
     task: PromptTask,
+    texts: Mapping[str, np.ndarray],
+    logit_scale: float,
     protocol: str,
     *,
     prompts_sha256: str,
     own_prompts: bool,
     excluded: Mapping[str, str] | None,
 ) -> SetResult:
-    texts = model.encode_text(task.sentences)
+    prompts = np.stack([texts[sentence] for sentence in task.sentences])
     index = np.array(task.class_index)
     place = np.concatenate([np.arange(len(group)) for group in task.prompts])
     limit = spec.paper_prompts if protocol == "paper" else None
     used = place < (limit or len(place))
+    good = np.setdiff1d(np.arange(len(images.ids)), list(embedded.problems))
 
-    def logits(of: np.ndarray) -> np.ndarray:
-        vectors = classification.class_embeddings(texts[of], index[of])
-        return classification.zero_shot_logits(embeddings, vectors, model.logit_scale)
+    def logits(rows: np.ndarray, of: np.ndarray) -> np.ndarray:
+        vectors = classification.class_embeddings(prompts[of], index[of])
+        return classification.zero_shot_logits(embedded.vectors[rows], vectors, logit_scale)
 
     singles = [
-        scores.point_scores(images.labels, logits(place == j))[spec.metric]
+        scores.point_scores(images.labels[good], logits(good, place == j))[spec.metric]
         for j in range(min(map(len, task.prompts)))
     ]
-    rows = np.arange(len(images.ids))
-    if protocol == "paper":
-        rows = np.repeat(rows, images.counts)
+    rows = np.repeat(good, images.counts[good]) if protocol == "paper" else good
     result = ClassificationResult(
         task=spec.key,
         classes=task.classes,
         ids=tuple(images.ids[i] for i in rows),
         labels=images.labels[rows],
-        logits=logits(used)[rows],
-        num_left_out=sum(images.ignored.values()),
+        logits=logits(rows, used),
+        num_left_out=sum(images.ignored.values()) + len(bad_images),
     )
     groups = [images.groups[i] for i in rows]
     leaked = np.array([name in (excluded or {}) for name in result.ids])
@@ -263,6 +296,9 @@ def _evaluate_set(
     return SetResult(
         spec=spec,
         images=images,
+        bad_images=bad_images,
+        digest=_digest(images, embedded.digests),
+        same_bytes=len(images.ids) - len(np.unique(embedded.digests, axis=0)),
         result=result,
         prompts=task,
         num_prompts=tuple(np.bincount(index[used]).tolist()),
@@ -273,6 +309,13 @@ def _evaluate_set(
         leak_free_reason=reason,
         single_prompts=tuple(singles),
     )
+
+
+def _digest(images: LabelledImages, digests: np.ndarray) -> str:
+    whole = hashlib.sha256()
+    for name, label, digest in zip(images.ids, images.labels, digests, strict=True):
+        whole.update(f"{name}\0{label}\0{digest.tobytes().hex()}\n".encode())
+    return whole.hexdigest()
 
 
 def _no_leak_free(spec: SetSpec, leaked: np.ndarray, has_list: bool) -> str:

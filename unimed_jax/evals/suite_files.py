@@ -18,6 +18,7 @@ from input_pipeline.errors import ConfigError
 from unimed_jax.evals.prompt_sets import PromptSet, PromptTask
 
 METRICS = ("accuracy", "auc")
+ON_BAD_IMAGE = ("stop", "count")
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,8 @@ class Suite:
     Attributes:
       sets: to evaluate.
       not_chosen: its other sets, which means must name.
+      on_bad_image: what an image that does not decode does: 'stop' the run, or 'count': it is left
+        out of the scores and listed, and its set is called incomplete.
       published: model -> {modality or 'mean': percent}.
     """
 
@@ -140,6 +143,7 @@ class Suite:
     title: str
     sets: tuple[SetSpec, ...]
     not_chosen: tuple[SetSpec, ...] = ()
+    on_bad_image: str = "count"
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -173,6 +177,7 @@ def load_suite(name: str, keys: Sequence[str] = ()) -> Suite:
         content["title"],
         sets=tuple(spec for spec in specs if not keys or spec.key in keys),
         not_chosen=tuple(spec for spec in specs if keys and spec.key not in keys),
+        on_bad_image=content["on_bad_image"],
         published=content.get("published", {}),
     )
 

@@ -1,22 +1,18 @@
-"""results.json, results.csv and report.html of a suite."""
+"""What was found on a suite, for people: the table on the terminal, report.html."""
 
-import csv
-import io
-import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from input_pipeline import images as image_files
-from input_pipeline.files import write_text_atomically
-from unimed_jax import report, runtime
-from unimed_jax.evals import classification, scores
-from unimed_jax.evals.suite import CLASS_VECTOR, PROTOCOLS, SCORE, Scored, SetResult, SuiteResult
+from input_pipeline.files import AnyPath
+from unimed_jax import charts, report, runtime
+from unimed_jax.evals import classification, scores, suite_results
+from unimed_jax.evals.suite import PROTOCOLS, Scored, SetResult, SuiteResult
 from unimed_jax.evals.suite_files import Suite
-from unimed_jax.version import __version__
+from unimed_jax.evals.suite_results import ModelName
 
 _GALLERY_PER_SET, _GALLERY_SIDE = 3, 160
 _MAX_MATRIX = 20  # classes; larger confusion matrices are in results.json only
@@ -32,132 +28,27 @@ _MODALITIES = {
 }
 
 
-def write(directory: Path, found: SuiteResult, model: str, settings: Mapping[str, str]) -> None:
-    """Prints the table and writes the three files.
+def write(
+    directory: AnyPath, found: SuiteResult, model: ModelName, settings: Mapping[str, str]
+) -> None:
+    """Prints the table and writes the files, beside those of `suite_results.write_set`.
 
     Args:
       directory: where they go.
       found: the results.
-      model: the checkpoint, as the user named it.
+      model: its names.
       settings: of the command, shown in the report.
     """
-    content = as_json(found, model)
-    text = json.dumps(_without_nan(content), indent=1, ensure_ascii=False) + "\n"
-    write_text_atomically(directory / "results.json", text)
-    write_text_atomically(directory / "results.csv", _csv(content["sets"]))
+    suite_results.write(directory, found, model)
     report.write_report(
         directory / "report.html",
-        title=f"{found.suite.title}: {model}",
+        title=f"{found.suite.title}: {model.checkpoint}",
         sections=_sections(found, settings),
         subtitle=f"Protocol {found.protocol}: {PROTOCOLS[found.protocol]}. It shows pictures of "
         "the sets: their terms apply.",
     )
     runtime.say(table(found))
     runtime.say(f"\nresults: {directory / 'results.json'}\nreport:  {directory / 'report.html'}")
-
-
-def as_json(found: SuiteResult, model: str) -> dict[str, Any]:
-    """The results as JSON values; the entries of 'sets' have CLIP_benchmark's keys, and more."""
-    return {
-        "suite": found.suite.name,
-        "model": model,
-        "unimed_jax": __version__,
-        "protocol": {
-            "name": found.protocol,
-            "rule": PROTOCOLS[found.protocol],
-            "class_vector": CLASS_VECTOR,
-            "score": SCORE,
-            "intervals": f"percentile bootstrap over groups, {scores.NUM_RESAMPLES} resamples, "
-            f"{scores.LEVEL:.0%}, seed 0",
-        },
-        "means": {
-            "as_published": found.means(leak_free=False),
-            "leak_free": found.means(leak_free=True),
-        },
-        "absent": dict(found.absent),
-        "unexpected_counts": {r.spec.key: r.count_problem for r in found.sets if r.count_problem},
-        "sets": [_set_json(r, model) for r in found.sets],
-    }
-
-
-def _set_json(r: SetResult, model: str) -> dict[str, Any]:
-    values = r.scored.values
-    metrics = {
-        "acc1": values["accuracy"],
-        "mean_per_class_recall": values["balanced_accuracy"],
-        **values,
-    }
-    if len(r.result.classes) >= 5:
-        top5 = np.argsort(-r.result.logits, axis=1, kind="stable")[:, :5]
-        metrics["acc5"] = float(np.mean((top5 == r.result.labels[:, None]).any(1)))
-    by_modality = _by_modality(r)
-    return {
-        "dataset": r.spec.key,
-        "model": model,
-        "pretrained": model,
-        "task": "zeroshot_classification",
-        "language": "en",
-        "metrics": metrics,
-        "metric": r.spec.metric,
-        "modality": r.spec.modality,
-        "classes": list(r.result.classes),
-        "as_published": _scored_json(r.scored),
-        "leak_free": _scored_json(r.leak_free) if r.leak_free else r.leak_free_reason,
-        "known_overlap": r.spec.leak,
-        **({"accuracy_by_modality": by_modality} if by_modality else {}),
-        "chance": 0.5 if r.spec.metric == "auc" else r.result.chance,
-        "majority_accuracy": r.majority,
-        "num_rows": r.num_rows,
-        "expected_rows": r.spec.num_images,
-        "duplicate_rows": r.num_rows - len(r.images.ids),
-        "ignored_rows": dict(r.images.ignored),
-        "class_counts": np.bincount(r.result.labels, minlength=len(r.result.classes)).tolist(),
-        "confusion_matrix": classification.confusion_matrix(r.result).tolist(),
-        "prompts": {
-            "from": "--prompts" if r.own_prompts else "packaged",
-            "sha256": r.prompts_sha256,
-            "used_per_class": list(r.num_prompts),
-            "single_prompts": list(r.single_prompts),
-            **scores.prompt_spread(r.single_prompts),
-        },
-        "files": {"read": r.images.source, "digest": r.images.stamp},
-        "published": dict(r.spec.published),
-    }
-
-
-def _scored_json(scored: Scored) -> dict[str, Any]:
-    return {
-        "num_images": scored.num_images,
-        **{
-            name: {"value": value, "interval": list(scored.intervals[name])}
-            for name, value in scored.values.items()
-        },
-    }
-
-
-def _by_modality(r: SetResult) -> dict[str, float]:
-    """Accuracy of the images of each modality, where the classes of a set differ in theirs."""
-    of_class = np.array([c.modality for c in r.spec.classes])
-    right = r.result.predictions == r.result.labels
-    return {
-        str(name): float(right[of_class[r.result.labels] == name].mean())
-        for name in np.unique(of_class[r.result.labels])
-        if name
-    }
-
-
-def _csv(sets: list[dict[str, Any]]) -> str:
-    """A line per set, with the columns of CLIP_benchmark's own table."""
-    fields = ("acc1", "acc5", "mean_per_class_recall", *scores.SCORES)
-    names = ("dataset", "model", "pretrained", "task", "language")
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow((*fields, *names))
-    for entry in sets:
-        writer.writerow(
-            [entry["metrics"].get(name, "") for name in fields] + [entry[name] for name in names]
-        )
-    return buffer.getvalue()
 
 
 def table(found: SuiteResult) -> str:
@@ -169,17 +60,24 @@ def table(found: SuiteResult) -> str:
             lines.append(f"{spec.key:<20} absent: {found.absent[spec.key]}")
             continue
         r = results[spec.key]
-        problem = f"  ! {r.count_problem}" if r.count_problem else ""
         lines.append(
             f"{spec.key:<20} {spec.metric:<9} {_percent(r.scored, spec.metric):<22} "
-            f"n={r.scored.num_images:,}{problem}"
+            f"n={r.scored.num_images:,}{''.join(f'  ! {text}' for text in _problems(r))}"
         )
     for title, leak_free in (("as published", False), ("leak-free", True)):
         mean = found.means(leak_free)["mean"]
         lines.append(f"mean {title}: {_mean_text(mean)}")
-        if mean["without"]:
-            lines.append(f"  without {', '.join(mean['without'])}")
+        for word in ("without", "incomplete"):
+            if mean[word]:
+                lines.append(f"  {word} {', '.join(mean[word])}")
+    lines += [f"does not decode: {bad.place}: {bad.id}" for r in found.sets for bad in r.bad_images]
     return "\n".join(lines)
+
+
+def _problems(r: SetResult) -> list[str]:
+    """What is wrong with the images of a set, for people."""
+    bad = f"{len(r.bad_images):,} images do not decode" if r.bad_images else ""
+    return [text for text in (r.count_problem, bad) if text]
 
 
 def listing(suite: Suite, missing: Mapping[str, str]) -> str:
@@ -209,7 +107,9 @@ def _sections(found: SuiteResult, settings: Mapping[str, str]) -> list[report.Se
         ),
         report.Section("Sets", _sets_html(found)),
         report.Section("Modalities", _modalities_html(found.suite, published, leak_free)),
+        report.Section("Plot", _plot(found)),
         *([_left_out(published, leak_free)] if leak_free["mean"]["without"] else []),
+        *([_bad_images(found)] if any(r.bad_images for r in found.sets) else []),
         report.classification_section(results, "Other scores"),
         report.confusion_section(small),
         report.gallery_section(_wrong_answers(found), "Wrong answers"),
@@ -238,20 +138,56 @@ def _sets_html(found: SuiteResult) -> str:
         r = results[spec.key]
         spread = scores.prompt_spread(r.single_prompts)
         count = f"{r.scored.num_images:,}"
+        if r.count_problem and r.scored.num_images == r.num_rows:
+            count = ""  # the problem tells it
         rows.append(
             [
                 spec.key,
                 spec.metric,
                 _percent(r.scored, spec.metric),
-                _percent(r.leak_free, spec.metric) if r.leak_free else "—",
+                _leak_free(r),
                 f"{100 * r.majority:.1f}",
                 ", ".join(f"{100 * value:.1f}" for value in spread.values()),
-                f"{count} ({r.count_problem})" if r.count_problem else count,
+                "; ".join(filter(None, (count, *_problems(r)))),
                 *printed,
             ]
         )
     note = "Percent. Published scores were made with the paper's prompts: they are not comparable."
     return report.table(header, rows, compact=True) + f'<p class="note">{note}</p>'
+
+
+def _leak_free(r: SetResult) -> str:
+    """The score without known training images; its interval where it is another than that with."""
+    if not r.leak_free:
+        return "—"
+    if r.leak_free.num_images < r.scored.num_images:
+        return _percent(r.leak_free, r.spec.metric)
+    return f"{100 * r.leak_free.values[r.spec.metric]:.2f}"
+
+
+def _plot(found: SuiteResult) -> str:
+    """Scores with their intervals, those without the known training images, and published ones."""
+
+    def point(scored: Scored, metric: str) -> tuple[float, float, float]:
+        return (scored.values[metric], *scored.intervals[metric])
+
+    series = {"as published": [point(r.scored, r.spec.metric) for r in found.sets]}
+    fewer = [r.leak_free and r.leak_free.num_images < r.scored.num_images for r in found.sets]
+    if any(fewer):
+        series["leak-free"] = [
+            point(r.leak_free, r.spec.metric) if is_other else None
+            for r, is_other in zip(found.sets, fewer, strict=True)
+        ]
+    for model in dict.fromkeys(name for r in found.sets for name in r.spec.published):
+        values = [r.spec.published.get(model, math.nan) / 100 for r in found.sets]
+        series[model] = [(value, value, value) for value in values]
+    names = [f"{r.spec.key} ({r.spec.metric})" for r in found.sets]
+    note = "Percent; bars are 95 % intervals. Published scores were made with other prompts."
+    return (
+        charts.interval_chart(names, series)
+        + report.legend(list(series))
+        + f'<p class="note">{note}</p>'
+    )
 
 
 def _modalities_html(suite: Suite, published: Mapping, leak_free: Mapping) -> str:
@@ -274,13 +210,24 @@ def _left_out(published: Mapping, leak_free: Mapping) -> report.Section:
     return report.Section("Left out of the means", report.table(["Mean", "Set", "Reason"], rows))
 
 
+def _bad_images(found: SuiteResult) -> report.Section:
+    rows = [[r.spec.key, bad.id, bad.place, bad.reason] for r in found.sets for bad in r.bad_images]
+    note = "They are in no score, and their sets count as incomplete."
+    return report.Section(
+        "Images that do not decode",
+        report.table(["Set", "Image", "Listed in", "Reason"], rows, compact=True)
+        + f'<p class="note">{note}</p>',
+    )
+
+
 def _mean_text(mean: Mapping[str, Any]) -> str:
-    """'61.6', or '61.6 (3 of 4 sets)': a mean over fewer sets says so."""
+    """'61.6', or '61.6 (3 of 4 sets, 1 incomplete)': a mean over fewer sets or images says so."""
     if not mean["over"]:
         return "—"
     total = len(mean["over"]) + len(mean["without"])
-    of = f" ({len(mean['over'])} of {total} sets)" if mean["without"] else ""
-    return f"{100 * mean['value']:.2f}{of}"
+    notes = [f"{len(mean['over'])} of {total} sets"] if mean["without"] else []
+    notes += [f"{len(mean['incomplete'])} incomplete"] if mean["incomplete"] else []
+    return f"{100 * mean['value']:.2f}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def _percent(scored: Scored, metric: str) -> str:
@@ -298,35 +245,22 @@ def _wrong_answers(found: SuiteResult) -> list[report.GalleryItem]:
         wrong = np.flatnonzero(result.predictions != result.labels)
         place = {result.ids[i]: i for i in reversed(wrong)}
         wanted = {r.images.ids.index(result.ids[i]) for i in wrong[:_GALLERY_PER_SET]}
-        if not wanted:
-            continue
         probabilities = classification.probabilities(result)
-        for number, data in enumerate(r.images.read()):
-            if number in wanted:
-                image = image_files.decode(data)[0].convert("RGB")
-                image.thumbnail((_GALLERY_SIDE, _GALLERY_SIDE))
-                index = place[r.images.ids[number]]
-                order = np.argsort(-probabilities[index], kind="stable")[:3]
-                items.append(
-                    report.GalleryItem(
-                        task=r.spec.key,
-                        id=result.ids[index],
-                        image=np.asarray(image),
-                        true_class=result.classes[result.labels[index]],
-                        top_classes=tuple(
-                            (result.classes[c], float(probabilities[index, c])) for c in order
-                        ),
-                    )
+        for number in sorted(wanted):
+            data = next(iter(r.images.read(number, number + 1)))
+            image = image_files.decode(data)[0].convert("RGB")
+            image.thumbnail((_GALLERY_SIDE, _GALLERY_SIDE))
+            index = place[r.images.ids[number]]
+            order = np.argsort(-probabilities[index], kind="stable")[:3]
+            items.append(
+                report.GalleryItem(
+                    task=r.spec.key,
+                    id=result.ids[index],
+                    image=np.asarray(image),
+                    true_class=result.classes[result.labels[index]],
+                    top_classes=tuple(
+                        (result.classes[c], float(probabilities[index, c])) for c in order
+                    ),
                 )
-            if number >= max(wanted):
-                break
+            )
     return items
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.errors import UserError
-from input_pipeline.files import appearing_directory
+from input_pipeline.files import appearing_directory, local_copy
 from unimed_jax.inference import Model, from_pretrained
 from unimed_jax.porting import model_card, open_clip_directory
 from unimed_jax.porting.resolve import resolve
@@ -64,7 +64,7 @@ def export(
     config = pretrained.model_config()
     if not pretrained.tokenizer:
         raise UserError(f"{pretrained.source} names no tokenizer, without which open_clip errs")
-    tokenizer_dir = resolve(pretrained.tokenizer, weights=False)
+    tokenizer_dir = local_copy(resolve(pretrained.tokenizer, weights=False))
     with appearing_directory(out) as staged:
         # under the name that it has now, for the verification
         open_clip_directory.write(staged, pretrained, config, tokenizer_dir, str(staged))

@@ -5,18 +5,20 @@ import re
 from pathlib import Path
 
 from input_pipeline.errors import WeightsError
+from input_pipeline.files import AnyPath, to_path
 
 _WEIGHTS, _OTHER_WEIGHTS = ("*.safetensors",), ("*.bin", "*.pt")
 _SMALL_FILES = ("*.json", "vocab.txt")
 
 
-def resolve(uri: str, *, weights: bool = True) -> Path:
-    """A local directory or file.
+def resolve(uri: str, *, weights: bool = True) -> AnyPath:
+    """A directory or file, local or in a bucket.
 
     Args:
-        uri: a path; `pkg:PACKAGE/PATH`, a path inside an installed Python package (which is not
-            imported); `hf:ORG/NAME[@REVISION]`, or `ORG/NAME` where there is no such path: a
-            snapshot of a Hugging Face repository, downloaded or from the local cache.
+        uri: a path, or gs://BUCKET/PATH; `pkg:PACKAGE/PATH`, a path inside an installed Python
+            package (which is not imported); `hf:ORG/NAME[@REVISION]`, or `ORG/NAME` where there is
+            no such path: a snapshot of a Hugging Face repository, downloaded or from the local
+            cache.
         weights: False leaves weights out of a download (a tokenizer is wanted).
 
     Raises:
@@ -27,7 +29,7 @@ def resolve(uri: str, *, weights: bool = True) -> Path:
         return _in_package(uri, rest)
     if separator and scheme == "hf":
         return _from_hub(uri, rest, weights)
-    path = Path(uri).expanduser()
+    path = to_path(uri).expanduser()
     if path.exists():
         return path
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", uri):

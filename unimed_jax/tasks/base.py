@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from input_pipeline.files import AnyPath
 from unimed_jax.sharding import ParameterAxes
 
 if TYPE_CHECKING:
@@ -28,11 +29,13 @@ class Evaluation:
       metrics: name -> value, logged as ``<evaluator>/<name>``.
       table: a plain-text table for the terminal.
       sections: makes the parts of the HTML report; called only when a report is written.
+      files: folder -> JSON text, written beside the results as FOLDER/EVALUATOR.json.
     """
 
     metrics: Mapping[str, float]
     table: str = ""
     sections: Callable[[], Sequence[Section]] = field(default=lambda: ())
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 Evaluator = Callable[[Params], Evaluation]
@@ -94,5 +97,10 @@ class Task(Protocol):
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the global batch that ``loss`` takes."""
 
-    def evaluators(self, mesh: Mesh) -> Mapping[str, Evaluator]:
-        """The evaluators of ``config.evals`` by name."""
+    def evaluators(self, mesh: Mesh, cache: AnyPath | None = None) -> Mapping[str, Evaluator]:
+        """The evaluators of ``config.evals`` by name.
+
+        Args:
+          mesh: over the devices of all hosts.
+          cache: folder for what can be used again in another process; None: nothing is kept.
+        """

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,11 +18,13 @@ from ml_collections.config_dict import placeholder
 
 from input_pipeline import captions, records, transforms
 from input_pipeline.errors import ConfigError
+from input_pipeline.files import AnyPath, to_path
 from input_pipeline.tokenizer import Tokenizer
 from unimed_jax import config as config_lib
 from unimed_jax import losses, weights
 from unimed_jax.corpus import locate
-from unimed_jax.evals.zero_shot import ZeroShot
+from unimed_jax.evals import kinds
+from unimed_jax.evals.features import Features
 from unimed_jax.microbatches import map_rows
 from unimed_jax.models import dual_encoder, parameters
 from unimed_jax.models.config import ModelConfig
@@ -94,10 +95,11 @@ class Contrastive:
     def tokenizer(self) -> Tokenizer:
         """The run's own copy if it has one, so that a finished run needs no other file.
 
-        Read when it is first asked for: to compile the step, no file is needed.
+        Read when it is first asked for: to compile the step, or to evaluate an image tower alone,
+        no file is needed.
         """
         text = self._config.model.text
-        own = Path(self._workdir) / "tokenizer"
+        own = to_path(self._workdir) / "tokenizer"
         where = own
         if not own.is_dir():
             uri = self._config.tokenizer
@@ -116,7 +118,7 @@ class Contrastive:
         return {"tokenizer_sha256": self.tokenizer.sha256}
 
     def save_assets(self, workdir: str) -> None:
-        self.tokenizer.save(Path(workdir) / "tokenizer")
+        self.tokenizer.save(to_path(workdir) / "tokenizer")
 
     # --- parameters -------------------------------------------------------------------------------
 
@@ -185,18 +187,6 @@ class Contrastive:
             "caption": tf.switch_case(tf.cast(source, tf.int32), draws),
         }
 
-    def decode_for_evaluation(
-        self, record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor
-    ) -> dict[str, tf.Tensor]:
-        """As ``decode``, without randomness and without a caption."""
-        del seed, source
-        sample = records.parse(record)
-        size = self._config.model.visual.image_size
-        return {
-            "id": sample["id"],
-            "image": transforms.resize_and_center_crop(sample["image"], size),
-        }
-
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         texts = [caption.decode() for caption in batch["caption"]]
         return {"image": batch["image"], "text": self.tokenizer(texts)}
@@ -211,17 +201,10 @@ class Contrastive:
 
     # --- evaluation -------------------------------------------------------------------------------
 
-    def evaluators(self, mesh: Mesh) -> dict[str, Evaluator]:
-        kinds = {"zero_shot": ZeroShot}
-        made = {}
-        for name, settings in self._config.evals.items():
-            if settings.kind not in kinds:
-                raise ConfigError(
-                    f"config.evals.{name}.kind={settings.kind!r}; valid: {', '.join(kinds)}"
-                )
-            root = locate("root:", self._config, self._workdir)
-            made[name] = kinds[settings.kind](self, settings, root, mesh)
-        return made
+    def evaluators(self, mesh: Mesh, cache: AnyPath | None = None) -> dict[str, Evaluator]:
+        root = locate("root:", self._config, self._workdir)
+        features = Features(self.model, lambda texts: self.tokenizer(texts), root, mesh, cache)
+        return kinds.create(self._config.evals, features)
 
 
 TASK = Contrastive

@@ -1,0 +1,168 @@
+"""Images per second of unimed_jax and of stock open_clip, side by side, from files to embeddings.
+
+    python benchmarks/evaluation_speed.py --images=FOLDER
+    python benchmarks/evaluation_speed.py --images=FOLDER --model=exports/mine --rounds=9
+
+Decoding and preprocessing are included, as a user would run them: open_clip with its transform in
+torch's DataLoader, without workers and with one per core; unimed_jax by `encode_image` on paths.
+Each is a process of its own on the same cores, embeds the same files, and takes turns with the
+others. Batches of unimed_jax have the size that it chooses itself. Without --model, a ViT-B/16 of
+random weights is exported first. Needs the extra [torch].
+"""
+
+import argparse
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ["HF_HUB_OFFLINE"] = "1"
+CONTENDERS = ("open_clip", "open_clip_workers", "unimed_jax")
+KINDS = (".jpg", ".jpeg", ".png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=Path, required=True, help="folder of pictures")
+    parser.add_argument("--model", type=Path, help="export; a random ViT-B/16")
+    parser.add_argument("--num", type=int, default=128, help="pictures per turn")
+    parser.add_argument("--batch_size", type=int, default=32, help="of open_clip")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each")
+    parser.add_argument("--side", choices=CONTENDERS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    files = sorted(p for p in args.images.rglob("*") if p.suffix.lower() in KINDS)
+    files = files[:: max(len(files) // args.num, 1)][: args.num]
+    if not files:
+        sys.exit(f"error: no picture below {args.images}")
+    if args.side:
+        run_side(args.side, args.model, files, args.batch_size)
+        return
+    with contextlib.ExitStack() as stack:
+        if not args.model:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            args.model = random_export(scratch)
+        compare(args, len(files))
+
+
+def random_export(scratch: Path) -> Path:
+    """Exports a ViT-B/16 + BERT-base of random weights."""
+    import porting
+
+    porting.in_own_process(porting.write_checkpoint, porting.MODELS["b16_base"], scratch / "run")
+    command = ("tools/export_open_clip.py", f"--checkpoint={scratch / 'run'}")
+    porting.measured("export", *command, f"--out={scratch / 'exported'}")
+    return scratch / "exported"
+
+
+def compare(args: argparse.Namespace, count: int) -> None:
+    """Starts the contenders, lets them take turns, prints their speeds."""
+    flags = [f"--{name}={getattr(args, name)}" for name in ("images", "model", "num", "batch_size")]
+    processes = {}
+    for name in CONTENDERS:  # one after the other: loading takes memory
+        processes[name] = subprocess.Popen(
+            [sys.executable, __file__, f"--side={name}", *flags],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        answer(processes[name])  # the first turn, compilation in it, is not counted
+    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    for turn in range(args.rounds):
+        for name in CONTENDERS if turn % 2 == 0 else reversed(CONTENDERS):
+            processes[name].stdin.write("go\n")
+            processes[name].stdin.flush()
+            seconds[name].append(answer(processes[name]))
+    for process in processes.values():
+        process.stdin.close()
+        process.wait()
+    print(f"{count} pictures a turn, {args.rounds} turns, {len(os.sched_getaffinity(0))} cores")
+    print(
+        "| | images/s, median | slowest to fastest | unimed_jax / this, median |\n|---|---|---|---|"
+    )
+    for name, times in seconds.items():
+        ratios = [t / ours for t, ours in zip(times, seconds["unimed_jax"], strict=True)]
+        print(
+            f"| {name} | {count / statistics.median(times):.2f} | {count / max(times):.2f} to "
+            f"{count / min(times):.2f} | {statistics.median(ratios):.3f} |"
+        )
+
+
+def answer(process: subprocess.Popen) -> float:
+    """Seconds, as a contender prints them."""
+    line = process.stdout.readline()
+    if not line:
+        sys.exit(f"error: {' '.join(process.args)} ended")
+    return float(line)
+
+
+def run_side(side: str, model: Path, files: list[Path], batch_size: int) -> None:
+    """Embeds the files once, then once per line of standard input; prints the seconds of each."""
+    prepare = load_unimed_jax if side == "unimed_jax" else load_open_clip
+    embed = prepare(model, files, batch_size, side)
+    for _ in turns():
+        start = time.perf_counter()
+        embed()
+        print(time.perf_counter() - start, flush=True)
+
+
+def turns() -> Iterator[None]:
+    yield
+    for _ in sys.stdin:
+        yield
+
+
+def load_open_clip(
+    model: Path, files: list[Path], batch_size: int, side: str
+) -> Callable[[], None]:
+    import open_clip
+    import torch
+    from PIL import Image
+
+    name = f"local-dir:{model.absolute()}"
+    network, _, transform = open_clip.create_model_and_transforms(name)
+    network.eval()
+
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(files)
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return transform(Image.open(files[index]))
+
+    workers = len(os.sched_getaffinity(0)) if side == "open_clip_workers" else 0
+    loader = torch.utils.data.DataLoader(
+        Pictures(), batch_size, num_workers=workers, persistent_workers=workers > 0
+    )
+
+    @torch.inference_mode()
+    def embed() -> None:
+        found = [network.encode_image(batch, normalize=True).numpy() for batch in loader]
+        assert sum(map(len, found)) == len(files)
+
+    return embed
+
+
+def load_unimed_jax(
+    model: Path, files: list[Path], batch_size: int, side: str
+) -> Callable[[], None]:
+    del batch_size, side
+    import unimed_jax
+
+    loaded = unimed_jax.load(model)
+
+    def embed() -> None:
+        assert len(loaded.encode_image(files)) == len(files)
+
+    return embed
+
+
+if __name__ == "__main__":
+    main()

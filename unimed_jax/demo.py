@@ -1,0 +1,237 @@
+"""A web page that classifies an image among labels that the visitor writes.
+
+    pip install 'unimed_jax[demo]'
+    python -m unimed_jax.demo --checkpoint=PATH_OR_HUB_ID [--port=7860]
+
+--checkpoint is anything that unimed_jax.load reads. The page is served to this machine alone;
+with GRADIO_SERVER_NAME=0.0.0.0 in the environment, to others as well. It loads nothing from
+elsewhere and sends nothing anywhere. An upload is deleted as soon as it is read; what the model
+sees of it stays in memory until the visitor leaves.
+"""
+
+import argparse
+import html
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from input_pipeline import command, images, phantoms
+from input_pipeline.errors import UserError
+from unimed_jax import inference, report, runtime
+
+if TYPE_CHECKING:
+    import gradio
+
+
+LABELS = """\
+X-ray: a chest x-ray | a frontal chest radiograph
+CT: a chest ct | an axial ct slice
+MRI: a brain mri | an axial mri slice
+ultrasound: a breast ultrasound | a sonogram
+histopathology: a histopathology slide | h&e histology
+fundus: a fundus photograph | a picture of the retina"""
+
+_NOTICE = (
+    "**Research software, not a medical device.** The probabilities are relative to the labels "
+    "given: they add up to 1 even if none of them fits, and other words give other numbers. The "
+    "image is not stored."
+)
+_MAX_UPLOAD = "100mb"
+_PREVIEW_SIDE, _PHANTOM_SIDE = 512, 256
+_MAX_RATIO = 20  # of an image's sides: resized by its short side, a line would fill the memory
+_LEFT_OVER = 600  # seconds until an upload that was never read is deleted
+_CSS = ".alert { border-left: 4px solid #b4451d; padding: 8px 14px; } figure { margin: 0; }"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status (2: the user's input is at fault)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", required=True, help="work directory, checkpoint, weights")
+    parser.add_argument("--port", type=int, default=7860, help="of the page (7860)")
+    args = parser.parse_args(argv)
+    return command.run(lambda: _demo(args.checkpoint, args.port), "the page is closed")
+
+
+def _demo(checkpoint: str, port: int) -> None:
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise UserError("the demo needs gradio: pip install 'unimed_jax[demo]'") from error
+    model = inference.load(checkpoint)
+    # Compiles, and refuses weights that have one tower only, before anybody waits for an answer.
+    model.classify(np.zeros((8, 8), np.uint8), parse_labels(LABELS))
+    with tempfile.TemporaryDirectory() as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        serve(build(model, checkpoint), port)
+
+
+def serve(page: "gradio.Blocks", port: int) -> None:
+    """Serves the page until the process is interrupted.
+
+    Raises:
+      UserError: the port is taken.
+    """
+    import gradio as gr
+
+    font, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # no web fonts
+    theme = gr.themes.Base(primary_hue="teal", font=font, font_mono=mono).set(
+        block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"
+    )
+    try:
+        _, address, _ = page.launch(
+            server_port=port,
+            share=False,
+            ssr_mode=False,
+            run_history=False,
+            enable_monitoring=False,
+            max_file_size=_MAX_UPLOAD,
+            footer_links=[],
+            css=_CSS,
+            theme=theme,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise UserError(f"--port={port} cannot be had: another program may have it") from error
+    runtime.say(f"the page is at {address} (Ctrl-C ends it)")
+    page.block_thread()
+
+
+def build(model: inference.Model, name: str) -> "gradio.Blocks":
+    """The page, for a model with both towers that is called `name`."""
+    import gradio as gr
+
+    size = model.config.visual.image_size
+
+    def show(image: Image.Image, caption: str) -> tuple[np.ndarray, str]:
+        picture = np.asarray(image.convert("RGB"))
+        uri = report.image_uri(picture, _PREVIEW_SIDE, lossless=False)
+        caption = html.escape(caption)
+        figure = f'<figure><img src="{uri}" alt=""><figcaption>{caption}</figcaption></figure>'
+        return inference.preprocess(image, size), figure
+
+    def read(upload: str | None) -> tuple:
+        """The upload is taken away at once: what remains is in memory."""
+        try:
+            if upload is None:
+                raise UserError("no file has arrived")
+            square, figure = show(*open_upload(Path(upload)))
+        except UserError as error:
+            return None, None, "", _alert(error), None
+        return None, square, figure, "", None
+
+    def draw() -> tuple:
+        image, caption = draw_phantom(np.random.default_rng())
+        return *show(image, caption), "", None
+
+    def classify(square: np.ndarray | None, labels: str) -> tuple:
+        try:
+            if square is None:
+                raise UserError("there is no image yet: upload one, or draw a phantom")
+            classes = parse_labels(labels)
+            (probabilities,) = model.classify(square, classes)
+        except UserError as error:
+            return _alert(error), None
+        return "", dict(zip(classes, map(float, probabilities), strict=True))
+
+    with gr.Blocks(
+        title="unimed_jax", analytics_enabled=False, delete_cache=(_LEFT_OVER, _LEFT_OVER)
+    ) as page:
+        gr.Markdown(f"# Zero-shot classification\n\nModel: `{name}`\n\n{_NOTICE}")
+        square = gr.State()
+        with gr.Row():
+            with gr.Column():
+                upload = gr.File(label="Image: JPEG, PNG, TIFF, DICOM, ...", height=140)
+                phantom = gr.Button("Draw a phantom", variant="secondary")
+                figure = gr.HTML()
+            with gr.Column():
+                labels = gr.Textbox(
+                    LABELS,
+                    label="Labels",
+                    info="One per line. 'name: prompt | prompt' averages several prompts; a line "
+                    "without a colon is its own prompt.",
+                    lines=6,
+                    max_lines=20,
+                    max_length=20_000,
+                )
+                button = gr.Button("Classify", variant="primary")
+                problem = gr.HTML()
+                answer = gr.Label(label="Probabilities")
+        upload.upload(read, upload, [upload, square, figure, problem, answer])
+        phantom.click(draw, None, [square, figure, problem, answer])
+        button.click(classify, [square, labels], [problem, answer])
+    return page
+
+
+def parse_labels(text: str) -> dict[str, tuple[str, ...]]:
+    """Label -> prompts, in order, of lines `name: prompt | prompt` or `prompt`.
+
+    Raises:
+      UserError: a line without a name or prompt, a name given twice, or fewer than two labels; the
+        message names the line.
+    """
+    classes: dict[str, tuple[str, ...]] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        name, colon, rest = (part.strip() for part in line.partition(":"))
+        prompts = tuple(filter(None, (p.strip() for p in (rest if colon else name).split("|"))))
+        name = name if colon else " | ".join(prompts)
+        if not name or not prompts:
+            raise UserError(
+                f"labels, line {number}: {line.strip()!r} has no {'prompt' if name else 'name'}; "
+                "expected 'name: prompt | prompt' or a prompt alone"
+            )
+        if name in classes:
+            raise UserError(f"labels, line {number}: {name!r} is there twice")
+        classes[name] = prompts
+    if len(classes) < 2:
+        raise UserError(f"give at least two labels, one per line; found {len(classes)}")
+    return classes
+
+
+def open_upload(path: Path) -> tuple[Image.Image, str]:
+    """The pixels of an uploaded file, as conversion reads them, and a caption; deletes the file.
+
+    Raises:
+      UserError: it is not an image that can be decoded, or a mere line; the message names it.
+    """
+    data = path.read_bytes()
+    path.unlink()
+    try:
+        image, notes = images.decode(data)
+    except UserError:  # a package is missing
+        raise
+    except ValueError as error:
+        raise UserError(f"{path.name}: {error}") from error
+    size = f"{image.width} x {image.height} pixels"
+    if max(image.size) > _MAX_RATIO * min(image.size):
+        raise UserError(f"{path.name}: {size} is no picture but a line")
+    return image, "; ".join([path.name, size, *notes])
+
+
+def draw_phantom(rng: np.random.Generator) -> tuple[Image.Image, str]:
+    """A generated picture for those who have none at hand, and its caption."""
+    modality = str(rng.choice(list(phantoms.FINDINGS)))
+    finding = str(rng.choice(phantoms.FINDINGS[modality]))
+    row = phantoms.PhantomRow(
+        "demo", modality, finding, int(rng.integers(1_000_000)), seed=0, image_size=_PHANTOM_SIDE
+    )
+    image, _ = images.decode(phantoms.make_sample(row).image)
+    return image, f"phantom, nobody's image; {modality}; {finding}"
+
+
+def _alert(error: UserError) -> str:
+    return f'<p class="alert" role="alert">{html.escape(str(error))}</p>'
+
+
+if __name__ == "__main__":
+    sys.exit(main())

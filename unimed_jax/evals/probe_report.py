@@ -1,0 +1,173 @@
+"""What probes found, as metrics, a table for the terminal, and sections of the report."""
+
+import dataclasses
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unimed_jax import charts, report
+from unimed_jax.evals import scores
+from unimed_jax.evals.classification import ClassificationResult
+from unimed_jax.tasks.base import Evaluation
+
+_MAIN = "balanced_accuracy"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One probe on the test split; `intervals` (95 %) only where a budget has a single draw."""
+
+    num_train: int
+    c: float
+    converged: bool
+    scores: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    logits: np.ndarray
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """The probes of one task.
+
+    Attributes:
+      test: what was scored; its logits are zero.
+      num_validation: samples by which C was chosen.
+      num_seen: test samples whose group is also one of training samples.
+      drawn: budget -> a probe per draw.
+      not_run: budget -> why there is none.
+    """
+
+    test: ClassificationResult
+    num_validation: int
+    num_seen: int
+    drawn: Mapping[str, Sequence[Drawn]]
+    not_run: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.test.task
+
+    def spread(self, budget: str, score: str = _MAIN) -> tuple[float, float]:
+        """Mean and standard deviation (of a sample; 0 for one draw) of a score over the draws."""
+        values = [drawn.scores[score] for drawn in self.drawn[budget]]
+        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def evaluation(
+    title: str, budgets: Sequence[str], results: Sequence[TaskResult], files: Mapping[str, str]
+) -> Evaluation:
+    """The Evaluation of probes; `budgets` in the order of the table."""
+    return Evaluation(
+        metrics=_metrics(budgets, results),
+        table=report.text_table([["task", "test images", *budgets], *_rows(budgets, results, "-")])
+        + "".join(f"\n{line}" for line in _notes(results)),
+        sections=lambda: _sections(title, budgets, results),
+        files=files,
+    )
+
+
+def _metrics(budgets: Sequence[str], results: Sequence[TaskResult]) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for result in results:
+        metrics[f"{result.name}/num_samples"] = float(len(result.test.ids))
+        metrics[f"{result.name}/num_left_out"] = float(result.test.num_left_out)
+        metrics[f"{result.name}/num_validation"] = float(result.num_validation)
+        metrics[f"{result.name}/num_seen"] = float(result.num_seen)
+        for budget, drawn in result.drawn.items():
+            key = f"{result.name}/{budget}"
+            for score in scores.SCORES:
+                mean, deviation = result.spread(budget, score)
+                metrics[f"{key}/{score}"] = mean
+                if len(drawn) > 1:
+                    metrics[f"{key}/{score}_std"] = deviation
+                for interval in (d.intervals[score] for d in drawn if d.intervals):
+                    metrics[f"{key}/{score}_low"], metrics[f"{key}/{score}_high"] = interval
+            metrics[f"{key}/num_train"] = float(drawn[0].num_train)
+            metrics[f"{key}/num_draws"] = float(len(drawn))
+            metrics[f"{key}/c"] = float(np.median([d.c for d in drawn]))
+    for budget in budgets:  # a mean that is not over all tasks would not be comparable
+        if all(budget in result.drawn for result in results):
+            values = [metrics[f"{result.name}/{budget}/{_MAIN}"] for result in results]
+            metrics[f"mean/{budget}/{_MAIN}"] = float(np.mean(values))
+    return metrics
+
+
+def _rows(budgets: Sequence[str], results: Sequence[TaskResult], dash: str) -> list[list[str]]:
+    def cell(result: TaskResult, budget: str) -> str:
+        if budget not in result.drawn:
+            return dash
+        mean, deviation = result.spread(budget)
+        drawn = result.drawn[budget]
+        if len(drawn) > 1:
+            return f"{mean:.3f} ± {deviation:.3f}"
+        low, high = drawn[0].intervals[_MAIN]
+        return f"{mean:.3f} [{low:.2f}, {high:.2f}]"
+
+    return [
+        [result.name, f"{len(result.test.ids):,}", *(cell(result, b) for b in budgets)]
+        for result in results
+    ]
+
+
+def _notes(results: Sequence[TaskResult]) -> list[str]:
+    notes = [
+        f"{result.name}: {budget} not run: {reason}"
+        for result in results
+        for budget, reason in result.not_run.items()
+    ]
+    notes += [
+        f"{result.name}: {result.num_seen:,} test images share their group with training images"
+        for result in results
+        if result.num_seen
+    ]
+    limited = sum(not d.converged for r in results for drawn in r.drawn.values() for d in drawn)
+    if limited:
+        notes.append(f"probes of which a fit reached the limit of iterations: {limited}")
+    return notes
+
+
+def _sections(
+    title: str, budgets: Sequence[str], results: Sequence[TaskResult]
+) -> list[report.Section]:
+    series = {
+        result.name: [result.spread(b) if b in result.drawn else None for b in budgets]
+        for result in results
+    }
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in _notes(results))
+    details = [
+        [
+            result.name,
+            budget,
+            f"{drawn[0].num_train:,}",
+            f"{len(drawn)}",
+            *("{:.3f} ± {:.3f}".format(*result.spread(budget, score)) for score in scores.SCORES),
+            ", ".join(f"{d.c:g}" for d in drawn),
+        ]
+        for result in results
+        for budget, drawn in result.drawn.items()
+    ]
+    header = ["Task", "Budget", "Trained on", "Draws", "Accuracy", "Balanced", "AUC", "F1", "C"]
+    body = (
+        f'<figure class="single"><figcaption>Balanced accuracy</figcaption>'
+        f"{charts.spread_chart(budgets, series)}{report.legend(list(series))}</figure>"
+        + report.table(["Task", "Test images", *budgets], _rows(budgets, results, "—"))
+        + '<p class="note">Balanced accuracy: mean ± standard deviation over draws, or one value '
+        "with its 95 % bootstrap interval. Logistic regression on frozen unit features; C by the "
+        "balanced accuracy of a validation part, of "
+        f"{', '.join(f'{r.num_validation:,} ({r.name})' for r in results)} images.</p>"
+        + (f'<ul class="note">{notes}</ul>' if notes else "")
+        + f"<details><summary>All scores</summary>{report.table(header, details, compact=True)}"
+        "</details>"
+    )
+    whole = [
+        dataclasses.replace(result.test, logits=drawn[0].logits)
+        for result in results
+        for drawn in result.drawn.values()
+        if len(drawn) == 1
+    ]
+    sections = [report.Section(title, body)]
+    if whole:
+        sections.append(report.confusion_section(whole, f"{title}: confusion matrices"))
+    return sections

@@ -1,0 +1,146 @@
+"""Figures for notebooks, drawn with matplotlib (extra `notebooks`).
+
+Each function returns a figure that is closed for pyplot: as the last value of a cell it is shown
+once. Reports have charts of their own (charts.py), which need no matplotlib.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+_ACCENT, _WRONG, _SOFT, _OTHERS = "#0b6a72", "#b4451d", "#9aa5a9", "sDv^P"
+_DARK = 0.6  # share of the colour range from which a cell's text is white
+
+
+def answers(
+    pictures: Sequence[Image.Image],
+    titles: Sequence[str],
+    classes: Sequence[str],
+    probabilities: np.ndarray,
+    truth: Sequence[int] | None = None,
+    *,
+    columns: int = 3,
+) -> Figure:
+    """Pictures, each with the probabilities of its classes as bars below.
+
+    Args:
+      pictures: N images; of none the figure is empty.
+      titles: N.
+      classes: C names.
+      probabilities: (N, C).
+      truth: N class indices; if given, the most probable class is coloured as right or wrong, and
+        the name of the true one is bold.
+      columns: pictures beside each other.
+    """
+    rows = max(1, math.ceil(len(pictures) / columns))
+    size = (3.2 * columns, rows * (2.8 + 0.24 * len(classes)))
+    figure, axes = plt.subplots(
+        2 * rows,
+        columns,
+        figsize=size,
+        squeeze=False,
+        layout="constrained",
+        height_ratios=[2.8, 0.24 * len(classes)] * rows,
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for i, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        top, below = axes[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
+        top.imshow(picture, cmap="gray")
+        top.set_title(title, fontsize=9)
+        below.axis("on")
+        best = int(probabilities[i].argmax())
+        right = truth is None or best == truth[i]
+        colours = [_SOFT] * len(classes)
+        colours[best] = _ACCENT if right else _WRONG
+        bars = below.barh(range(len(classes)), probabilities[i], color=colours)
+        below.bar_label(bars, [f"{p:.0%}" for p in probabilities[i]], padding=2, fontsize=8)
+        below.set(xlim=(0, 1.25), xticks=[])
+        below.set_yticks(range(len(classes)), classes, fontsize=8)
+        below.invert_yaxis()
+        below.spines[["top", "right", "bottom"]].set_visible(False)
+        if truth is not None:
+            below.get_yticklabels()[truth[i]].set_fontweight("bold")
+    return _closed(figure)
+
+
+def matrix(
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    form: str = "{:.2f}",
+    shade: np.ndarray | None = None,
+) -> Figure:
+    """A table of numbers on shades of one colour.
+
+    Args:
+      values: (R, C).
+      rows, columns: R and C names.
+      form: of a number.
+      shade: (R, C) what the colours stand for, if not `values`; as a confusion matrix' shares of
+        the row.
+    """
+    shade = np.asarray(values if shade is None else shade, float)
+    size = (2.5 + 0.55 * len(columns), 1.2 + 0.36 * len(rows))
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    image = axis.imshow(shade, cmap="GnBu", aspect="auto")
+    for (row, column), value in np.ndenumerate(np.asarray(values)):
+        dark = image.norm(shade[row, column]) > _DARK
+        axis.text(
+            column,
+            row,
+            form.format(value),
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if dark else "black",
+        )
+    axis.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=8)
+    axis.set_yticks(range(len(rows)), rows, fontsize=8)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    return _closed(figure)
+
+
+def intervals(
+    names: Sequence[str],
+    values: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    *,
+    label: str,
+    others: Mapping[str, Sequence[float]],
+) -> Figure:
+    """Scores with their confidence intervals, a row each, and those of other models beside.
+
+    Args:
+      names: of the N rows.
+      values, low, high: N scores and the ends of their intervals.
+      label: whose scores these are.
+      others: name -> N scores; NaN where there is none.
+    """
+    value, low, high = (np.asarray(x, float) for x in (values, low, high))
+    figure, axis = plt.subplots(figsize=(8, 1.4 + 0.42 * len(names)), layout="constrained")
+    places = np.arange(len(names))
+    errors = np.stack([value - low, high - value])
+    axis.errorbar(value, places, xerr=errors, fmt="o", color=_ACCENT, capsize=3, label=label)
+    for marker, (name, scores) in zip(_OTHERS * len(others), others.items(), strict=False):
+        axis.plot(
+            np.asarray(scores, float), places, marker, mfc="none", mec=_WRONG, ms=6, label=name
+        )
+    axis.set_yticks(places, names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.grid(axis="x", alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
+    return _closed(figure)
+
+
+def _closed(figure: Figure) -> Figure:
+    plt.close(figure)
+    return figure
