@@ -185,12 +185,17 @@ def compile_report(
         "temporaries": memory.temp_size_in_bytes,
         "code": memory.generated_code_size_in_bytes,
     }
+    total = sum(kinds.values()) / 2**30
+    if total > chip.hbm_gb:  # the compiler may accept what leaves no room for the arguments
+        return report | refusal(
+            f"arguments, temporaries and code need {total:.2f}G of {chip.hbm_gb:.2f}G memory"
+        )
     return (
         report
         | {
             "fits": True,
             "refusal": None,
-            "hbm_gib": {k: v / 2**30 for k, v in {"total": sum(kinds.values()), **kinds}.items()},
+            "hbm_gib": {"total": total, **{k: v / 2**30 for k, v in kinds.items()}},
             "compiled_flops": cost.flops * num_devices,
             "compiled_over_model_flops": cost.flops * num_devices / model_flops,
             "memory_bytes": cost.memory_bytes,

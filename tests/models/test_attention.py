@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.experimental.pallas import tpu as pltpu
 
 from unimed_jax import sharding
-from unimed_jax.models import attention, fused_attention
+from unimed_jax.models import attention, fused_attention, layers
 from unimed_jax.models.dropout import Dropout
 
 
@@ -26,9 +27,9 @@ def inputs(tokens, heads, width, dtype, batch=2):
 def fused(qkv, mask, dropout):
     batch, tokens, _, heads, width = qkv.shape
     out = fused_attention.attention(
-        qkv.transpose(0, 2, 1, 3, 4).reshape(batch, 3, tokens, heads * width),
+        attention.by_groups(qkv),
         mask,
-        dropout.keep((batch, heads, tokens, tokens)),
+        dropout.packed((batch, heads, tokens, tokens)),
         width,
         dropout.scale,
     )
@@ -70,6 +71,36 @@ def test_values_and_gradients_equal_those_of_the_plain_form(
         assert a.dtype == b.dtype
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(4, 1, 1), (1, 2, 2)])
+def test_a_layer_is_the_same_by_the_kernel_on_a_mesh(shape, monkeypatch):
+    """Projections, masks and dropout included; only the question for a TPU is answered for it."""
+    init = nnx.initializers.normal(0.1)
+    layer = layers.SelfAttention(
+        256, 4, qkv_init=init, out_init=init, dropout=0.2, form="auto",
+        dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0),
+    )  # fmt: skip
+    layer.qkv.bias[...] = jax.random.normal(jax.random.key(1), layer.qkv.bias.shape)
+    graphdef, params = nnx.split(layer)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((4, 24, 256)), jnp.float32)
+    mask = jnp.asarray(np.arange(24) < rng.integers(8, 24, 4)[:, None])
+
+    def loss(params, x):
+        out = nnx.merge(graphdef, params)(x, mask=mask, dropout_key=jax.random.key(2))
+        return jnp.sum(jnp.sin(out)), out
+
+    step = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    want = step(params, x)
+    monkeypatch.setattr(layers, "can_fuse", lambda *_: True)
+    mesh = sharding.make_mesh(dict(zip(("data", "fsdp", "tensor"), shape, strict=True)),
+                              jax.devices()[:4])  # fmt: skip
+    with jax.set_mesh(mesh), pltpu.force_tpu_interpret_mode():
+        got = jax.jit(step)(params, x)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
 
 
 def test_a_row_of_padding_gives_numbers():

@@ -13,7 +13,7 @@ from unimed_jax.models.dropout import Dropout
 from unimed_jax.sharding import BATCH_AXES, LOGICAL_TO_MESH
 
 _HEADS = LOGICAL_TO_MESH["heads"]
-_LANES = 128
+LANES = 128  # of a TPU's vector registers
 _LONGEST = 640  # tokens whose scores, and what the backward pass adds, fit into a TPU's VMEM
 
 
@@ -36,33 +36,40 @@ def plain(
 
 
 def can_fuse(tokens: int, heads: int, head_dim: int) -> bool:
-    """Whether `fused` is possible here: in train steps on TPU.
+    """Whether `fused` is possible here, which is then the faster (docs/tpu.md): in steps on TPU.
 
     It is TPU code, and a mesh (`jax.set_mesh`) must say which rows and heads a device holds.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.abstract_device.platform != "tpu":
+    if mesh.empty or mesh.abstract_device.platform != "tpu" or heads % mesh.shape[_HEADS]:
         return False
     width = heads // mesh.shape[_HEADS] * head_dim
-    return tokens <= _LONGEST and _LANES % head_dim == 0 and width % _LANES == 0
+    return tokens <= _LONGEST and LANES % head_dim == 0 and width % LANES == 0
+
+
+def by_groups(x: jax.Array) -> jax.Array:
+    """Parameters (..., 3, H, K) of query, key and value -> (..., 3 D), group of heads by group."""
+    *others, _, heads, head_dim = x.shape
+    groups = x.reshape(*others, 3, heads * head_dim // LANES, LANES)
+    return jnp.swapaxes(groups, -3, -2).reshape(*others, -1)
 
 
 def fused(qkv: jax.Array, mask: jax.Array | None, dropout: Dropout, heads: int) -> jax.Array:
-    """As `plain`, every token to every token: qkv (B, 3, T, H K) -> (B, T, H K)."""
-    # imported where it is used: Pallas is slow to import, and a run on CPU has no need of it
-    from unimed_jax.models import fused_attention
-
-    batch, _, tokens, width = qkv.shape
+    """As `plain`, every token to every token: (B, T, 3 H K) by groups of heads -> (B, T, H K)."""
+    batch, tokens, triple = qkv.shape
     mask = jnp.ones((batch, tokens), bool) if mask is None else mask
-    keep = dropout.keep((batch, heads, tokens, tokens))
+    keep = dropout.packed((batch, heads, tokens, tokens))
 
     def on_device(qkv: jax.Array, mask: jax.Array, keep: jax.Array | None) -> jax.Array:
-        return fused_attention.attention(qkv, mask, keep, width // heads, dropout.scale)
+        # imported where it is used: Pallas is slow to import, and a run on CPU has no need of it
+        from unimed_jax.models import fused_attention
+
+        return fused_attention.attention(qkv, mask, keep, triple // 3 // heads, dropout.scale)
 
     spec = functools.partial(PartitionSpec, BATCH_AXES)
     return jax.shard_map(
         on_device,
-        in_specs=(spec(None, None, _HEADS), spec(), spec(_HEADS)),
+        in_specs=(spec(None, _HEADS), spec(), spec(_HEADS)),
         out_specs=spec(None, _HEADS),
         check_vma=False,
     )(qkv, mask, keep)

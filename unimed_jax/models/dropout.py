@@ -31,16 +31,28 @@ class Dropout:
     def scale(self) -> float:
         return 1.0 / (1.0 - self._threshold / 2**16)
 
-    def keep(self, shape: Sequence[int]) -> jax.Array | None:
-        """Bool, True at what stays; None where everything does."""
+    def _halves(self, shape: Sequence[int]) -> list[jax.Array] | None:
+        """What stays of the first and the second half of the features, bool (..., ⌈n/2⌉) each."""
         if self.key is None or self._threshold == 0:
             return None
         words = jax.random.bits(self.key, (*shape[:-1], -(-shape[-1] // 2)), jnp.uint32)
         # The low halves decide the first features, the high halves the others: to take them in
         # turns, as a bitcast would, moves every number to another lane of a TPU (docs/tpu.md).
-        halves = [words & 0xFFFF, words >> 16]
-        kept = jnp.concatenate([half >= self._threshold for half in halves], axis=-1)
-        return kept[..., : shape[-1]]
+        return [half >= self._threshold for half in (words & 0xFFFF, words >> 16)]
+
+    def keep(self, shape: Sequence[int]) -> jax.Array | None:
+        """Bool, True at what stays; None where everything does."""
+        halves = self._halves(shape)
+        return None if halves is None else jnp.concatenate(halves, axis=-1)[..., : shape[-1]]
+
+    def packed(self, shape: Sequence[int]) -> jax.Array | None:
+        """As `keep`, int8 (..., ⌈n/2⌉): bit 0 for the first half of the features, bit 1 for the
+        second."""
+        halves = self._halves(shape)
+        if halves is None:
+            return None
+        first, second = (half.astype(jnp.int8) for half in halves)
+        return first | (second << 1)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         keep = self.keep(x.shape)

@@ -4,9 +4,11 @@ All T x T scores of a head fit into VMEM for the lengths of these models (197 an
 tokens), so nothing of flash attention's bookkeeping (arXiv 2205.14135) is needed: no running
 maximum, no log-partition to keep, and no padding. The backward pass computes the scores again.
 
-The 128 lanes of a TPU hold 128 / K heads of width K side by side, as the projection delivers them.
-A product for one of them takes all 128 lanes with those of the other heads set to zero, which costs
-the matrix unit, 128 wide, no more than K lanes would.
+The 128 lanes of a TPU hold a group of 128 / K heads of width K side by side. A product for one of
+them takes all 128 lanes with those of the other heads set to zero, which costs the matrix unit, 128
+wide, no more than K lanes would. Queries, keys and values of a group are neighbours in one array,
+as one product with weights delivers them (`attention.by_groups`); other orders cost copies
+(docs/tpu.md).
 
 Shape letters: B batch, T tokens, H heads, K head width, D = H K.
 """
@@ -19,7 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-LANES = 128
+from unimed_jax.models.attention import LANES
+
+_PARTS = tuple(slice(i * LANES, (i + 1) * LANES) for i in range(3))  # query, key, value of a group
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -29,16 +33,17 @@ def attention(
     """softmax(q kᵀ / √K) v for every head.
 
     Args:
-        qkv: (B, 3, T, D), heads side by side.
+        qkv: (B, T, 3 D), in the order of `attention.by_groups`.
         seen: bool (B, T), False at tokens nobody may attend to.
-        keep: bool (B, H, T, T), the weights that dropout keeps; None keeps all.
+        keep: int8 (B, H, T, ⌈T/2⌉), the weights that dropout keeps (`Dropout.packed`); None keeps
+            all.
         head_dim: K.
         scale: of the weights that dropout keeps.
 
     Returns:
-        (B, T, D), dtype of qkv.
+        (B, T, D), heads side by side, dtype of qkv.
     """
-    return _call(_forward_kernel, qkv, seen, keep, (), head_dim, scale, 1, products=2)[:, 0]
+    return _call(_forward_kernel, qkv, seen, keep, (), head_dim, scale, 1, products=2)
 
 
 def _attention_forward(
@@ -50,8 +55,7 @@ def _attention_forward(
 def _attention_backward(
     head_dim: int, scale: float, residuals: tuple, cotangent: jax.Array
 ) -> tuple[jax.Array, None, None]:
-    more = (cotangent[:, None],)
-    d_qkv = _call(_backward_kernel, *residuals, more, head_dim, scale, 3, products=5)
+    d_qkv = _call(_backward_kernel, *residuals, (cotangent,), head_dim, scale, 3, products=5)
     return d_qkv, None, None
 
 
@@ -71,32 +75,28 @@ def _call(
 ) -> jax.Array:
     """Runs a kernel for each row and each group of heads that shares the lanes.
 
-    Query, key and value stay in one array: three would make the projections read their input three
-    times.
-
     Args:
-        more: arrays (B, n, T, D) besides qkv.
-        num_outputs: n of the result (B, n, T, D).
+        more: arrays (B, T, D) besides qkv.
+        num_outputs: n of the result (B, T, n D).
         products: of T x T x K that each head takes.
     """
-    batch, _, tokens, width = qkv.shape
-    group = LANES // head_dim
+    batch, tokens, triple = qkv.shape
+    width, group = triple // 3, LANES // head_dim
 
     def heads_of(n: int) -> pl.BlockSpec:
-        return pl.BlockSpec((1, n, tokens, LANES), lambda row, column: (row, 0, 0, column))
+        return pl.BlockSpec((1, tokens, n * LANES), lambda row, column: (row, 0, column))
 
     inputs = [qkv, seen[:, None].astype(jnp.int32), *more]
     specs = [
         heads_of(3),
         pl.BlockSpec((1, 1, tokens), lambda row, column: (row, 0, 0)),
-        *(heads_of(x.shape[1]) for x in more),
+        *(heads_of(1) for _ in more),
     ]
     if keep is not None:
-        inputs.append(keep.astype(jnp.int8))
-        specs.append(
-            pl.BlockSpec((1, group, tokens, tokens), lambda row, column: (row, column, 0, 0))
-        )
-    result = jax.ShapeDtypeStruct((batch, num_outputs, tokens, width), qkv.dtype)
+        inputs.append(keep)
+        block = (1, group, *keep.shape[2:])
+        specs.append(pl.BlockSpec(block, lambda row, column: (row, column, 0, 0)))
+    result = jax.ShapeDtypeStruct((batch, tokens, num_outputs * width), qkv.dtype)
     scores = batch * width // head_dim * tokens**2
     return pl.pallas_call(
         functools.partial(kernel, head_dim=head_dim, scale=scale),
@@ -114,21 +114,21 @@ def _call(
 
 def _forward_kernel(qkv: Any, seen: Any, *rest: Any, head_dim: int, scale: float) -> None:
     *keep, out = rest
-    q, k, v = (qkv[0, i] for i in range(3))
-    total = jnp.zeros(out.shape[2:], jnp.float32)
+    q, k, v = (qkv[0, :, part] for part in _PARTS)
+    total = jnp.zeros(out.shape[1:], jnp.float32)
     for head, mine in _heads(q, head_dim):
         weights = _weights(mine(q), k, seen, head_dim)
         weights = _dropped(weights, keep, head, scale).astype(v.dtype)
         total += _dot(weights, mine(v), 1, 0)
-    out[0, 0] = total.astype(out.dtype)
+    out[0] = total.astype(out.dtype)
 
 
 def _backward_kernel(
     qkv: Any, seen: Any, d_out: Any, *rest: Any, head_dim: int, scale: float
 ) -> None:
     *keep, d_qkv = rest
-    q, k, v = (qkv[0, i] for i in range(3))
-    cotangent = d_out[0, 0]
+    q, k, v = (qkv[0, :, part] for part in _PARTS)
+    cotangent = d_out[0]
     dq = dk = dv = jnp.zeros(q.shape, jnp.float32)
     for head, mine in _heads(q, head_dim):
         weights = _weights(mine(q), k, seen, head_dim)
@@ -140,8 +140,8 @@ def _backward_kernel(
         d_scores = (weights * (d_weights - mean) * head_dim**-0.5).astype(q.dtype)
         dq += _dot(d_scores, mine(k), 1, 0)
         dk += _dot(d_scores, mine(q), 0, 0)
-    for index, gradient in enumerate((dq, dk, dv)):
-        d_qkv[0, index] = gradient.astype(d_qkv.dtype)
+    for part, gradient in zip(_PARTS, (dq, dk, dv), strict=True):
+        d_qkv[0, :, part] = gradient.astype(d_qkv.dtype)
 
 
 def _heads(q: jax.Array, head_dim: int) -> Iterator[tuple[int, Any]]:
@@ -163,8 +163,9 @@ def _weights(q: jax.Array, k: jax.Array, seen: Any, head_dim: int) -> jax.Array:
 def _dropped(weights: jax.Array, keep: list, head: int, scale: float) -> jax.Array:
     if not keep:
         return weights
-    kept = keep[0][0, head].astype(jnp.int32) != 0
-    return jnp.where(kept, weights * scale, 0.0)
+    packed = keep[0][0, head].astype(jnp.int32)
+    kept = jnp.concatenate([packed & 1, packed >> 1], axis=1)[:, : weights.shape[1]]
+    return jnp.where(kept != 0, weights * scale, 0.0)
 
 
 def _dot(a: jax.Array, b: jax.Array, of_a: int, of_b: int) -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unimed_jax.models.attention import can_fuse, fused, plain
+from unimed_jax.models.attention import by_groups, can_fuse, fused, plain
 from unimed_jax.models.config import Attention, Remat
 from unimed_jax.models.dropout import Dropout
 
@@ -126,15 +126,14 @@ class SelfAttention(nnx.Module):
 
     def _fused(self, x: jax.Array, mask: jax.Array | None, dropout: Dropout) -> jax.Array:
         """Heads stay side by side, which is how the kernel reads and writes them: no copies."""
-        width, _, heads, _ = self.qkv.kernel.shape
         into, into_bias, out_of, out_of_bias = (
             param[...].astype(x.dtype)
             for layer in (self.qkv, self.out)
             for param in (layer.kernel, layer.bias)
         )
-        qkv = jnp.einsum("btd,dse->bste", x, into.reshape(width, 3, -1))
-        out = fused(qkv + into_bias.reshape(3, 1, -1), mask, dropout, heads)
-        return out @ out_of.reshape(-1, width) + out_of_bias
+        qkv = x @ by_groups(into) + by_groups(into_bias)
+        out = fused(qkv, mask, dropout, heads=into.shape[2])
+        return out @ out_of.reshape(-1, x.shape[-1]) + out_of_bias
 
 
 class Mlp(nnx.Module):
