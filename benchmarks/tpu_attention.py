@@ -27,7 +27,7 @@ from flax import nnx
 
 from unimed_jax import ahead_of_time, hlo, hlo_cost, sharding
 from unimed_jax.chips import CHIPS
-from unimed_jax.models.fused_attention import LANES
+from unimed_jax.models.attention import LANES
 from unimed_jax.models.layers import SelfAttention
 
 ROWS = 128  # of one chip
@@ -84,7 +84,7 @@ def measured(
     cost = hlo_cost.cost(hlo.parse(program.as_text()), len(devices))
     kernels = [
         ROWS * width // LANES * max(bundles, moved / CHIP.hbm_bandwidth * CLOCK)
-        for bundles, moved in _kernels(dumps, tokens, rate)
+        for bundles, moved in _kernels(dumps, tokens, width, rate)
     ]
     return {
         "form": form,
@@ -95,15 +95,16 @@ def measured(
     }
 
 
-def _kernels(dumps: Path, tokens: int, rate: float) -> list[tuple[int, float]]:
+def _kernels(dumps: Path, tokens: int, width: int, rate: float) -> list[tuple[int, float]]:
     """(bundles, bytes) of one step of the grid of each kernel that was dumped."""
     found = []
     for path in dumps.glob("*schedule-analysis_final_bundles.txt"):
         text = path.read_text()
         if 'custom_call_target="tpu_custom_call"' in text:
-            # in: q, k, v, in the backward pass the cotangent as well; out: one or three arrays
-            arrays = 4 if re.search(r"= bf16\[\d+,1,", text) else 7
-            keep = 2 * tokens**2 if rate else 0
+            # q, k, v in and one array out; in the backward pass the cotangent and three arrays
+            outputs = int(re.search(r"= \w+\[\d+,\d+,(\d+)\]", text)[1]) // width
+            arrays = 4 if outputs == 1 else 7
+            keep = 2 * tokens * -(-tokens // 2) if rate else 0  # two heads in a group
             moved = arrays * tokens * LANES * 2 + keep
             found.append((int(re.search(r"total scheduled bundles:\s+(\d+)", text)[1]), moved))
     return found

@@ -48,7 +48,7 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            f"libtpu, the TPU's compiler, is not installed: pip install '{_wanted_libtpu()}' "
+            f"libtpu, the TPU's compiler, is not installed: pip install '{wanted_libtpu()}' "
             "(with --target=DIR and DIR on PYTHONPATH it stays out of the environment)"
         )
     os.environ.update(ENVIRONMENT | runtime.compiler_environment())
@@ -61,7 +61,7 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
         ) from error
 
 
-def _wanted_libtpu() -> str:
+def wanted_libtpu() -> str:
     """The requirement that this version of JAX states for its TPU extra."""
     stated = importlib.metadata.requires("jax") or []
     found = next((r for r in stated if r.startswith("libtpu")), "libtpu")
