@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unimed_jax.models.attention import attend
+from unimed_jax.models.attention import by_groups, can_fuse, fused, plain
 from unimed_jax.models.config import Attention, Remat
+from unimed_jax.models.dropout import Dropout
 
 Initializer = jax.nn.initializers.Initializer
 
@@ -111,25 +112,31 @@ class SelfAttention(nnx.Module):
             mask: bool (B, T), False at tokens nobody may attend to.
             dropout_key: drops attention weights; None for none.
         """
-        # Heads move before tokens once, so that both products below are plain batched ones: copies
-        # took a fifth of a training step on a CPU when each product had to do it by itself.
+        dropout = Dropout(self.dropout, dropout_key)
+        *_, heads, head_dim = self.qkv.kernel.shape
         if num_queries is None:
+            if self.form == "auto" and can_fuse(x.shape[1], heads, head_dim):
+                return self._fused(x, mask, dropout)
+            # Heads move before tokens once, so that both products in `plain` are batched ones:
+            # copies took a fifth of a training step on a CPU when each had to do it by itself.
             q, k, v = _linear(self.qkv, x).transpose(2, 0, 3, 1, 4)
         else:
             kernel, bias = self.qkv.kernel[...].astype(x.dtype), self.qkv.bias[...].astype(x.dtype)
             q = jnp.einsum("bqd,dhk->bqhk", x[:, :num_queries], kernel[:, 0]) + bias[0]
             kv = jnp.einsum("btd,dshk->btshk", x, kernel[:, 1:]) + bias[1:]
             q, (k, v) = q.transpose(0, 2, 1, 3), kv.transpose(2, 0, 3, 1, 4)
-        out = attend(
-            q,
-            k,
-            v,
-            mask=mask,
-            dropout_rate=self.dropout,
-            dropout_key=dropout_key,
-            form=self.form,
+        return _linear(self.out, plain(q, k, v, mask, dropout))
+
+    def _fused(self, x: jax.Array, mask: jax.Array | None, dropout: Dropout) -> jax.Array:
+        """Heads stay side by side, which is how the kernel reads and writes them: no copies."""
+        into, into_bias, out_of, out_of_bias = (
+            param[...].astype(x.dtype)
+            for layer in (self.qkv, self.out)
+            for param in (layer.kernel, layer.bias)
         )
-        return _linear(self.out, out.transpose(0, 2, 1, 3))
+        qkv = x @ by_groups(into) + by_groups(into_bias)
+        out = fused(qkv, mask, dropout, heads=into.shape[2])
+        return out @ out_of.reshape(-1, x.shape[-1]) + out_of_bias
 
 
 class Mlp(nnx.Module):
