@@ -15,6 +15,13 @@ def options(mesh: Mesh) -> dict[str, str] | None:
     return _known_on_cpu() if mesh.devices.flat[0].platform == "cpu" else None
 
 
+def options_once(mesh: Mesh) -> dict[str, int] | None:
+    """The same for a program that runs once: on a CPU the compiler takes several times as long for
+    random parameters as it saves."""
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return {"xla_backend_optimization_level": 1} if on_cpu else None
+
+
 @functools.cache
 def _known_on_cpu() -> dict[str, str] | None:
     """The options, or None for a version of jaxlib that does not have them (any more)."""
