@@ -136,15 +136,19 @@ def _pairs(options: VolumeOptions) -> list[_Pair]:
     for pattern in patterns:
         if pattern.count(_ID) != 1:
             raise CorpusError(f"the pattern {pattern!r} does not have one {_ID!r}")
+
+    def plain(name: str) -> str:
+        return name.removesuffix(".gz")
+
     before, after = patterns[0].split(_ID)
     pairs = {}
-    for suffix in dict.fromkeys((after, after.removesuffix(".gz"))):
+    for suffix in dict.fromkeys((after, plain(after))):
         for path in options.raw.glob(f"{before}*{suffix}"):
             found = path.relative_to(options.raw).as_posix()
             name = found[len(before) : len(found) - len(suffix)]
             label = patterns[1].replace(_ID, name)
-            if not (options.raw / label).is_file():
-                label = label.removesuffix(".gz")
+            if not (options.raw / label).is_file() and (options.raw / plain(label)).is_file():
+                label = plain(label)
             pairs.setdefault(name, _Pair(name, found, label))
     if not pairs:
         raise CorpusError(f"{options.raw} holds no {patterns[0].replace(_ID, '*')}")

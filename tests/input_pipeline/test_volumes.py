@@ -129,7 +129,7 @@ def test_layouts_become_corpora_with_the_patients_that_were_named_held_out(tmp_p
     np.testing.assert_array_equal(sample.label_map(), labels)
     assert sample.classes == ("low", "high")
     assert sample.spacing == pytest.approx(volume.spacing, rel=1e-6)
-    assert json.loads((out / "conversion.json").read_text())["val"] == ["0002"]
+    assert json.loads((out / "conversion.json").read_text())["facts"]["val"] == ["0002"]
 
 
 @pytest.mark.parametrize(
