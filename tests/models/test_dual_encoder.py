@@ -176,7 +176,7 @@ def _value_and_grads(remat: str, scan: bool, on_mesh: bool = False) -> tuple[jax
         texts = model.encode_text(params, ids, dropout_rng=jax.random.key(7))
         return jnp.sum(model.encode_image(params, images) * jnp.cos(texts))
 
-    # a mesh of one CPU, as a run has it: linear layers are then products of two matrices
+    # a mesh of one CPU, as a run has it: MLPs then see one axis of rows
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh) if on_mesh else contextlib.nullcontext():
         return jax.jit(jax.value_and_grad(loss))(_small()[1])

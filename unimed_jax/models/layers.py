@@ -4,7 +4,6 @@ Shape letters: B batch, T tokens, Q query tokens, D width, H heads, K head width
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -119,13 +118,13 @@ class SelfAttention(nnx.Module):
                 return self._fused(x, mask, dropout)
             # Heads move before tokens once, so that both products in `plain` are batched ones:
             # copies took a fifth of a training step on a CPU when each had to do it by itself.
-            q, k, v = _linear(self.qkv, x).transpose(2, 0, 3, 1, 4)
+            q, k, v = self.qkv(x).transpose(2, 0, 3, 1, 4)
         else:
             kernel, bias = self.qkv.kernel[...].astype(x.dtype), self.qkv.bias[...].astype(x.dtype)
             q = jnp.einsum("bqd,dhk->bqhk", x[:, :num_queries], kernel[:, 0]) + bias[0]
             kv = jnp.einsum("btd,dshk->btshk", x, kernel[:, 1:]) + bias[1:]
             q, (k, v) = q.transpose(0, 2, 1, 3), kv.transpose(2, 0, 3, 1, 4)
-        return _linear(self.out, plain(q, k, v, mask, dropout))
+        return self.out(plain(q, k, v, mask, dropout))
 
     def _fused(self, x: jax.Array, mask: jax.Array | None, dropout: Dropout) -> jax.Array:
         """Heads stay side by side, which is how the kernel reads and writes them: no copies."""
@@ -164,22 +163,15 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
-        return _linear(self.c_proj, self.activation(_linear(self.c_fc, x)))
+        return self.c_proj(self.activation(self.c_fc(_rows(x)))).reshape(x.shape)
 
 
-def _linear(layer: nnx.Linear | nnx.LinearGeneral, x: jax.Array) -> jax.Array:
-    """layer(x) of x (B, T, ...): on a CPU as a product of two matrices.
-
-    XLA's CPU compiler copies and transposes what goes into a product over several axes, as the
-    gradient of a weight is. A TPU takes such products as they are, but to merge axes it would copy.
+def _rows(x: jax.Array) -> jax.Array:
+    """On CPUs (B, T, D) -> (B·T, D): the gradient of a weight sums over rows, and XLA transposes
+    the hidden features in memory if that means two axes. On TPUs to merge them is itself a copy.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size > 1 or mesh.empty or mesh.abstract_device.platform != "cpu":
-        return layer(x)
-    kernel, bias = layer.kernel[...].astype(x.dtype), layer.bias[...].astype(x.dtype)
-    inputs = math.prod(x.shape[2:])
-    y = x.reshape(-1, inputs) @ kernel.reshape(inputs, -1) + bias.reshape(-1)
-    return y.reshape(*x.shape[:2], *bias.shape)
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return x.reshape(-1, x.shape[-1]) if device and device.platform == "cpu" else x
 
 
 class Block(Protocol):
