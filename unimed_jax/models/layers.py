@@ -248,6 +248,25 @@ def apply_blocks(
     return apply(x, last, 1)[:, 0]
 
 
+def block_outputs(
+    blocks: nnx.Module, x: jax.Array, call: Callable[[nnx.Module, jax.Array], jax.Array]
+) -> jax.Array:
+    """What leaves every block of a stack: (B, T, D) -> (layers, B, T, D).
+
+    Args:
+        blocks: from `stack_blocks`.
+        x: what enters the first.
+        call: a block on its input.
+    """
+    graphdef, params = nnx.split(blocks)
+
+    def layer(x: jax.Array, layer_params: nnx.State) -> tuple[jax.Array, jax.Array]:
+        y = call(nnx.merge(graphdef, layer_params), x)
+        return y, y
+
+    return jax.lax.scan(layer, x, params)[1]
+
+
 def _split(tree: Any, sizes: Sequence[int]) -> list[Any]:
     """Parts of every array along its first axis.
 
