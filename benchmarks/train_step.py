@@ -128,10 +128,8 @@ def one_device() -> object:
 def unimed_jax(args: argparse.Namespace) -> None:
     import jax
 
-    from unimed_jax import runtime, sharding, tasks, train_step
+    from unimed_jax import sharding, tasks, train_step
 
-    if not os.environ.get("NOKEEP"):
-        runtime.keep_freed_memory()
     config, mesh = make_config(args), one_device()
     program = train_step.Program(tasks.create(config, ""), config, 1000, mesh)
     state = jax.jit(program.init, out_shardings=program.shardings)()

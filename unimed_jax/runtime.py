@@ -1,7 +1,6 @@
 """The process: start-up, messages, signals, and errors as one line."""
 
 import collections
-import ctypes
 import os
 import signal
 import sys
@@ -25,8 +24,6 @@ from unimed_jax.peers import Peers, join
 
 _PATIENCE_MS = 60 * 60 * 1000
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-
 _peers: Peers | None = None  # of a job of several processes
 _times_waited: collections.Counter[str] = collections.Counter()
 
@@ -47,20 +44,6 @@ def compiler_environment() -> dict[str, str]:
     return {"LIBTPU_INIT_ARGS": f"{given} {stack}={2**20}".strip()}
 
 
-def keep_freed_memory() -> None:
-    """Where computing is on CPUs, what one step frees stays with the process for the next one.
-
-    XLA asks for the temporaries of a program each time it runs. glibc hands such large blocks back
-    to the kernel, which then has to map and clear the same gigabytes at every step
-    (docs/performance.md).
-    """
-    if jax.default_backend() == "cpu" and sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(_M_MMAP_MAX, 0)
-            libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
-
-
 def initialize() -> None:
     """Joins the job's other processes if there are any; TensorFlow never takes an accelerator.
 
@@ -73,7 +56,6 @@ def initialize() -> None:
         jax.config.update("jax_compilation_cache_dir", str(_COMPILED.expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     _peers = join()
-    keep_freed_memory()
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
