@@ -22,9 +22,11 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from unimed_jax import charts, report
-
 REPO = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPO))
+
+from unimed_jax import charts, report  # noqa: E402  (the checkout is put on the path first)
+
 RECIPE = "configs/lwi_vms.py"
 LEARNED_SHARE = 1 / 3
 
