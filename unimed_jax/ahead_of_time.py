@@ -48,7 +48,7 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            f"libtpu, the TPU's compiler, is not installed: pip install '{_wanted_libtpu()}' "
+            f"libtpu, the TPU's compiler, is not installed: pip install '{wanted_libtpu()}' "
             "(with --target=DIR and DIR on PYTHONPATH it stays out of the environment)"
         )
     os.environ.update(ENVIRONMENT | runtime.compiler_environment())
@@ -61,7 +61,7 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
         ) from error
 
 
-def _wanted_libtpu() -> str:
+def wanted_libtpu() -> str:
     """The requirement that this version of JAX states for its TPU extra."""
     stated = importlib.metadata.requires("jax") or []
     found = next((r for r in stated if r.startswith("libtpu")), "libtpu")
@@ -185,12 +185,17 @@ def compile_report(
         "temporaries": memory.temp_size_in_bytes,
         "code": memory.generated_code_size_in_bytes,
     }
+    total = sum(kinds.values()) / 2**30
+    if total > chip.hbm_gb:  # the compiler may accept what leaves no room for the arguments
+        return report | refusal(
+            f"arguments, temporaries and code need {total:.2f}G of {chip.hbm_gb:.2f}G memory"
+        )
     return (
         report
         | {
             "fits": True,
             "refusal": None,
-            "hbm_gib": {k: v / 2**30 for k, v in {"total": sum(kinds.values()), **kinds}.items()},
+            "hbm_gib": {"total": total, **{k: v / 2**30 for k, v in kinds.items()}},
             "compiled_flops": cost.flops * num_devices,
             "compiled_over_model_flops": cost.flops * num_devices / model_flops,
             "memory_bytes": cost.memory_bytes,

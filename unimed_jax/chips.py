@@ -9,7 +9,7 @@ class Chip:
 
     Attributes:
       bf16_flops: dense bfloat16 FLOP/s.
-      hbm_gb: memory in 10^9 bytes; a program gets somewhat less.
+      hbm_gb: memory as the vendor states it; a program gets somewhat less.
       hbm_bandwidth: bytes/s.
       links: ports of the interconnect.
       link_bandwidth: bytes/s of one port in one direction.

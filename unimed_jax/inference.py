@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 
 from input_pipeline import feed
 from input_pipeline.errors import UserError, WeightsError
 from input_pipeline.files import read_bytes, to_path
 from input_pipeline.tokenizer import Tokenizer
-from unimed_jax import losses, sharding
+from unimed_jax import compiler, losses, sharding
 from unimed_jax.evals import embedding_files
 from unimed_jax.models import dual_encoder
 from unimed_jax.models.config import ModelConfig
@@ -94,7 +95,7 @@ class Model:
         whole = sharding.replicated(mesh)
         self._params = jax.device_put(params, whole)
         self._encode = {
-            name: _jitted(encode, whole)
+            name: _jitted(encode, mesh)
             for name, encode in (("visual", model.encode_image), ("text", model.encode_text))
         }
 
@@ -277,7 +278,7 @@ class Model:
 
 
 def _jitted(
-    encode: Callable[[dual_encoder.Params, jax.Array], jax.Array], whole: jax.sharding.Sharding
+    encode: Callable[[dual_encoder.Params, jax.Array], jax.Array], mesh: Mesh
 ) -> Callable[[dual_encoder.Params, jax.Array, bool], jax.Array]:
     """(parameters, rows, normalize) -> embeddings.
 
@@ -288,7 +289,12 @@ def _jitted(
         embeddings = encode(params, rows)
         return losses.normalize(embeddings) if normalize else embeddings
 
-    return jax.jit(embed, static_argnums=2, out_shardings=whole)
+    return jax.jit(
+        embed,
+        static_argnums=2,
+        out_shardings=sharding.replicated(mesh),
+        compiler_options=compiler.options(mesh),
+    )
 
 
 def preprocess(image: ImageLike, size: int) -> np.ndarray:

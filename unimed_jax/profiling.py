@@ -73,8 +73,9 @@ class StepTrace:
     def close(self) -> None:
         """Ends a trace that is still running, when the run ends early."""
         if self._running:
-            jax.profiler.stop_trace()
             self._running = False
+            jax.profiler.stop_trace()
+            self._written.close()
             if self._written != self._folder:
                 move_folder(self._written, self._folder)
                 shutil.rmtree(self._written)

@@ -25,8 +25,18 @@ from tqdm import tqdm
 from input_pipeline import feed
 from input_pipeline.errors import UserError
 from input_pipeline.files import AnyPath, to_path, write_text_atomically
+from unimed_jax import (
+    compiler,
+    corpus,
+    metrics,
+    profiling,
+    runtime,
+    sharding,
+    stages,
+    tasks,
+    train_step,
+)
 from unimed_jax import config as config_lib
-from unimed_jax import corpus, metrics, profiling, runtime, sharding, stages, tasks, train_step
 from unimed_jax.batches import Batches
 from unimed_jax.checkpoint import FOLDER, Checkpoints, make_meta
 from unimed_jax.results import evaluate, named_metrics, write_results
@@ -75,7 +85,11 @@ def prepare(config: ConfigDict, workdir: AnyPath, num_devices: int) -> None:
 
 def initial_state(task: Task, program: train_step.Program) -> train_step.State:
     """Random parameters, made where they belong, with the pretrained part put in their place."""
-    state = jax.jit(program.init, out_shardings=program.shardings)()
+    state = jax.jit(
+        program.init,
+        out_shardings=program.shardings,
+        compiler_options=compiler.options_once(program.mesh),
+    )()
     loaded = task.pretrained(program.abstract_state["params"])
 
     def merge(ours: Any, theirs: Any, layout: Any) -> Any:

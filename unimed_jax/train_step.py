@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unimed_jax import flops, optim, sharding, trees
+from unimed_jax import compiler, flops, optim, sharding, trees
 from unimed_jax.tasks.base import Task
 
 State = dict[str, Any]  # {"params", "opt_state", "step": int32 ()}
@@ -76,12 +76,13 @@ class Program:
     """The step of a task on a mesh: what a run compiles, and ``tools/compile_report.py`` as well.
 
     Attributes:
+      mesh: the devices.
       abstract_state: shapes and dtypes of the state.
       shardings: where its arrays belong.
     """
 
     def __init__(self, task: Task, config: ConfigDict, num_train_steps: int, mesh: Mesh) -> None:
-        self._task, self._config, self._mesh = task, config, mesh
+        self._task, self._config, self.mesh = task, config, mesh
         self._num_train_steps = num_train_steps
         self._optimizer = optim.make_optimizer(config.optimizer, num_train_steps)
         self._batch = task.batch_spec(config.batch_size)
@@ -96,11 +97,12 @@ class Program:
         """The step, ready to be compiled; it takes over the memory of the state it is given."""
         step = jax.jit(
             make_train_step(self._task, self._optimizer, self._config, self._num_train_steps),
-            in_shardings=(self.shardings, sharding.batch_sharding(self._mesh)),
-            out_shardings=(self.shardings, sharding.replicated(self._mesh)),
+            in_shardings=(self.shardings, sharding.batch_sharding(self.mesh)),
+            out_shardings=(self.shardings, sharding.replicated(self.mesh)),
             donate_argnums=0,
+            compiler_options=compiler.options(self.mesh),
         )
-        with jax.set_mesh(self._mesh):  # for what is written per device, as the losses are
+        with jax.set_mesh(self.mesh):  # for what is written per device, as the losses are
             return step.lower(self.abstract_state, self._batch)
 
     def model_flops(self) -> float:

@@ -1,5 +1,6 @@
 """The dual encoder: sizes, initial values, masking, dropout, precision, remat and scan."""
 
+import contextlib
 import functools
 import math
 import re
@@ -13,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from small_model import small_config
 
 from unimed_jax import config as config_lib
+from unimed_jax import sharding
 from unimed_jax.models import dual_encoder
 from unimed_jax.models.parameters import PARAMETER_AXES
 from unimed_jax.sharding import path_string
@@ -166,7 +168,7 @@ def test_layers_of_one_block() -> None:
 
 
 @functools.cache
-def _value_and_grads(remat: str, scan: bool) -> tuple[jax.Array, Any]:
+def _value_and_grads(remat: str, scan: bool, on_mesh: bool = False) -> tuple[jax.Array, Any]:
     model = dual_encoder.build(small_config(remat=remat, scan_layers=scan))
     images, ids = _inputs()
 
@@ -174,12 +176,18 @@ def _value_and_grads(remat: str, scan: bool) -> tuple[jax.Array, Any]:
         texts = model.encode_text(params, ids, dropout_rng=jax.random.key(7))
         return jnp.sum(model.encode_image(params, images) * jnp.cos(texts))
 
-    return jax.jit(jax.value_and_grad(loss))(_small()[1])
+    # a mesh of one CPU, as a run has it: MLPs then see one axis of rows
+    mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    with jax.set_mesh(mesh) if on_mesh else contextlib.nullcontext():
+        return jax.jit(jax.value_and_grad(loss))(_small()[1])
 
 
-@pytest.mark.parametrize(("remat", "scan"), [("none", False), ("full", True), ("dots", False)])
-def test_remat_and_scan_change_nothing(remat: str, scan: bool) -> None:
-    value, grads = _value_and_grads(remat, scan)
+@pytest.mark.parametrize(
+    ("remat", "scan", "on_mesh"),
+    [("none", False, False), ("full", True, False), ("dots", False, True)],
+)
+def test_remat_scan_and_mesh_change_nothing(remat: str, scan: bool, on_mesh: bool) -> None:
+    value, grads = _value_and_grads(remat, scan, on_mesh)
     want, want_grads = _value_and_grads("none", True)
     # The same sums in another order: a few units in the last place of float32.
     np.testing.assert_allclose(value, want, rtol=1e-5)

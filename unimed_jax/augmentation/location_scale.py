@@ -7,6 +7,7 @@ it is.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 NUM_SAMPLES = 1000  # points of a curve; between them it is linear
 BACKGROUND_VALUE = 0.01  # what is darker is no tissue and stays as it is
@@ -40,19 +41,32 @@ def bezier_table(
 def quantiles(values: jax.Array, where: jax.Array, q: tuple[float, ...]) -> jax.Array:
     """Quantiles of the elements that are True, interpolated linearly as NumPy does.
 
+    Order statistics are found by bisecting the bit patterns of floats, which are ordered as
+    non-negative floats are: 31 counts are several times faster than a sort, and exact.
+
     Args:
-      values, where: of one shape.
+      values: float32, at least 0.
+      where: bool, same shape.
       q: in 0..1.
 
     Returns:
-      float32 (len(q),); infinite if no element is True.
+      float32 (len(q),); 0 if no element is True.
     """
-    ordered = jnp.sort(jnp.where(where, values, jnp.inf).ravel())
     position = jnp.array(q) * (jnp.sum(where) - 1)
-    below = jnp.maximum(jnp.floor(position).astype(jnp.int32), 0)
-    above = jnp.maximum(jnp.ceil(position).astype(jnp.int32), 0)
-    part = position - below
-    return jnp.where(part > 0, ordered[below] * (1 - part) + ordered[above] * part, ordered[below])
+    rank = jnp.stack([jnp.floor(position), jnp.ceil(position)], axis=-1).astype(jnp.int32)
+    bits = jax.lax.bitcast_convert_type(jnp.where(where, values, jnp.inf), jnp.int32).ravel()
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2
+        reached = jnp.sum(bits <= middle[..., None], axis=-1) > rank
+        return jnp.where(reached, low, middle + 1), jnp.where(reached, middle, high)
+
+    largest = jnp.full(rank.shape, np.float32(np.inf).view(np.int32))
+    bounds = jax.lax.fori_loop(0, 31, halve, (jnp.zeros_like(rank), largest))
+    found = jax.lax.bitcast_convert_type(bounds[1], jnp.float32)
+    part = position - jnp.floor(position)
+    return jnp.where(part > 0, found[:, 0] * (1 - part) + found[:, 1] * part, found[:, 0])
 
 
 def draw_map(
@@ -78,6 +92,7 @@ def draw_map(
     inner = low + (high - low) * jax.random.uniform(keys[0], (2, 2))
     inverse = jax.random.bernoulli(keys[1], inverse_probability)
     curved = jnp.interp(values, *bezier_table(inner, low, high, inverse))
+    curved = jnp.maximum(curved, 0.0)  # it is, up to rounding
     q20, q80 = quantiles(curved, where, (0.2, 0.8))
     alpha = jnp.clip(1 + 0.1 * jax.random.normal(keys[2]), 0.9, 1.1)
     beta = jnp.clip(0.5 * jax.random.normal(keys[3]), -q20, 1 - q80)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from input_pipeline import feed, manifest, records
 from input_pipeline.errors import ConfigError, UserError
 from input_pipeline.files import AnyPath, under
-from unimed_jax import losses, runtime, sharding
+from unimed_jax import compiler, losses, runtime, sharding
 from unimed_jax.evals import embedding_files
 from unimed_jax.models.dual_encoder import DualEncoder
 from unimed_jax.tasks.base import Params
@@ -101,7 +101,11 @@ class Features:
         self._sharding = sharding.batch_sharding(mesh)
         whole = sharding.replicated(mesh)  # every host gets the embeddings of all rows
         self._encode = {
-            tower: jax.jit(lambda p, x, f=f: losses.normalize(f(p, x)), out_shardings=whole)
+            tower: jax.jit(
+                lambda p, x, f=f: losses.normalize(f(p, x)),
+                out_shardings=whole,
+                compiler_options=compiler.options(mesh),
+            )
             for tower, f in (("visual", model.encode_image), ("text", model.encode_text))
         }
         self._params: Params = None

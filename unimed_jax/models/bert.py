@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unimed_jax.models.config import ModelConfig
-from unimed_jax.models.dropout import dropout
+from unimed_jax.models.dropout import Dropout
 from unimed_jax.models.layers import (
     LayerNorm,
     Mlp,
@@ -58,8 +58,8 @@ class BertBlock(nnx.Module):
         """(B, T, D) -> (B, Q, D), Q being `num_queries` or T."""
         keys = (None,) * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
         attended = self.attn(x, num_queries=num_queries, mask=mask, dropout_key=keys[0])
-        x = self.ln_1(x[:, :num_queries] + dropout(attended, self.dropout, keys[1]))
-        return self.ln_2(x + dropout(self.mlp(x), self.dropout, keys[2]))
+        x = self.ln_1(x[:, :num_queries] + Dropout(self.dropout, keys[1])(attended))
+        return self.ln_2(x + Dropout(self.dropout, keys[2])(self.mlp(x)))
 
 
 class MlpProjection(nnx.Module):
@@ -134,7 +134,7 @@ class Bert(nnx.Module):
             + self.position_embeddings.embedding[: ids.shape[1]].astype(config.compute_dtype)
             + self.token_type_embeddings.embedding[0].astype(config.compute_dtype)
         )
-        x = dropout(self.ln_embeddings(x), config.text.dropout, keys[0])
+        x = Dropout(config.text.dropout, keys[0])(self.ln_embeddings(x))
         x = apply_blocks(
             self.blocks,
             x,

@@ -12,7 +12,7 @@ Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 Projection = Literal["mlp", "linear", "none"]
 DType = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "dots"]
-Attention = Literal["auto", "plain", "fused"]
+Attention = Literal["auto", "plain"]
 VisualForm = Literal["clip", "timm"]
 
 
@@ -72,8 +72,8 @@ class ModelConfig:
         logit_bias_init: None where there is no bias (softmax loss); -10 in SigLIP.
         remat: what the backward pass computes again: "full" keeps only the input of each block,
             "dots" the products with weights as well.
-        attention: "plain", or "fused": a kernel that keeps the scores on the chip, in train steps
-            on TPU where no attention weights are dropped; "auto": that where it pays.
+        attention: "auto": in train steps on TPU by a kernel that keeps the scores on the chip;
+            "plain": never.
         scan_layers: False unrolls the blocks: slower to compile, sometimes faster to run.
     """
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unimed_jax.models.conv import BatchNorm, Conv, Padding
-from unimed_jax.models.dropout import dropout
+from unimed_jax.models.dropout import Dropout
 
 _KEEP, _EPSILON = 0.99, 1e-3
 STEM_WIDTH = 32
@@ -74,7 +74,7 @@ class MBConv(nnx.Module):
         if not self.adds:
             return y
         # whole branches are dropped (stochastic depth): one decision per image
-        kept = dropout(jnp.ones((len(y), 1, 1, 1), y.dtype), self.drop, key if train else None)
+        kept = Dropout(self.drop, key if train else None)(jnp.ones((len(y), 1, 1, 1), y.dtype))
         return x + y * kept
 
 

@@ -4,15 +4,16 @@ Shape letters: B batch, T tokens, Q query tokens, D width, H heads, K head width
 """
 
 import functools
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unimed_jax.models.attention import attend
+from unimed_jax.models.attention import by_groups, can_fuse, fused, plain
 from unimed_jax.models.config import Attention, Remat
+from unimed_jax.models.dropout import Dropout
 
 Initializer = jax.nn.initializers.Initializer
 
@@ -110,25 +111,31 @@ class SelfAttention(nnx.Module):
             mask: bool (B, T), False at tokens nobody may attend to.
             dropout_key: drops attention weights; None for none.
         """
-        # Heads move before tokens once, so that both products below are plain batched ones: copies
-        # took a fifth of a training step on a CPU when each product had to do it by itself.
+        dropout = Dropout(self.dropout, dropout_key)
+        *_, heads, head_dim = self.qkv.kernel.shape
         if num_queries is None:
+            if self.form == "auto" and can_fuse(x.shape[1], heads, head_dim):
+                return self._fused(x, mask, dropout)
+            # Heads move before tokens once, so that both products in `plain` are batched ones:
+            # copies took a fifth of a training step on a CPU when each had to do it by itself.
             q, k, v = self.qkv(x).transpose(2, 0, 3, 1, 4)
         else:
             kernel, bias = self.qkv.kernel[...].astype(x.dtype), self.qkv.bias[...].astype(x.dtype)
             q = jnp.einsum("bqd,dhk->bqhk", x[:, :num_queries], kernel[:, 0]) + bias[0]
             kv = jnp.einsum("btd,dshk->btshk", x, kernel[:, 1:]) + bias[1:]
             q, (k, v) = q.transpose(0, 2, 1, 3), kv.transpose(2, 0, 3, 1, 4)
-        out = attend(
-            q,
-            k,
-            v,
-            mask=mask,
-            dropout_rate=self.dropout,
-            dropout_key=dropout_key,
-            form=self.form,
+        return self.out(plain(q, k, v, mask, dropout))
+
+    def _fused(self, x: jax.Array, mask: jax.Array | None, dropout: Dropout) -> jax.Array:
+        """Heads stay side by side, which is how the kernel reads and writes them: no copies."""
+        into, into_bias, out_of, out_of_bias = (
+            param[...].astype(x.dtype)
+            for layer in (self.qkv, self.out)
+            for param in (layer.kernel, layer.bias)
         )
-        return self.out(out.transpose(0, 2, 1, 3))
+        qkv = x @ by_groups(into) + by_groups(into_bias)
+        out = fused(qkv, mask, dropout, heads=into.shape[2])
+        return out @ out_of.reshape(-1, x.shape[-1]) + out_of_bias
 
 
 class Mlp(nnx.Module):
@@ -155,8 +162,16 @@ class Mlp(nnx.Module):
         self.c_proj = linear(hidden, width, bias_init=bias_init(hidden))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., D) -> (..., D)."""
-        return self.c_proj(self.activation(self.c_fc(x)))
+        """(B, T, D) -> (B, T, D)."""
+        return self.c_proj(self.activation(self.c_fc(_rows(x)))).reshape(x.shape)
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """On CPUs (B, T, D) -> (B·T, D): the gradient of a weight sums over rows, and XLA transposes
+    the hidden features in memory if that means two axes. On TPUs to merge them is itself a copy.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return x.reshape(-1, x.shape[-1]) if device and device.platform == "cpu" else x
 
 
 class Block(Protocol):
@@ -223,15 +238,21 @@ def apply_blocks(
             prevent_cse=not scan_layers,
             static_argnums=2,
         )
-    body, last = (
-        jax.tree.map(lambda leaf, part=part: leaf[part], (params, keys))
-        for part in (slice(None, -1), -1)
-    )
-    x, _ = jax.lax.scan(
-        lambda x, layer: (apply(x, layer, None), None),
-        x,
-        body,
-        length=layers - 1,
-        unroll=1 if scan_layers else max(layers - 1, 1),
-    )
+    *body, last = _split((params, keys), [layers - 1, 1] if scan_layers else [1] * layers)
+    if scan_layers:
+        x, _ = jax.lax.scan(lambda x, layer: (apply(x, layer, None), None), x, body[0])
+    else:
+        for layer in body:
+            x = apply(x, jax.tree.map(lambda leaf: leaf[0], layer), None)
+    last = jax.tree.map(lambda leaf: leaf[0], last)
     return apply(x, last, 1)[:, 0]
+
+
+def _split(tree: Any, sizes: Sequence[int]) -> list[Any]:
+    """Parts of every array along its first axis.
+
+    The gradient joins those of the parts; that of slices would pad each to the whole and add.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    parts = zip(*(jax.lax.split(leaf, sizes) for leaf in leaves), strict=True)
+    return [jax.tree.unflatten(structure, part) for part in parts]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unimed_jax.models.conv import Conv, UpConv
-from unimed_jax.models.dropout import dropout
+from unimed_jax.models.dropout import Dropout
 from unimed_jax.models.layers import LayerNorm
 from unimed_jax.models.residual import BatchNormResidualBlock, ResidualBlock
 
@@ -98,12 +98,12 @@ class PairedAttention(nnx.Module):
 
         scale = self.temperature_channel[...][:, None, None]
         weights = jax.nn.softmax(scale * jnp.einsum("bhin,bhjn->bhij", q, k), axis=-1)
-        weights = dropout(weights, self.rate, keys[0])
+        weights = Dropout(self.rate, keys[0])(weights)
         channel = jnp.einsum("bhij,bhjn->bnhi", weights, v_channel).reshape(x.shape)
 
         scale = self.temperature_spatial[...][:, None, None]
         weights = jax.nn.softmax(scale * jnp.einsum("bhin,bhip->bhnp", q, k_projected), axis=-1)
-        weights = dropout(weights, self.rate, keys[1])
+        weights = Dropout(self.rate, keys[1])(weights)
         order = "bihn" if self.layout == "released" else "bnhi"
         spatial = jnp.einsum(f"bhnp,bhip->{order}", weights, v_projected)
         spatial = spatial.reshape(batch, tokens, width)
@@ -146,7 +146,7 @@ class PairedAttentionBlock(nnx.Module):
         y = volume
         for index in range(self.config.residual_blocks):
             y = getattr(self, f"residual{index}")(y, train)
-        kept = dropout(jnp.ones((len(x), y.shape[-1])), self.config.channel_dropout, keys[1])
+        kept = Dropout(self.config.channel_dropout, keys[1])(jnp.ones((len(x), y.shape[-1])))
         return volume + self.conv(y * kept[:, None, None, None])
 
 
