@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 WINDOW = (32, 64, 64)
 OUTPUTS, WIDTH, MLP, HEADS, FEATURES = 14, 96, 192, 4, 8
 OVERLAP, BATCH = 0.5, 4

@@ -22,9 +22,11 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from unimed_jax import charts, report
-
 REPO = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPO))
+
+from unimed_jax import charts, report  # noqa: E402  (the checkout is put on the path first)
+
 RECIPE = "configs/lwi_vms.py"
 LEARNED_SHARE = 1 / 3
 
@@ -109,7 +111,7 @@ def read_scores(arm: str, seed: int, workdir: Path) -> Iterable[Row]:
     seconds = [row["step_seconds"] for row in metrics_of(workdir) if "step_seconds" in row]
     for key, dice in results.items():
         name = key.removeprefix("segmentation/").removesuffix("/dice")
-        if key != f"segmentation/{name}/dice":
+        if key != f"segmentation/{name}/dice" or name == "mean":
             continue
         yield {
             "class": name,
@@ -125,7 +127,7 @@ def read_curves(arm: str, seed: int, workdir: Path, offset: int) -> Iterable[Row
     """A row per evaluation; steps count from the beginning of the first stage."""
     for row in metrics_of(workdir):
         for key, value in row.items():
-            if key.endswith("/dice"):
+            if key.endswith("/dice") and not key.endswith("/mean/dice"):
                 name = key.split("/")[1]
                 yield {"class": name, "arm": arm, "seed": seed,
                        "step": offset + int(row["step"]), "dice": value}  # fmt: skip

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -156,3 +157,24 @@ def test_sliding_window_agrees_with_monai_on_the_same_network(tmp_path):
     )
     assert np.std(theirs) > 0.05
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_memory_is_that_of_a_band_whatever_the_depth():
+    def peak(depth):
+        tracemalloc.start()
+        bands = sliding_window.probabilities(
+            lambda start, stop: np.ones((stop - start, 32, 32), np.float32),
+            (depth, 32, 32),
+            (8, 16, 16),
+            lambda batch: np.repeat(batch, 5, axis=-1),
+            overlap=0.5,
+            batch_size=2,
+        )
+        assert sum(len(band) for band in bands) == depth
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    whole = 512 * 32 * 32 * 5 * 4
+    assert peak(512) == pytest.approx(peak(64), rel=0.05)
+    assert peak(512) < whole / 10

@@ -36,7 +36,7 @@ def test_flips_and_turns_move_whole_voxels_of_image_and_labels(pair):
     flipped = jax.jit(lambda key: volumes.draw_flips(key, image, labels, 0.5))
     turned = jax.jit(lambda key: volumes.draw_turn(key, image, labels, 0.5))
     states = set()
-    for seed in range(40):
+    for seed in range(120):
         found = flipped(jax.random.key(seed))
         same_voxels(*found)
         axes = [a for a in range(8) if np.array_equal(
