@@ -133,7 +133,9 @@ class SelfAttention(nnx.Module):
             for layer in (self.qkv, self.out)
             for param in (layer.kernel, layer.bias)
         )
-        qkv = x @ by_groups(into) + by_groups(into_bias)
+        # Behind a barrier the order stays apart from the product, whose gradient would otherwise be
+        # computed in the order of the parameters, from a copy of a whole activation.
+        qkv = x @ jax.lax.optimization_barrier(by_groups(into)) + by_groups(into_bias)
         out = fused(qkv, mask, dropout, heads=into.shape[2])
         return out @ out_of.reshape(-1, x.shape[-1]) + out_of_bias
 
