@@ -39,11 +39,11 @@ def test_a_recipe_is_valid_and_survives_its_json(name):
 def test_a_run_from_before_a_key_goes_on_with_the_default_of_it():
     config = load("quickstart", "")
     old = json.loads(config_lib.to_json(config))
-    del old["model"]["attention"], old["data"]["raw"]
+    del old["optimizer"]["kind"], old["data"]["raw"]
     old = config_lib.from_json(json.dumps(old))
     assert config_lib.differences(old, config) == []
-    config.model.attention = "plain"
-    assert config_lib.differences(old, config) == ["model.attention: 'auto' -> 'plain'"]
+    config.optimizer.kind = "sgd"
+    assert config_lib.differences(old, config) == ["optimizer.kind: 'adamw' -> 'sgd'"]
     with config_lib.edit(config):
         config.data.sources.more = config_lib.source("more")
     assert "data.sources.more.path: 'absent' -> 'more'" in config_lib.differences(old, config)

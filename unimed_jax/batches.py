@@ -1,7 +1,9 @@
 """From a config to the stream of global batches, and the position that identifies it."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from jax.sharding import Mesh
@@ -13,6 +15,9 @@ from input_pipeline.files import AnyPath, under
 from unimed_jax import config as config_lib
 from unimed_jax import sharding
 from unimed_jax.tasks.base import Task
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 class Batches:
@@ -83,25 +88,29 @@ class Batches:
         config = self._config
         per_host = config.data.num_streams // jax.process_count()
         first = jax.process_index() * per_host
-        batches = dataset.train_dataset(
-            self._sources,
-            self._manifests,
-            self._task.decode,
-            batch_size=config.batch_size,
-            num_streams=config.data.num_streams,
-            streams=range(first, first + per_host),
-            seed=config.seed,
-            block_size=config.data.shuffle_block,
-            start_step=start,
-            stop_step=stop,
-            num_threads=config.data.num_threads,
-        )
+
+        def make(start: int, stop: int, tolerant: bool) -> tf.data.Dataset:
+            return dataset.train_dataset(
+                self._sources,
+                self._manifests,
+                self._task.decode,
+                batch_size=config.batch_size,
+                num_streams=config.data.num_streams,
+                streams=range(first, first + per_host),
+                seed=config.seed,
+                block_size=config.data.shuffle_block,
+                start_step=start,
+                stop_step=stop,
+                num_threads=config.data.num_threads,
+                tolerant=tolerant,
+            )
+
         corpora = {
             source.directory: manifest
             for source, manifest in zip(self._sources, self._manifests, strict=True)
         }
         for batch in dataset.replace_bad_rows(
-            dataset.numpy_batches(batches, corpora),
+            dataset.train_batches(make, start, stop, corpora),
             config.data.on_bad_sample,
             rows_per_stream=config.batch_size // config.data.num_streams,
         ):

@@ -18,19 +18,34 @@ def decode(record, seed, source):
     return {"id": sample["id"], "image": image, "source": source}
 
 
-def read(directories, start, stop, *, streams=range(STREAMS), threads=2, weights=None, seed=3):
+def read_and_made(
+    directories, start, stop, *, streams=range(STREAMS), threads=2, weights=None, seed=3,
+    tolerant=False,
+):  # fmt: skip
     weights = weights or [None] * len(directories)
     sources = [
         dataset.Source(f"s{i}", str(d), "train", w)
         for i, (d, w) in enumerate(zip(directories, weights, strict=True))
     ]
     manifests = dataset.open_sources(sources, STREAMS)
-    batches = dataset.train_dataset(
-        sources, manifests, decode, batch_size=BATCH, num_streams=STREAMS, streams=streams,
-        seed=seed, block_size=BLOCK, start_step=start, stop_step=stop, num_threads=threads,
-    )  # fmt: skip
+    made = []
+
+    def make(start, stop, tolerant):
+        made.append((start, stop, tolerant))
+        return dataset.train_dataset(
+            sources, manifests, decode, batch_size=BATCH, num_streams=STREAMS, streams=streams,
+            seed=seed, block_size=BLOCK, start_step=start, stop_step=stop, num_threads=threads,
+            tolerant=tolerant,
+        )  # fmt: skip
+
     directories = {s.directory: m for s, m in zip(sources, manifests, strict=True)}
-    return list(dataset.numpy_batches(batches, directories))
+    if tolerant:
+        return list(dataset.numpy_batches(make(start, stop, True), directories)), made
+    return list(dataset.train_batches(make, start, stop, directories)), made
+
+
+def read(*arguments, **settings):
+    return read_and_made(*arguments, **settings)[0]
 
 
 def assert_same(ours, theirs):
@@ -132,6 +147,19 @@ def _damage(directory, corpus, index):
     text = text.replace(f'"num_bytes": {shard.num_bytes}', f'"num_bytes": {path.stat().st_size}')
     (directory / "manifest.json").write_text(text)
     return samples[index].id
+
+
+def test_the_fast_way_gives_what_the_tolerant_one_does(corpus, three_epochs, tmp_path):
+    assert_same(read([corpus], 0, 40, tolerant=True), three_epochs)
+    _damage(tmp_path / "damaged", corpus, 4)
+    tolerant = read([tmp_path / "damaged"], 2, 60, tolerant=True)
+    fast, made = read_and_made([tmp_path / "damaged"], 2, 60)
+    assert_same(fast, tolerant)
+    bad = [2 + k for k, batch in enumerate(tolerant) if not batch["valid"].all()]
+    assert len(bad) >= dataset._FAILURES  # once an epoch
+    again = [(start, stop) for start, stop, tolerant in made if tolerant]
+    few = bad[: dataset._FAILURES]
+    assert again == [*((k, k + 1) for k in few), (few[-1] + 1, 60)]
 
 
 def test_a_bad_image_keeps_its_place_and_is_replaced_or_named(corpus, tmp_path):
