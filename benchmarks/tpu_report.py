@@ -40,7 +40,7 @@ SECTIONS: dict[str, list[Job]] = {
         (B16, "v5e:8x8", {}),
         (L14, "v5e:4x4", {"mesh.fsdp": 4}),
         (L14, "v5e:8x8", {}),
-        (L14_LARGE, "v5e:4x4", {"mesh.fsdp": 16}),
+        (L14_LARGE, "v5e:4x4", {"mesh.fsdp": 4}),
         (L14_LARGE, "v5e:8x8", {}),
     ],
     "ViT-B/16 at a batch of 32,768": [
@@ -51,11 +51,6 @@ SECTIONS: dict[str, list[Job]] = {
         (B16, "v5e:8x8", {"batch_size": 8192}),
         (B16, "v5e:16x16", {"batch_size": 32768}),
         (B16, "v5p:8x8x16", {"batch_size": 131072, "data.num_streams": 256}),
-    ],
-    "Recomputation: ViT-B/16 at 2,048 pairs": [
-        (B16, topology, changes)
-        for topology, policy in (("v5e:4x4", "dots"), ("v5e:8x8", "none"))
-        for changes in ({}, {"model.remat": policy})
     ],
 }
 

@@ -5,6 +5,7 @@
     python -m unimed_jax.train --config=configs/lg_sdg.py:smoke --workdir=runs/lg_sdg_smoke
 
 SEG2D holds DATA/DOMAIN/{images,masks}. Without ``target`` all other domains of DATA are targets.
+``network=vit`` takes a dual encoder's image tower, ``--config.init.visual`` its weights.
 ``smoke`` shrinks the network and the run to a few minutes on 2 cores; alone it takes generated
 images. The published settings are ``data=riga``, ``data=abdomen`` and ``data=cardiac``, on corpora
 that tools/convert_corpus.py wrote (docs/segmentation.md); they have not been trained here.
@@ -58,7 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
     given = dict(word.split("=", 1) for word in words if "=" in word)
     for word in words:
         if "=" in word:
-            choose_variant(word.split("=")[0], ("data", "source", "target"))
+            choose_variant(word.split("=")[0], ("data", "source", "target", "network"))
         else:
             choose_variant(word, ("smoke",))
     smoke = "smoke" in words
@@ -79,6 +80,7 @@ def get_config(variant: str = "") -> ConfigDict:
         _slaug(config, grid=3 if name == "abdomen" else 18)
     if smoke:
         _smoke(config)
+    config.model.network = given.get("network", config.model.network)
     with edit(config):
         for each in (domain, *targets) if name in RAW else ():
             config.data.raw[each] = (
@@ -153,7 +155,20 @@ def _slaug(config: ConfigDict, grid: int) -> None:
     config.augmentation.warp.update({"zoom": 0.5, "shear": 20.0, "elastic": 20.0, "flip": 0.0})
     config.augmentation.intensity.noise = 0.15
     config.guidance.weight = 1.125  # 36 patches over a batch of 32, as published
-    config.optimizer.learning_rate = 3e-4
+    config.optimizer.update(
+        {
+            "kind": "adam",
+            "learning_rate": 3e-4,
+            "warmup_steps": 0,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "weight_decay": 3e-5,
+            "no_decay": (),
+            "schedule": "polynomial",  # linear, after 50 of 2,000 epochs
+            "hold": 0.025,
+            "power": 1.0,
+        }
+    )
 
 
 def _ccsdg(config: ConfigDict) -> None:
@@ -167,3 +182,14 @@ def _ccsdg(config: ConfigDict) -> None:
     config.model.channel_prompts = True
     config.augmentation.update({"location_scale": "global", "fourier": True, "plain": True})
     config.content_style_weight = 1.0
+    config.optimizer.update(
+        {
+            "kind": "sgd",
+            "learning_rate": 0.01,
+            "warmup_steps": 0,
+            "momentum": 0.99,
+            "weight_decay": 0.0,
+            "schedule": "polynomial",
+            "power": 0.9,
+        }
+    )

@@ -5,7 +5,8 @@
 
 DIR2 holds one converted corpus per part, in folders named as in input_pipeline/unimed_parts.py.
 Published: mean of 21 zero-shot sets 64.84. Not run here yet. Which of MetaCLIP's L/14 files it
-started from was not published; its position embeddings are resized from 16 x 16 to 24 x 24.
+started from was not published; its position embeddings are resized from 16 x 16 to 24 x 24. On
+16 chips of TPU v5e add --config.mesh.fsdp=4 (docs/tpu_report.md).
 """
 
 from ml_collections import ConfigDict

@@ -161,6 +161,45 @@ def test_group_sizes(groups, size):
     assert hlo.group_size(instruction, 16) == size
 
 
+LOOP = """HloModule loop
+
+%body (state: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %state = (s32[], f32[4]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %x = f32[4]{0} get-tuple-element(%state), index=1
+  %step = s32[] constant(STEP)
+  %next = s32[] add(%i, %step)
+  ROOT %out = (s32[], f32[4]{0}) tuple(%next, %x)
+}
+
+%less (given: (s32[], f32[4])) -> pred[] {
+  %given = (s32[], f32[4]{0}) parameter(0)
+  %j = s32[] get-tuple-element(%given), index=0
+  %limit = s32[] constant(8)
+  ROOT %compare = pred[] compare(%j, %limit), direction=LT
+}
+
+ENTRY %main (x0: f32[4]) -> (s32[], f32[4]) {
+  %x0 = f32[4]{0} parameter(0)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[4]{0}) tuple(%zero, %x0)
+  ROOT %loop = (s32[], f32[4]{0}) while(%start), condition=%less, body=%body
+}
+"""
+
+
+# a windowed product over 16 devices takes two shards in a round
+@pytest.mark.parametrize(("step", "rounds"), [(1, 8), (2, 4), (3, 3), (8, 1), (9, 1)])
+def test_rounds_of_a_loop(step, rounds):
+    module = hlo.parse(LOOP.replace("STEP", str(step)))
+    assert module.executions["body"] == rounds
+
+
+def test_a_loop_without_steps_is_an_error():
+    with pytest.raises(ValueError, match="in steps of 0"):
+        _ = hlo.parse(LOOP.replace("STEP", "0")).executions
+
+
 def test_what_is_not_understood_is_an_error():
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.parse("HloModule nothing")

@@ -68,8 +68,19 @@ def test_the_polynomial_schedule_is_nnunets():
         np.testing.assert_allclose(schedule(t), 0.01 * (1 - t / 1000) ** 0.9, rtol=1e-4, atol=1e-9)
 
 
+def test_the_schedule_of_slaug_is_flat_and_then_linear():
+    schedule = optim.learning_rate_schedule(
+        _settings(learning_rate=3e-4, warmup_steps=0, schedule="polynomial", power=1.0, hold=0.025),
+        2000,
+    )
+    for epoch in (0, 49, 50, 51, 1000, 1999):
+        # published: epoch - 49 over 1951, a step earlier than ours
+        expected = 3e-4 * (1 - max(0, epoch - 50) / 1950)
+        np.testing.assert_allclose(schedule(epoch), expected, rtol=1e-4)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
 def test_the_optimizer_is_torchs(tmp_path, kind):
     params = _params()
     rng = np.random.default_rng(1)

@@ -1,6 +1,7 @@
 """Every recipe builds, is valid, and the published ones state the published numbers."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import jax
@@ -33,6 +34,19 @@ def test_a_recipe_is_valid_and_survives_its_json(name):
     again = config_lib.from_json(config_lib.to_json(config))
     assert config_lib.differences(config, again) == []
     config_lib.validate(again, num_devices=1)
+
+
+def test_a_run_from_before_a_key_goes_on_with_the_default_of_it():
+    config = load("quickstart", "")
+    old = json.loads(config_lib.to_json(config))
+    del old["model"]["attention"], old["data"]["raw"]
+    old = config_lib.from_json(json.dumps(old))
+    assert config_lib.differences(old, config) == []
+    config.model.attention = "plain"
+    assert config_lib.differences(old, config) == ["model.attention: 'auto' -> 'plain'"]
+    with config_lib.edit(config):
+        config.data.sources.more = config_lib.source("more")
+    assert "data.sources.more.path: 'absent' -> 'more'" in config_lib.differences(old, config)
 
 
 @pytest.mark.parametrize("name", RECIPES)

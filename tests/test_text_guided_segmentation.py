@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from runs import losses_of
+from small_model import random_params, small_config, write_export
 from test_recipes import load
 
 from input_pipeline.errors import ConfigError, UserError
 from unimed_jax import config as config_lib
 from unimed_jax import optim, sharding, tasks, text_vectors, train, train_step
 from unimed_jax.evals.segmentation import resized
+from unimed_jax.models import dual_encoder
 
 
 def tiny(variant="smoke", **changes):
@@ -129,6 +131,35 @@ def test_a_step_moves_parameters_by_the_optimiser_and_statistics_by_the_batch(ba
 
 
 @pytest.mark.slow
+def test_the_encoder_can_be_a_pretrained_image_tower(batch, tmp_path):
+    sizes = {"patch_size": 8, "width": 32, "layers": 4, "heads": 2, "mlp_width": 64}
+    export = write_export(tmp_path, visual={**sizes, "image_size": 16})
+    config = tiny("smoke,network=vit", init__visual=str(export))
+    config.model.tower.update({**sizes, "activation": small_config()["visual"]["activation"]})
+    config_lib.validate(config, 8)
+    task = tasks.create(config, str(tmp_path))
+    abstract = jax.eval_shape(task.init, jax.random.key(0))
+    loaded = task.pretrained(abstract)["network"]["encoder"]
+    wanted = abstract["network"]["encoder"]
+    assert jax.tree.map(np.shape, loaded) == jax.tree.map(lambda x: x.shape, wanted)
+    theirs = random_params(dual_encoder.build(small_config(visual={**sizes, "image_size": 16})))
+    np.testing.assert_array_equal(
+        loaded["blocks"]["attn"]["qkv"]["kernel"],
+        theirs["visual"]["blocks"]["attn"]["qkv"]["kernel"],
+    )
+    # positions of 2 x 2 patches were resized to 4 x 4
+    assert loaded["positional_embedding"].shape == (17, 32)
+    params = jax.jit(task.init)(jax.random.key(0))
+    params["network"]["encoder"] = loaded
+    loss, grads = jax.jit(jax.value_and_grad(lambda p: task.loss(p, batch, jax.random.key(1))[0]))(
+        params
+    )
+    assert np.isfinite(loss)
+    for path in ("patch_embedding", "positional_embedding", "ln_post"):
+        assert max(np.abs(x).max() for x in jax.tree.leaves(grads["network"]["encoder"][path])) > 0
+
+
+@pytest.mark.slow
 def test_a_run_is_the_same_on_eight_devices_and_after_an_interruption(tmp_path):
     config = tiny()
     train.train(config, tmp_path / "one", devices=jax.devices()[:1])
@@ -162,6 +193,8 @@ def test_a_run_is_the_same_on_eight_devices_and_after_an_interruption(tmp_path):
         ({"model__network": "efficientnet_b2", "model__channel_prompts": True}, "channel_prompts"),
         ({"content_style_weight": 1.0}, "content_style_weight"),
         ({"optimizer__frozen": ()}, "optimizer.frozen"),
+        ({"init__visual": "somewhere"}, "init.visual='somewhere'.*no image tower"),
+        ({"model__network": "vit", "model__tower__patch_size": 12}, "image_size=32.*of 12"),
         ({"optimizer__accumulate_steps": 2}, "accumulate_steps"),
         ({"augmentation__location_scale": "local"}, "location_scale='local'"),
     ],

@@ -37,6 +37,15 @@ def adamw(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     )
 
 
+def adam(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same by Adam, whose decay is part of the gradient."""
+    import torch
+
+    return _trained(
+        inputs, lambda groups: torch.optim.Adam(groups, lr=1e-2, betas=(0.9, 0.98), eps=1e-6)
+    )
+
+
 def sgd(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same by SGD with Nesterov's momentum."""
     import torch

@@ -58,13 +58,15 @@ def base_config(task: str = "contrastive") -> ConfigDict:
     config.profile = False  # a trace of a few steps in WORKDIR/profile (docs/performance.md)
 
     config.optimizer = ConfigDict()
-    config.optimizer.kind = "adamw"  # or "sgd", with Nesterov's momentum and L2 decay
+    config.optimizer.kind = "adamw"  # or "adam", or "sgd" with Nesterov's momentum: L2 decay
     config.optimizer.learning_rate = 5e-4  # peak
     config.optimizer.warmup_steps = 2000  # linear from learning_rate / warmup_steps
     # (regular expression over parameter paths, factor of learning_rate), the first that matches;
     # e.g. (("^text/", 0.1),) where only the text tower was pretrained
     config.optimizer.learning_rate_factors = ()
     config.optimizer.schedule = "cosine"  # or "polynomial", to 0 at the last step; or "constant"
+    config.optimizer.hold = 0.0  # share of the steps after the warm-up that stay at the peak
+    config.optimizer.power = 0.9  # of "polynomial"
     config.optimizer.momentum = 0.99  # of SGD
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.98
@@ -226,9 +228,14 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Lines ``key: old -> new`` for the keys that a continued run may not change."""
-    before = dict(flatten(json.loads(to_json(old))))
+    """Lines ``key: old -> new`` for the keys that a continued run may not change.
+
+    A key that the old config lacks because it is newer had its default.
+    """
     after = dict(flatten(json.loads(to_json(new))))
+    defaults = dict(flatten(json.loads(to_json(base_config(new.task)))))
+    before = {key: value for key, value in defaults.items() if key in after}
+    before |= flatten(json.loads(to_json(old)))
     return [
         f"{key}: {before.get(key, 'absent')!r} -> {after.get(key, 'absent')!r}"
         for key in sorted(before.keys() | after.keys())
@@ -275,8 +282,10 @@ def validate(config: ConfigDict, num_devices: int, num_hosts: int = 1) -> None:
         config.num_train_steps,
         f"exactly one of num_train_steps and num_epochs (={config.num_epochs}) above 0",
     )
-    one_of(config, "optimizer.kind", ("adamw", "sgd"))
+    one_of(config, "optimizer.kind", ("adamw", "adam", "sgd"))
     one_of(config, "optimizer.schedule", ("cosine", "polynomial", "constant"))
+    hold = config.optimizer.hold
+    require(0 <= hold <= 1, "optimizer.hold", hold, "a share of the steps, 0 to 1")
     one_of(config, "data.on_bad_sample", ("error", "replace"))
     require(
         config.optimizer.learning_rate > 0,

@@ -168,12 +168,12 @@ class Module:
                 ),
                 None,
             )
-        if limit is None or start is None or step != 1:
+        if limit is None or start is None or step is None or step < 1:
             raise ValueError(
                 f"cannot tell how often {loop.instruction.name} goes round: from {start} to "
                 f"{limit} in steps of {step}"
             )
-        return max(limit - start, 0)
+        return max(-(-(limit - start) // step), 0)
 
     def _added(self, computation: Computation, name: str) -> tuple[str, ...]:
         instruction = _source(computation, name)

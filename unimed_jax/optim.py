@@ -1,4 +1,4 @@
-"""AdamW or SGD, the published schedules; decay and freezing by regular expressions over paths."""
+"""AdamW, Adam, SGD, their schedules; decay and freezing by regular expressions over paths."""
 
 import re
 from collections.abc import Sequence
@@ -15,21 +15,22 @@ from unimed_jax.sharding import path_string
 def learning_rate_schedule(config: ConfigDict, num_train_steps: int) -> optax.Schedule:
     """lr(t) of the t-th update, t from 0.
 
-    lr0 (t+1)/w for t < w; then lr0 (cosine: lr0/2 (1 + cos(pi (t-w)/(T-w))); polynomial:
-    lr0 (1 - (t-w)/(T-w))^0.9).
+    lr0 (t+1)/w for t < w; then lr0 for a share ``hold`` of what is left, until step h; then lr0,
+    or lr0/2 (1 + cos(pi (t-h)/(T-h))) (cosine), or lr0 (1 - (t-h)/(T-h))^power (polynomial).
 
     Args:
       config: ``config.optimizer``.
       num_train_steps: T.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
+    hold = warmup + config.hold * max(num_train_steps - warmup, 0)
 
     def schedule(count: jax.Array) -> jax.Array:
         t = jnp.asarray(count, jnp.float32)
-        progress = jnp.clip((t - warmup) / max(num_train_steps - warmup, 1), 0.0, 1.0)
+        progress = jnp.clip((t - hold) / max(num_train_steps - hold, 1), 0.0, 1.0)
         after = {
             "cosine": peak / 2 * (1 + jnp.cos(jnp.pi * progress)),
-            "polynomial": peak * (1 - progress) ** 0.9,
+            "polynomial": peak * (1 - progress) ** config.power,
             "constant": peak,
         }[config.schedule]
         return jnp.where(t < warmup, peak * (t + 1) / max(warmup, 1), after)
@@ -69,9 +70,9 @@ def scale_by_path(factors: Sequence[tuple[str, float]]) -> optax.GradientTransfo
 def make_optimizer(config: ConfigDict, num_train_steps: int) -> optax.GradientTransformation:
     """AdamW: p <- p - lr (m / (sqrt(v) + eps) + weight_decay p), moments bias-corrected.
 
-    Loshchilov & Hutter, Decoupled Weight Decay Regularization, arXiv 1711.05101. Or SGD with
-    Nesterov's momentum, as torch has it: g <- g + weight_decay p; m <- momentum m + g;
-    p <- p - lr (g + momentum m).
+    Loshchilov & Hutter, Decoupled Weight Decay Regularization, arXiv 1711.05101. Or, as torch has
+    them, with g <- g + weight_decay p first: Adam, and SGD with Nesterov's momentum, m <- momentum
+    m + g; p <- p - lr (g + momentum m).
 
     Args:
       config: ``config.optimizer``.
@@ -82,10 +83,12 @@ def make_optimizer(config: ConfigDict, num_train_steps: int) -> optax.GradientTr
     decay = optax.add_decayed_weights(
         config.weight_decay, mask=lambda params: decay_mask(params, no_decay)
     )
-    if config.kind == "sgd":
-        rule = (decay, optax.trace(config.momentum, nesterov=True))
-    else:
-        rule = (optax.scale_by_adam(config.b1, config.b2, config.eps), decay)
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    rule = {
+        "adamw": (adam, decay),
+        "adam": (decay, adam),
+        "sgd": (decay, optax.trace(config.momentum, nesterov=True)),
+    }[config.kind]
     optimizer = optax.chain(
         *clip,
         *rule,

@@ -13,10 +13,13 @@ from flax import nnx
 
 from unimed_jax import sharding
 from unimed_jax.models import unet
+from unimed_jax.models.config import VisualConfig
 from unimed_jax.models.conv import STATISTICS
 from unimed_jax.models.efficientnet import B2_STAGES, EfficientNetEncoder, MBConv, Stage
+from unimed_jax.models.layers import block_outputs
 from unimed_jax.models.resnet import RESNET34_BLOCKS, RESNET34_WIDTHS, ResNetEncoder
 from unimed_jax.models.unet import SegmentationModel, UNetConfig
+from unimed_jax.models.vit import VisionTransformer
 
 SMALL = UNetConfig(image_size=32, text_dim=12, width_factor=0.125, blocks=(1, 1, 1, 1))
 
@@ -193,12 +196,46 @@ def test_drop_path_drops_whole_branches_in_training_only():
 
 def test_every_parameter_has_axes():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 4, "tensor": 1})
-    for config in (SMALL, UNetConfig(network="efficientnet_b2", channel_prompts=False)):
+    kernels = {
+        SMALL: "layer1_0/conv1/kernel",
+        UNetConfig(network="efficientnet_b2", channel_prompts=False): "block0/project_conv/kernel",
+        UNetConfig(network="vit", channel_prompts=False): "patch_embedding/kernel",
+    }
+    for config, kernel in kernels.items():
         abstract = {"params": jax.eval_shape(SegmentationModel(config).init, jax.random.key(0))}
         shardings = sharding.state_shardings(abstract, unet.PARAMETER_AXES, mesh)
-        kernel = (
-            leaves(shardings)["params/network/encoder/layer1_0/conv1/kernel"]
-            if (config is SMALL)
-            else leaves(shardings)["params/network/encoder/block0/project_conv/kernel"]
-        )
-        assert kernel.spec[-1] == "fsdp"
+        found = leaves(shardings)[f"params/network/encoder/{kernel}"]
+        assert found.spec[-1] == "fsdp"
+
+
+TOWER = VisualConfig(patch_size=8, width=24, layers=4, heads=2, mlp_width=48)
+
+
+def test_the_tower_of_a_unet_is_that_of_a_dual_encoder():
+    config = UNetConfig(
+        network="vit", image_size=16, text_dim=12, width_factor=0.1, channel_prompts=False,
+        tower=TOWER,
+    )  # fmt: skip
+    tower = VisionTransformer(config.tower_model(), nnx.Rngs(1))
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    mean, std = (np.array(x) for x in (tower.config.image_mean, tower.config.image_std))
+    pixels = jnp.asarray((images / 255 - mean) / std, jnp.float32)
+    early, late = tower.features(pixels, (1, 3))
+    assert early.shape == late.shape == (3, 2, 2, 24)
+    outputs = block_outputs(
+        tower.blocks,
+        tower._embed(pixels),
+        lambda b, x: b(x, mask=None, dropout_key=None, num_queries=None),
+    )
+    embedding = tower.ln_post(outputs[-1][:, 0]) @ tower.proj[...]
+    np.testing.assert_allclose(embedding, tower(jnp.asarray(images)), atol=1e-5)
+    np.testing.assert_allclose(late[:, 0, 1], tower.ln_post(outputs[-1][:, 2]), atol=1e-6)
+    np.testing.assert_allclose(early[:, 1, 0], outputs[1][:, 3], atol=1e-6)
+
+    model = SegmentationModel(config)
+    params = jax.jit(model.init)(jax.random.key(0))
+    output, _ = jax.jit(lambda p, x: model.apply(p, x, train=True))(params, pixels)
+    assert output.logits.shape == (3, 16, 16, 2)
+    assert output.tokens.shape == (3, 4, 12)
+    theirs = set(leaves(nnx.to_pure_dict(nnx.state(tower)))) - {"proj"}
+    assert theirs == set(leaves(params["network"]["encoder"]))

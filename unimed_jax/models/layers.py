@@ -133,7 +133,9 @@ class SelfAttention(nnx.Module):
             for layer in (self.qkv, self.out)
             for param in (layer.kernel, layer.bias)
         )
-        qkv = x @ by_groups(into) + by_groups(into_bias)
+        # Behind a barrier the order stays apart from the product, whose gradient would otherwise be
+        # computed in the order of the parameters, from a copy of a whole activation.
+        qkv = x @ jax.lax.optimization_barrier(by_groups(into)) + by_groups(into_bias)
         out = fused(qkv, mask, dropout, heads=into.shape[2])
         return out @ out_of.reshape(-1, x.shape[-1]) + out_of_bias
 
@@ -246,6 +248,25 @@ def apply_blocks(
             x = apply(x, jax.tree.map(lambda leaf: leaf[0], layer), None)
     last = jax.tree.map(lambda leaf: leaf[0], last)
     return apply(x, last, 1)[:, 0]
+
+
+def block_outputs(
+    blocks: nnx.Module, x: jax.Array, call: Callable[[nnx.Module, jax.Array], jax.Array]
+) -> jax.Array:
+    """What leaves every block of a stack: (B, T, D) -> (layers, B, T, D).
+
+    Args:
+        blocks: from `stack_blocks`.
+        x: what enters the first.
+        call: a block on its input.
+    """
+    graphdef, params = nnx.split(blocks)
+
+    def layer(x: jax.Array, layer_params: nnx.State) -> tuple[jax.Array, jax.Array]:
+        y = call(nnx.merge(graphdef, layer_params), x)
+        return y, y
+
+    return jax.lax.scan(layer, x, params)[1]
 
 
 def _split(tree: Any, sizes: Sequence[int]) -> list[Any]:

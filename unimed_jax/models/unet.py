@@ -2,12 +2,14 @@
 
 Two host networks (docs/segmentation.md): a ResNet whose first features are split by channel prompts
 into content and style (CCSDG, MICCAI 2023), and an EfficientNet with the decoder of
-segmentation-models (SLAug, arXiv 2211.05868).
+segmentation-models (SLAug, arXiv 2211.05868). And one on the image tower of a dual encoder, which
+can be a pretrained one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -15,17 +17,26 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unimed_jax.losses import normalize
+from unimed_jax.models import parameters
+from unimed_jax.models.config import ModelConfig, VisualConfig
 from unimed_jax.models.conv import BatchNorm, Conv, UpConv, double_size, max_pool
 from unimed_jax.models.efficientnet import B2_STAGES, STEM_WIDTH, EfficientNetEncoder, Stage
 from unimed_jax.models.resnet import RESNET34_BLOCKS, RESNET34_WIDTHS, ResNetEncoder
+from unimed_jax.models.vit import VisionTransformer
 
 Params = dict[str, Any]
 
-NETWORKS = ("resnet34", "efficientnet_b2")
+NETWORKS = ("resnet34", "efficientnet_b2", "vit")
 _PROMPT_TEMPERATURE = 0.1
 _STYLE_CHANNELS, _STYLE_WIDTH = 8, 1024
+_SKIPS = 3  # of the network on an image tower
 
 PARAMETER_AXES = (
+    *(
+        (p.replace("^visual/", "^network/encoder/"), axes)
+        for p, axes in parameters.PARAMETER_AXES
+        if p.startswith(("^visual/", "blocks/"))
+    ),
     (r"linear_out/kernel$", (None, "joint")),
     (r"linear_out/bias$", ("joint",)),
     (r"kernel$", (None, None, None, "embed")),
@@ -50,6 +61,7 @@ class UNetConfig:
       channel_prompts: split the first features of the ResNet into content and style.
       drop_path: see EfficientNetEncoder.
       same_padding: see EfficientNetEncoder.
+      tower: of "vit"; its image_size is that above. Of all widths, width_factor leaves its own.
     """
 
     network: str = "resnet34"
@@ -62,6 +74,16 @@ class UNetConfig:
     channel_prompts: bool = True
     drop_path: float = 0.2
     same_padding: bool = True
+    tower: VisualConfig = field(default_factory=VisualConfig)
+
+    @property
+    def stride(self) -> int:
+        """Pixels along a side of the patch that a token of the deepest features stands for."""
+        return self.tower.patch_size if self.network == "vit" else 32
+
+    def tower_model(self) -> ModelConfig:
+        """The dual encoder whose image tower "vit" has."""
+        return ModelConfig(visual=dataclasses.replace(self.tower, image_size=self.image_size))
 
     def width(self, channels: int) -> int:
         """A channel count after scaling."""
@@ -78,7 +100,7 @@ class Output:
     Attributes:
       logits: float32 (B, H, W, outputs).
       tokens: (B, P, text_dim), the deepest features in the space of texts, row-major; or None.
-      stem: (B, H/2, W/2, C), the first features before they are split.
+      stem: (B, h, w, C), the first features, before they are split.
     """
 
     logits: jax.Array
@@ -182,6 +204,37 @@ class EfficientUNet(nnx.Module):
         return self.head(x), deepest, stem
 
 
+class ViTUNet(nnx.Module):
+    """A dual encoder's image tower and the light decoder, whose skips are what leaves a quarter,
+    half and three quarters of the blocks (after UNETR, arXiv 2103.10504), doubled to fit."""
+
+    def __init__(self, config: UNetConfig, rngs: nnx.Rngs) -> None:
+        self.encoder = VisionTransformer(config.tower_model(), rngs)
+        del self.encoder.proj  # to the space shared with texts: there is a projector for that
+        layers, width, outputs = config.tower.layers, config.tower.width, config.width(256)
+        self.taps = tuple(layers * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
+        inputs = width
+        for index in range(_SKIPS):  # the deepest first
+            for step in range(index + 1):
+                up = UpConv(outputs if step else width, outputs, rngs)
+                setattr(self, f"skip{index}_up{step}", up)
+            setattr(self, f"decoder{index}", SumDecoderBlock(inputs, outputs, outputs, rngs))
+            inputs = outputs
+        self.head = UpConv(inputs, config.num_outputs, rngs, (config.stride // 2**_SKIPS,) * 2)
+
+    def __call__(
+        self, x: jax.Array, train: bool, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        del key
+        *skips, x = stages = self.encoder.features(x, self.taps)
+        deepest = x
+        for index, skip in enumerate(skips[::-1]):
+            for step in range(index + 1):
+                skip = nnx.relu(getattr(self, f"skip{index}_up{step}")(skip))
+            x = getattr(self, f"decoder{index}")(x, skip, train)
+        return self.head(x), deepest, stages[0]
+
+
 class StyleProjector(nnx.Module):
     """First features -> one vector of unit length, to compare content and style of two views."""
 
@@ -210,10 +263,12 @@ class TextProjector(nnx.Module):
 
 class _Whole(nnx.Module):
     def __init__(self, config: UNetConfig, rngs: nnx.Rngs) -> None:
-        network = {"resnet34": ResNetUNet, "efficientnet_b2": EfficientUNet}[config.network]
-        self.network = network(config, rngs)
+        networks = {"resnet34": ResNetUNet, "efficientnet_b2": EfficientUNet, "vit": ViTUNet}
+        self.network = networks[config.network](config, rngs)
         if config.text_dim:
-            width = self.network.encoder.widths[-1]
+            width = (
+                config.tower.width if config.network == "vit" else self.network.encoder.widths[-1]
+            )
             self.text_projector = TextProjector(width, config.text_dim, rngs)
         if config.channel_prompts:
             self.style_projector = StyleProjector(config, rngs)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unimed_jax.models.conv import Conv, UpConv
-from unimed_jax.models.layers import LayerNorm, Mlp, SelfAttention, stack_blocks
+from unimed_jax.models.layers import LayerNorm, Mlp, SelfAttention, block_outputs, stack_blocks
 from unimed_jax.models.residual import ResidualBlock
 
 PATCH = 16  # side of a patch; the decoder doubles four times
@@ -155,24 +155,15 @@ class UNETR(nnx.Module):
         """
         del train, key
         tokens = self.patch_embedding(patches(x)) + self.positional_embedding[...]
-        stages = self._tapped(tokens)
+        outputs = block_outputs(self.blocks, tokens, lambda block, x: block(x))
+        *taps, last = self.config.taps
+        stages = [*(outputs[index] for index in taps), self.ln_post(outputs[last])]
         stages = [z.reshape(len(x), *self.grid, -1) for z in stages]
         y = self.decoder5(stages[3], self.encoder4(stages[2]))
         y = self.decoder4(y, self.encoder3(stages[1]))
         y = self.decoder3(y, self.encoder2(stages[0]))
         y = self.decoder2(y, self.encoder1(x))
         return [self.out1(y)], stages
-
-    def _tapped(self, tokens: jax.Array) -> list[jax.Array]:
-        graphdef, params = nnx.split(self.blocks)
-
-        def layer(x: jax.Array, layer_params: nnx.State) -> tuple[jax.Array, jax.Array]:
-            y = nnx.merge(graphdef, layer_params)(x)
-            return y, y
-
-        _, outputs = jax.lax.scan(layer, tokens, params)
-        *taps, last = self.config.taps
-        return [*(outputs[index] for index in taps), self.ln_post(outputs[last])]
 
 
 def patches(x: jax.Array) -> jax.Array:

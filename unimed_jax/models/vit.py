@@ -1,11 +1,20 @@
 """The image tower: CLIP's vision transformer (arXiv 2103.00020, after arXiv 2010.11929)."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from unimed_jax.models.config import ModelConfig
-from unimed_jax.models.layers import LayerNorm, Mlp, SelfAttention, apply_blocks, stack_blocks
+from unimed_jax.models.layers import (
+    LayerNorm,
+    Mlp,
+    SelfAttention,
+    apply_blocks,
+    block_outputs,
+    stack_blocks,
+)
 
 _init = jax.nn.initializers
 # Uniform in ±1/√(inputs): what torch gives a fresh linear or convolution.
@@ -104,6 +113,36 @@ class VisionTransformer(nnx.Module):
         pixels = (images.astype(jnp.float32) / 255 - jnp.array(config.image_mean)) / jnp.array(
             config.image_std
         )
+        x = apply_blocks(
+            self.blocks, self._embed(pixels), remat=config.remat, scan_layers=config.scan_layers
+        )
+        return (self.ln_post(x) @ self.proj[...].astype(x.dtype)).astype(jnp.float32)
+
+    def features(self, pixels: jax.Array, layers: Sequence[int]) -> list[jax.Array]:
+        """What leaves some of the blocks, for dense prediction.
+
+        Args:
+            pixels: float32 (B, S, S, 3), normalised.
+            layers: of the blocks, from 0; the last block's passes the final norm.
+
+        Returns:
+            (B, S/P, S/P, D) for each of the layers; the class token is left out.
+        """
+        outputs = block_outputs(
+            self.blocks,
+            self._embed(pixels),
+            lambda block, x: block(x, mask=None, dropout_key=None, num_queries=None),
+        )
+        last, grid = (
+            len(outputs) - 1,
+            self.config.visual.image_size // self.config.visual.patch_size,
+        )
+        found = (self.ln_post(outputs[i]) if i == last else outputs[i] for i in layers)
+        return [x[:, 1:].reshape(len(x), grid, grid, -1) for x in found]
+
+    def _embed(self, pixels: jax.Array) -> jax.Array:
+        """Normalised pixels -> what enters the first block, (B, T, D)."""
+        config = self.config
         patches = _patches(pixels, config.visual.patch_size).astype(config.compute_dtype)
         x = self.patch_embedding(patches)
         class_token = jnp.broadcast_to(
@@ -111,9 +150,7 @@ class VisionTransformer(nnx.Module):
         )
         x = jnp.concatenate([class_token, x], axis=1)
         x = x + self.positional_embedding[...].astype(x.dtype)
-        x = x if self.ln_pre is None else self.ln_pre(x)
-        x = apply_blocks(self.blocks, x, remat=config.remat, scan_layers=config.scan_layers)
-        return (self.ln_post(x) @ self.proj[...].astype(x.dtype)).astype(jnp.float32)
+        return x if self.ln_pre is None else self.ln_pre(x)
 
 
 def _patches(pixels: jax.Array, patch_size: int) -> jax.Array:

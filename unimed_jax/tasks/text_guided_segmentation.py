@@ -22,15 +22,17 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import ConfigError
 from input_pipeline.files import AnyPath
 from input_pipeline.segmentation import records
-from unimed_jax import augmentation, segmentation_losses, text_vectors, trees
+from unimed_jax import augmentation, segmentation_losses, text_vectors, trees, weights
 from unimed_jax import config as config_lib
 from unimed_jax.augmentation import fourier, fusion, geometry, location_scale
 from unimed_jax.corpus import locate
 from unimed_jax.evals.segmentation import SegmentationEvaluator
 from unimed_jax.models import unet
+from unimed_jax.models.config import ModelConfig, VisualConfig
 from unimed_jax.models.conv import STATISTICS
 from unimed_jax.tasks.base import Evaluator, Params
 
+_UNUSED = (r"^(visual\.)?(proj|head\.proj\.weight)$",)  # of an image tower: the projection
 _DERIVED = ("num_outputs", "text_dim")  # of the model, from classes and text vectors
 _WARP, _INTENSITY, _GLOBAL, _LOCAL, _FOURIER = range(5)  # random domains of a visit
 LOCATION_SCALE = ("none", "global", "global_local")
@@ -42,7 +44,10 @@ def default_config() -> dict[str, Any]:
     return {
         "classes": ("vessel",),  # names of the label values 1, 2, ...
         "head": "exclusive",  # one class per pixel; or "nested": each lies within the one before
-        "model": {key: value for key, value in model.items() if key not in _DERIVED},
+        "model": {
+            **{key: value for key, value in model.items() if key not in _DERIVED},
+            "tower": {k: v for k, v in model["tower"].items() if k != "image_size"},
+        },
         "augmentation": {
             "warp": {  # degrees, shares of a side, zoom in 1 +-, pixels, probability per axis
                 "rotation": 20.0,
@@ -64,6 +69,8 @@ def default_config() -> dict[str, Any]:
             "descriptions": "segmentation",  # packaged, or a JSON of captions (docs/captions.md)
             "modality": "fundus",  # whose descriptions
         },
+        # image tower to start from, for model.network="vit": as init.visual of pretraining
+        "init": {"visual": "", "expected": ()},
         "content_style_weight": 0.0,  # of CCSDG's losses on the channel prompts; 0: none
         # running statistics: no update comes from the optimiser, the loss replaces them
         "optimizer": {
@@ -82,8 +89,17 @@ def validate(config: ConfigDict) -> None:
     require = config_lib.require
     require(len(set(config.classes)) == len(config.classes) > 0, "classes", config.classes,
             "one or more different names")  # fmt: skip
-    require(model.image_size > 0 and model.image_size % 32 == 0, "model.image_size",
-            model.image_size, "a multiple of 32")  # fmt: skip
+    stride = 32 if model.network != "vit" else model.tower.patch_size
+    require(model.image_size > 0 and model.image_size % stride == 0, "model.image_size",
+            model.image_size, f"a multiple of {stride}")  # fmt: skip
+    if model.network == "vit":
+        _tower(config)
+        require(model.in_channels == 3, "model.in_channels", model.in_channels, "3 for an image "
+                "tower")  # fmt: skip
+        require(model.tower.patch_size % 8 == 0, "model.tower.patch_size", model.tower.patch_size,
+                "a multiple of 8")  # fmt: skip
+    require(model.network == "vit" or not config.init.visual, "init.visual", config.init.visual,
+            "empty, as this network has no image tower")  # fmt: skip
     require(model.in_channels in (1, 3), "model.in_channels", model.in_channels, "1 or 3")
     require(model.network == "resnet34" or not model.channel_prompts, "model.channel_prompts",
             True, "False for this network")  # fmt: skip
@@ -102,6 +118,12 @@ def validate(config: ConfigDict) -> None:
             config.optimizer.accumulate_steps, "1, as statistics are of a batch")  # fmt: skip
 
 
+def _tower(config: ConfigDict) -> VisualConfig:
+    """Of config.model.tower, checked."""
+    given = {**config.model.tower, "image_size": config.model.image_size}
+    return ModelConfig.from_mapping({"visual": given}).visual
+
+
 class TextGuidedSegmentation:
     """The Task; see tasks/base.py for what each method is."""
 
@@ -112,7 +134,7 @@ class TextGuidedSegmentation:
         self._config, self._workdir = config, workdir
         self.head = segmentation_losses.HEADS[config.head](len(config.classes))
         self.text = self._text_vectors() if config.guidance.weight else None
-        settings = {k: tuple(v) if k == "blocks" else v for k, v in config.model.items()}
+        settings = {**config.model, "blocks": tuple(config.model.blocks), "tower": _tower(config)}
         self.model = unet.SegmentationModel(
             unet.UNetConfig(
                 num_outputs=self.head.num_outputs,
@@ -143,7 +165,17 @@ class TextGuidedSegmentation:
         return self.model.init(key)
 
     def pretrained(self, abstract_params: Params) -> Params:
-        return {}
+        init = self._config.init
+        if not init.visual:
+            return {}
+        loaded = weights.initial_params(
+            {"visual": init.visual},
+            {"visual": abstract_params["network"]["encoder"]},
+            self.model.config.tower_model(),
+            expected=(*_UNUSED, *init.expected),
+            locate=lambda uri: locate(uri, self._config, self._workdir),
+        )
+        return {"network": {"encoder": loaded["visual"]}}
 
     def constrain(self, params: Params) -> Params:
         return params
@@ -159,7 +191,9 @@ class TextGuidedSegmentation:
             lambda k, x, y: geometry.draw_warp(jax.random.fold_in(k, _WARP), x, y, settings.warp)
         )(keys, batch["image"], batch["label"])
         present = segmentation_losses.classes_in_patches(
-            labels, (labels.shape[1] // 32, labels.shape[2] // 32), len(self._config.classes)
+            labels,
+            [size // self.model.config.stride for size in labels.shape[1:]],
+            len(self._config.classes),
         )
         passes = _Passes(self, params, labels, present, rng)
 
