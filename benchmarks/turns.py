@@ -1,9 +1,11 @@
 """Programs that take turns on the same cores, and the times of their turns.
 
-What else a machine does then weighs on all of them alike. `take` runs in each of the programs,
-`compare` in the one that starts them.
+What else a machine does then weighs on all of them alike. Who has not the turn is suspended with
+all its processes, so that nobody reads ahead in the time of another. `take` runs in each of the
+programs, `compare` in the one that starts them.
 """
 
+import contextlib
 import dataclasses
 import statistics
 import subprocess
@@ -55,17 +57,29 @@ def compare(commands: Mapping[str, Sequence[object]], rounds: int) -> dict[str, 
             text=True,
         )
         _answer(processes[name])  # compilation and the first reading of files are in it
+        _each_of(processes[name], psutil.Process.suspend)
     for index in range(rounds):
         for name in commands if index % 2 == 0 else reversed(commands):
+            _each_of(processes[name], psutil.Process.resume)
             processes[name].stdin.write("go\n")
             processes[name].stdin.flush()
             wall, cpu = _answer(processes[name])
+            _each_of(processes[name], psutil.Process.suspend)
             times[name].wall.append(wall)
             times[name].cpu.append(cpu)
     for process in processes.values():
+        _each_of(process, psutil.Process.resume)
         process.stdin.close()
         process.wait()
     return times
+
+
+def _each_of(process: subprocess.Popen, call: Callable[[psutil.Process], None]) -> None:
+    """Calls it for a program and all that it has started."""
+    program = psutil.Process(process.pid)
+    for each in (program, *program.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            call(each)
 
 
 def _answer(process: subprocess.Popen) -> tuple[float, float]:
