@@ -75,7 +75,6 @@ class StepTrace:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
-            self._written.close()
             if self._written != self._folder:
                 move_folder(self._written, self._folder)
                 shutil.rmtree(self._written)
