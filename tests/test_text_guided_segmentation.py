@@ -188,7 +188,7 @@ def test_a_run_is_the_same_on_eight_devices_and_after_an_interruption(tmp_path):
     ("changes", "message"),
     [
         ({"head": "tree"}, "head='tree'"),
-        ({"model__network": "vit"}, r"model.network='vit'.*resnet34"),
+        ({"model__network": "swin"}, r"model.network='swin'.*resnet34"),
         ({"model__image_size": 40}, "image_size=40.*multiple of 32"),
         ({"model__network": "efficientnet_b2", "model__channel_prompts": True}, "channel_prompts"),
         ({"content_style_weight": 1.0}, "content_style_weight"),
