@@ -209,7 +209,6 @@ def _with_valid(decode: DecodeFn) -> DecodeFn:
 
 def _decoded(dataset: tf.data.Dataset, decode: DecodeFn, num_threads: int) -> tf.data.Dataset:
     """Applies ``decode``; a record that fails keeps its place, as zeros with ``valid`` False."""
-
     features = _with_valid(decode)
     spec = dataset.map(features).element_spec
     blank = {
@@ -294,12 +293,12 @@ def train_dataset(
     joined = tf.data.Dataset.zip(parts).map(
         lambda *batches: tuple(tf.concat(column, axis=0) for column in zip(*batches, strict=True))
     )
-    records = joined.unbatch()
+    dataset = joined.unbatch()
     if tolerant:
-        dataset = _decoded(records, decode, num_threads)
+        dataset = _decoded(dataset, decode, num_threads)
     else:
         parallelism = num_threads or tf.data.AUTOTUNE
-        dataset = records.map(_with_valid(decode), parallelism, deterministic=True)
+        dataset = dataset.map(_with_valid(decode), parallelism, deterministic=True)
     dataset = dataset.batch(rows * len(streams), drop_remainder=True)
     dataset = dataset.take(stop_step - start_step).prefetch(2)
     return _with_options(dataset, num_threads)
@@ -367,6 +366,7 @@ def train_batches(
             for batch in make(step, stop_step, False).as_numpy_iterator():
                 yield batch
                 step += 1
+            return  # also if the stream is shorter than it should be: never round and round
         except tf.errors.OpError:
             failures += 1
             yield from numpy_batches(make(step, step + 1, True), directories)

@@ -8,8 +8,7 @@ can be a pretrained one.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -83,7 +82,7 @@ class UNetConfig:
 
     def tower_model(self) -> ModelConfig:
         """The dual encoder whose image tower "vit" has."""
-        return ModelConfig(visual=dataclasses.replace(self.tower, image_size=self.image_size))
+        return ModelConfig(visual=replace(self.tower, image_size=self.image_size))
 
     def width(self, channels: int) -> int:
         """A channel count after scaling."""
