@@ -11,15 +11,13 @@ HD95 on every target, and the time of a step) and OUT/runs.csv.
 """
 
 import argparse
-import csv
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parents[1]
+import ablation
+
 RECIPE = "configs/lg_sdg.py"
 
 # arm -> what it changes of the full method: guidance, both location-scale views fused, Fourier view
@@ -63,8 +61,6 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace, pair: str, arm: str, seed: int, workdir: Path) -> None:
-    if (workdir / "results.json").is_file():
-        return
     data, source = pair.split(":")
     variant = ",".join(filter(None, (f"data={data},source={source}", args.variant)))
     settings = {
@@ -75,17 +71,12 @@ def train(args: argparse.Namespace, pair: str, arm: str, seed: int, workdir: Pat
         "checkpoint.keep": "1",
         **ARMS[arm],
     }
-    flags = [f"--config.{key}={value}" for key, value in settings.items() if value]
-    flags += [f"--config.{setting}" for setting in args.set]
-    command = [sys.executable, "-m", "unimed_jax.train", f"--config={RECIPE}:{variant}"]
-    subprocess.run([*command, f"--workdir={workdir.absolute()}", *flags], cwd=REPO, check=True)
+    ablation.train(f"{RECIPE}:{variant}", settings, args.set, workdir)
 
 
 def read(pair: str, arm: str, seed: int, workdir: Path) -> list[dict[str, object]]:
     """A row per target and class of one run."""
     results = json.loads((workdir / "results.json").read_text())
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    seconds = [row["step_seconds"] for row in map(json.loads, lines) if "step_seconds" in row]
     rows = []
     for key, dice in results.items():
         prefix, _, score = key.rpartition("/")
@@ -101,41 +92,28 @@ def read(pair: str, arm: str, seed: int, workdir: Path) -> list[dict[str, object
                 "seed": seed,
                 "dice": dice,
                 "hd95": results[f"{prefix}/hd95"],
-                "step_seconds": statistics.median(seconds[1:] or seconds),
+                "step_seconds": ablation.step_seconds(workdir),
             }
         )
     return rows
 
 
 def write(out: Path, runs: Sequence[Mapping[str, object]]) -> None:
-    with (out / "runs.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(runs[0]))
-        writer.writeheader()
-        writer.writerows(runs)
+    ablation.write_rows(out / "runs.csv", runs)
     lines = [
         "| source → target | class | arm | seeds | Dice | HD95 | s / step |",
         "|---|---|---|---|---|---|---|",
     ]
-    groups: dict[tuple[object, ...], list[Mapping[str, object]]] = {}
-    for run in runs:
-        key = tuple(run[k] for k in ("pair", "target", "class", "arm"))
-        groups.setdefault(key, []).append(run)
+    groups = ablation.grouped(runs, ("pair", "target", "class", "arm"))
     for (pair, target, name, arm), rows in sorted(groups.items(), key=lambda g: g[0][:3]):
         source = str(pair).split(":")[1]
         where = f"{source} → {target}" + (" (held out)" if source == target else "")
         seconds = statistics.median(float(row["step_seconds"]) for row in rows)
         lines.append(
-            f"| {where} | {name} | {arm} | {len(rows)} | {spread(rows, 'dice', 3)} | "
-            f"{spread(rows, 'hd95', 1)} | {seconds:.2f} |"
+            f"| {where} | {name} | {arm} | {len(rows)} | {ablation.spread(rows, 'dice', 3)} | "
+            f"{ablation.spread(rows, 'hd95', 1)} | {seconds:.2f} |"
         )
     (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def spread(rows: Sequence[Mapping[str, object]], score: str, decimals: int) -> str:
-    """Mean and standard deviation over seeds."""
-    values = [float(row[score]) for row in rows]
-    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return f"{statistics.mean(values):.{decimals}f} ± {deviation:.{decimals}f}"
 
 
 if __name__ == "__main__":

@@ -13,17 +13,18 @@ over the steps of both stages together. Overlays are in the report of every run.
 """
 
 import argparse
-import csv
 import json
 import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO))
+sys.path[:0] = [str(REPO), str(REPO / "benchmarks")]
+
+import ablation  # noqa: E402
+from ablation import Row, grouped  # noqa: E402
 
 from unimed_jax import charts, report  # noqa: E402  (the checkout is put on the path first)
 
@@ -37,7 +38,6 @@ ARMS: Mapping[str, Mapping[str, float] | None] = {
     "order": {"order": 1.0, "reconstruction": 0.0},
     "reconstruction": {"order": 0.0, "reconstruction": 1.0},
 }
-Row = dict[str, object]
 
 
 def main() -> None:
@@ -72,8 +72,6 @@ def first_steps(args: argparse.Namespace, arm: str) -> int:
 
 
 def train(args: argparse.Namespace, arm: str, seed: int, workdir: Path) -> None:
-    if (workdir / "results.json").is_file():
-        return
     weights, first = ARMS[arm], first_steps(args, arm)
     init = "learned" if weights else "random"
     words = [f"data={args.data}", f"network={args.network}", f"init={init}", f"fold={args.fold}"]
@@ -88,27 +86,15 @@ def train(args: argparse.Namespace, arm: str, seed: int, workdir: Path) -> None:
         **{f"stages.init.weights.{term}": str(value) for term, value in (weights or {}).items()},
     }
     variant = ",".join([*(w for w in words if not w.endswith("=")), *filter(None, [args.variant])])
-    flags = [f"--config.{key}={value}" for key, value in settings.items() if value]
-    flags += [f"--config.{setting}" for setting in args.set]
-    command = [sys.executable, "-m", "unimed_jax.train", f"--config={RECIPE}:{variant}"]
     # a short run is longer in the compiler than in its steps, which become no slower by this
     compiler = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1".strip()
-    subprocess.run(
-        [*command, f"--workdir={workdir.absolute()}", *flags],
-        cwd=REPO,
-        env={**os.environ, "XLA_FLAGS": compiler},
-        check=True,
-    )
-
-
-def metrics_of(workdir: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    flags = {"XLA_FLAGS": compiler}
+    ablation.train(f"{RECIPE}:{variant}", settings, args.set, workdir, flags)
 
 
 def read_scores(arm: str, seed: int, workdir: Path) -> Iterable[Row]:
     """A row per class of one run."""
     results = json.loads((workdir / "results.json").read_text())
-    seconds = [row["step_seconds"] for row in metrics_of(workdir) if "step_seconds" in row]
     for key, dice in results.items():
         name = key.removeprefix("segmentation/").removesuffix("/dice")
         if key != f"segmentation/{name}/dice" or name == "mean":
@@ -119,13 +105,13 @@ def read_scores(arm: str, seed: int, workdir: Path) -> Iterable[Row]:
             "seed": seed,
             "dice": dice,
             "hd95_mm": results[f"segmentation/{name}/hd95_mm"],
-            "step_seconds": statistics.median(seconds[1:] or seconds),
+            "step_seconds": ablation.step_seconds(workdir),
         }
 
 
 def read_curves(arm: str, seed: int, workdir: Path, offset: int) -> Iterable[Row]:
     """A row per evaluation; steps count from the beginning of the first stage."""
-    for row in metrics_of(workdir):
+    for row in ablation.metrics_of(workdir):
         for key, value in row.items():
             if key.endswith("/dice") and not key.endswith("/mean/dice"):
                 name = key.split("/")[1]
@@ -134,49 +120,34 @@ def read_curves(arm: str, seed: int, workdir: Path, offset: int) -> Iterable[Row
 
 
 def write(out: Path, scores: Sequence[Row], curves: Sequence[Row]) -> None:
-    with (out / "runs.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(scores[0]))
-        writer.writeheader()
-        writer.writerows(scores)
+    ablation.write_rows(out / "runs.csv", scores)
     lines = [
         "| class | weights | seeds | Dice | HD95, mm | s / step |",
         "|---|---|---|---|---|---|",
     ]
-    for (name, arm), rows in grouped(scores, ("class", "arm")).items():
+    for (name, arm), rows in in_order(scores, ("class", "arm")).items():
         seconds = statistics.median(float(row["step_seconds"]) for row in rows)
         lines.append(
-            f"| {name} | {arm} | {len(rows)} | {spread(rows, 'dice', 3)} | "
-            f"{spread(rows, 'hd95_mm', 1)} | {seconds:.2f} |"
+            f"| {name} | {arm} | {len(rows)} | {ablation.spread(rows, 'dice', 3)} | "
+            f"{ablation.spread(rows, 'hd95_mm', 1)} | {seconds:.2f} |"
         )
     (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     sections = []
-    for (name,), rows in grouped(curves, ("class",)).items():
+    for (name,), rows in in_order(curves, ("class",)).items():
         series = {
             str(arm): [
                 (float(step), statistics.mean(float(r["dice"]) for r in at))
-                for (step,), at in grouped(own, ("step",)).items()
+                for (step,), at in in_order(own, ("step",)).items()
             ]
-            for (arm,), own in grouped(rows, ("arm",)).items()
+            for (arm,), own in in_order(rows, ("arm",)).items()
         }
         chart = charts.line_chart(series, (0.0, 1.0))
         sections.append(report.Section(f"Dice, {name}", report.legend(list(series)) + chart))
     report.write_report(out / "curves.html", "Dice over all steps, mean over seeds", sections)
 
 
-def grouped(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[object, ...], list[Row]]:
-    found: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
-        found.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return dict(sorted(found.items(), key=lambda item: item[0]))
-
-
-def spread(rows: Sequence[Row], score: str, decimals: int) -> str:
-    """Mean and standard deviation over seeds, of those that have the score."""
-    values = [float(row[score]) for row in rows if isinstance(row[score], float)]
-    if not values:
-        return "-"
-    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return f"{statistics.mean(values):.{decimals}f} ± {deviation:.{decimals}f}"
+def in_order(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[object, ...], list[Row]]:
+    return dict(sorted(grouped(rows, keys).items(), key=lambda item: item[0]))
 
 
 if __name__ == "__main__":
