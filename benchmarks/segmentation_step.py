@@ -14,7 +14,6 @@ import os
 import runpy
 import statistics
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import numpy as np  # noqa: E402  (the checkout is put on the path first)
 import turns  # noqa: E402
 
-CLASSES, WIDTH, PATCH = 2, 384, 32
+CLASSES, WIDTH = 2, 384
 LOOPS, VECTORISED, OURS = "PyTorch, loops", "PyTorch, vectorised", "unimed_jax"
 
 
@@ -98,10 +97,13 @@ def ours(args: argparse.Namespace) -> None:
     turns.take(turn)
 
 
-def in_torch(alignment: Callable, args: argparse.Namespace) -> None:
+def in_torch(form: str, args: argparse.Namespace) -> None:
+    import alignment_in_torch
     import torch
     import torch.nn.functional as F
     import torchvision
+
+    alignment = getattr(alignment_in_torch, form)
 
     class Up(torch.nn.Module):
         def __init__(self, inputs: int, skip: int) -> None:
@@ -157,44 +159,9 @@ def in_torch(alignment: Callable, args: argparse.Namespace) -> None:
     turns.take(turn)
 
 
-def with_loops(tokens: object, labels: object, text: object) -> object:
-    import torch
-    import torch.nn.functional as F
-
-    grid, total = labels.shape[1] // PATCH, 0.0
-    for image in range(len(labels)):
-        for index in range(grid**2):
-            row, column = (PATCH * i for i in divmod(index, grid))
-            seen = torch.unique(labels[image, row : row + PATCH, column : column + PATCH]).tolist()
-            pull, push = [], []
-            for k in range(CLASSES):
-                cosine = F.cosine_similarity(tokens[image, index], text[k], dim=0)
-                if k + 1 in seen:
-                    pull.append(F.relu(1 - cosine))
-                else:
-                    push.append(F.relu(1 + cosine))
-            total = total + sum(sum(terms) / len(terms) for terms in (pull, push) if terms)
-    return total / (len(labels) * grid**2)
-
-
-def vectorised(tokens: object, labels: object, text: object) -> object:
-    import torch
-    import torch.nn.functional as F
-
-    batch, grid = len(labels), labels.shape[1] // PATCH
-    patches = labels.reshape(batch, grid, PATCH, grid, PATCH).transpose(2, 3)
-    patches = patches.reshape(batch, grid**2, -1, 1)
-    present = (patches == torch.arange(1, CLASSES + 1)).any(2)
-    cosine = F.normalize(tokens, dim=-1) @ text.T
-    total = 0
-    for values, where in ((F.relu(1 - cosine), present), (F.relu(1 + cosine), ~present)):
-        total = total + (values * where).sum(-1) / where.sum(-1).clamp(min=1)
-    return total.mean()
-
-
 SIDES = {
-    LOOPS: lambda args: in_torch(with_loops, args),
-    VECTORISED: lambda args: in_torch(vectorised, args),
+    LOOPS: lambda args: in_torch("with_loops", args),
+    VECTORISED: lambda args: in_torch("vectorised", args),
     OURS: ours,
 }
 

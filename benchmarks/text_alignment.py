@@ -8,6 +8,7 @@ published code has them, once vectorised. Prints milliseconds (median) and ratio
 """
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -60,43 +61,15 @@ def in_jax(repeats: int) -> dict[str, float]:
 
 
 def in_torch(repeats: int) -> dict[str, float]:
+    import alignment_in_torch
     import torch
-    import torch.nn.functional as F
 
     tokens, labels, text = map(torch.tensor, inputs())
     tokens.requires_grad_(True)
-    side = SIDE // GRID
-
-    def loops() -> torch.Tensor:
-        total = torch.zeros(())
-        for b in range(BATCH):
-            for p in range(GRID**2):
-                row, column = divmod(p, GRID)
-                patch = labels[
-                    b, row * side : (row + 1) * side, column * side : (column + 1) * side
-                ]
-                seen = set(torch.unique(patch).tolist())
-                pull, push = [], []
-                for k in range(CLASSES):
-                    cosine = F.cosine_similarity(tokens[b, p], text[k], dim=0)
-                    if k + 1 in seen:
-                        pull.append(F.relu(1 - cosine))
-                    else:
-                        push.append(F.relu(1 + cosine))
-                for terms in (pull, push):
-                    if terms:
-                        total = total + sum(terms) / len(terms)
-        return total / (BATCH * GRID**2)
-
-    def vectorised() -> torch.Tensor:
-        patches = labels.reshape(BATCH, GRID, side, GRID, side).transpose(2, 3)
-        patches = patches.reshape(BATCH, GRID**2, side * side, 1)
-        present = (patches == torch.arange(1, CLASSES + 1)).any(2)
-        cosine = F.normalize(tokens, dim=-1) @ F.normalize(text, dim=-1).T
-        total = 0
-        for values, where in ((F.relu(1 - cosine), present), (F.relu(1 + cosine), ~present)):
-            total = total + (values * where).sum(-1) / where.sum(-1).clamp(min=1)
-        return total.mean()
+    loops, vectorised = (
+        functools.partial(form, tokens, labels, text)
+        for form in (alignment_in_torch.with_loops, alignment_in_torch.vectorised)
+    )
 
     def step(loss: Callable[[], torch.Tensor]) -> None:
         tokens.grad = None
