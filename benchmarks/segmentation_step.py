@@ -81,8 +81,8 @@ def ours(args: argparse.Namespace) -> None:
         program.init,
         out_shardings=program.shardings,
         compiler_options=compiler.options_once(mesh),
-    )()
-    step = program.lower().compile()
+    )(program.key())
+    step, key = program.lower().compile(), program.key()
     images, labels = images_and_labels(args)
     seeds = np.arange(3 * args.batch_size, dtype=np.uint32).reshape(-1, 3)
     batch = {"image": images, "label": labels.astype(np.int32), "seed": seeds}
@@ -91,7 +91,7 @@ def ours(args: argparse.Namespace) -> None:
     def turn() -> None:
         nonlocal state
         for _ in range(args.steps):
-            state, metrics = step(state, batch)
+            state, metrics = step(state, batch, key)
         jax.block_until_ready(metrics)
 
     turns.take(turn)

@@ -132,15 +132,15 @@ def unimed_jax(args: argparse.Namespace) -> None:
 
     config, mesh = make_config(args), one_device()
     program = train_step.Program(tasks.create(config, ""), config, 1000, mesh)
-    state = jax.jit(program.init, out_shardings=program.shardings)()
-    step = program.lower().compile()
+    state = jax.jit(program.init, out_shardings=program.shardings)(program.key())
+    step, key = program.lower().compile(), program.key()
     images, ids = random_batch(args)
     batch = jax.device_put({"image": images, "text": ids}, sharding.batch_sharding(mesh))
 
     def turn() -> None:
         nonlocal state
         for _ in range(args.steps):
-            state, metrics = step(state, batch)
+            state, metrics = step(state, batch, key)
         jax.block_until_ready(metrics)
 
     turns.take(turn)

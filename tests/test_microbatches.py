@@ -29,9 +29,9 @@ def updates(config, shape):
     task = tasks.create(config, "")
     program = train_step.Program(task, config, 10, mesh)
     compiled = program.lower().compile()
-    state = jax.jit(program.init, out_shardings=program.shardings)()
+    state = jax.jit(program.init, out_shardings=program.shardings)(program.key())
     placed = jax.device_put(batch(), sharding.batch_sharding(mesh))
-    state, metrics = compiled(state, placed)
+    state, metrics = compiled(state, placed, program.key())
     return compiled, jax.device_get(metrics), jax.device_get(state["params"])
 
 
@@ -111,9 +111,9 @@ def test_dropout_and_frozen_towers(tiny_config):
 
     config.optimizer.frozen = ("^text/",)
     optimizer = optim.make_optimizer(config.optimizer, 10)
-    state = train_step.init_state(task, optimizer, 0)
+    state = train_step.init_state(task, optimizer, rng)
     step = jax.jit(train_step.make_train_step(task, optimizer, config, 10))
-    after, _ = step(state, batch())
+    after, _ = step(state, batch(), rng)
     same = jax.tree.map(np.array_equal, after["params"], state["params"])
     assert all(jax.tree.leaves(same["text"]))
     assert not any(jax.tree.leaves(same["visual"]))

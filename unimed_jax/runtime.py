@@ -56,6 +56,8 @@ def initialize() -> None:
         jax.config.update("jax_compilation_cache_dir", str(_COMPILED.expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     _peers = join()
+    if _peers:  # lost during a save, one lets Orbax log a traceback of what it raises as well
+        absl_logging.set_verbosity(absl_logging.FATAL)
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")

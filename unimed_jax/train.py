@@ -89,7 +89,7 @@ def initial_state(task: Task, program: train_step.Program) -> train_step.State:
         program.init,
         out_shardings=program.shardings,
         compiler_options=compiler.options_once(program.mesh),
-    )()
+    )(program.key())
     loaded = task.pretrained(program.abstract_state["params"])
 
     def merge(ours: Any, theirs: Any, layout: Any) -> Any:
@@ -173,7 +173,7 @@ def train(
     # --- the step, compiled once, while the first batches are being read
     stream = feed.prefetch(batches.read(start, num_steps))
     compiled = program.lower().compile()
-    step_flops = program.model_flops()
+    key, step_flops = program.key(), program.model_flops()
     device_kind = jax.devices()[0].device_kind
     runtime.wait_for_all("the step is compiled")
     start_up.part("compilation")
@@ -212,7 +212,7 @@ def train(
             if step == start:
                 start_up.part("first batch")
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, values = compiled(state, batch)
+                state, values = compiled(state, batch, key)
             if step == start:
                 jax.block_until_ready(values)
                 start_up.part("first step")
