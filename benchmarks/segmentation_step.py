@@ -67,8 +67,9 @@ def images_and_labels(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]
 def ours(args: argparse.Namespace) -> None:
     import jax
 
-    from unimed_jax import compiler, sharding, tasks, train_step
+    from unimed_jax import compiler, host_memory, sharding, tasks, train_step
 
+    host_memory.keep()  # as the trainer does
     variant = "data=riga,source=binrushed"
     config = runpy.run_path(str(ROOT / "configs" / "lg_sdg.py"))["get_config"](variant)
     config.head, config.batch_size = "exclusive", args.batch_size

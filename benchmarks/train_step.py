@@ -128,8 +128,9 @@ def one_device() -> object:
 def unimed_jax(args: argparse.Namespace) -> None:
     import jax
 
-    from unimed_jax import sharding, tasks, train_step
+    from unimed_jax import host_memory, sharding, tasks, train_step
 
+    host_memory.keep()  # as the trainer does
     config, mesh = make_config(args), one_device()
     program = train_step.Program(tasks.create(config, ""), config, 1000, mesh)
     state = jax.jit(program.init, out_shardings=program.shardings)(program.key())

@@ -5,9 +5,10 @@ import functools
 import jax
 from jax.sharding import Mesh
 
-# Matrix products by Eigen and not by YNNPACK, which jaxlib 0.10 takes for most of them: on a Zen 4
-# they reach 107 instead of 91 GFLOP/s on a core (docs/performance.md).
-_CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# jaxlib 0.10 takes YNNPACK for most operations. Sums are up to nine times as fast with it, matrix
+# products and convolutions slower than with Eigen: 91 instead of 107 GFLOP/s on a core of a Zen 4
+# (docs/performance.md).
+_CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
 def options(mesh: Mesh) -> dict[str, str] | None:

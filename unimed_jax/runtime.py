@@ -19,7 +19,7 @@ from tqdm import tqdm
 from input_pipeline.errors import UserError
 from input_pipeline.files import store_errors
 from unimed_jax import config as config_lib
-from unimed_jax import maintenance
+from unimed_jax import host_memory, maintenance
 from unimed_jax.peers import Peers, join
 
 _PATIENCE_MS = 60 * 60 * 1000
@@ -45,13 +45,15 @@ def compiler_environment() -> dict[str, str]:
 
 
 def initialize() -> None:
-    """Joins the job's other processes if there are any; TensorFlow never takes an accelerator.
+    """Joins the job's other processes if there are any; TensorFlow never takes an accelerator, and
+    on CPUs memory is kept.
 
     Compiled programs are kept for the next run; JAX_ENABLE_COMPILATION_CACHE=false switches that
     off.
     """
     global _peers
     os.environ.update(compiler_environment())
+    host_memory.keep()
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(_COMPILED.expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
