@@ -96,12 +96,13 @@ def run_ours(path: Path) -> dict[str, float]:
 
     from input_pipeline.nifti import LabelWriter, NiftiVolume
     from input_pipeline.segmentation.windows import Window
-    from unimed_jax import sharding
+    from unimed_jax import host_memory, sharding
     from unimed_jax.models.unetr import UNETRConfig
     from unimed_jax.models.volumetric import VolumetricConfig, VolumetricModel
     from unimed_jax.segment import WindowedVolume
     from unimed_jax.volumes.segmenter import Segmenter
 
+    host_memory.keep()  # as unimed_jax.segment does
     sizes = UNETRConfig(width=WIDTH, heads=HEADS, mlp_width=MLP, features=FEATURES)
     model = VolumetricModel(VolumetricConfig("unetr", sizes, WINDOW, num_outputs=OUTPUTS))
     params = jax.jit(model.init)(jax.random.key(0))

@@ -19,7 +19,7 @@ from input_pipeline.errors import ConfigError, CorpusError
 from input_pipeline.files import AnyPath, under
 from input_pipeline.segmentation import records
 from input_pipeline.segmentation.records import SegmentationSample
-from unimed_jax import sharding
+from unimed_jax import compiler, sharding
 from unimed_jax.evals import segmentation_report
 from unimed_jax.evals.segmentation_report import Overlay, TargetScores
 from unimed_jax.evals.segmentation_scores import dice, hausdorff95
@@ -104,6 +104,7 @@ class SegmentationEvaluator:
         self._predict = jax.jit(
             lambda params, batch: (task.predict(params, batch["image"]), batch["valid"]),
             out_shardings=sharding.replicated(mesh),
+            compiler_options=compiler.options(mesh),
         )
 
     def __call__(self, params: Params) -> Evaluation:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from input_pipeline import feed
 from input_pipeline.errors import ConfigError
 from input_pipeline.segmentation import grid
-from unimed_jax import sharding
+from unimed_jax import compiler, sharding
 from unimed_jax.volumes import sliding_window
 
 Shape = tuple[int, int, int]
@@ -135,7 +135,11 @@ class Segmenter:
         self._window, self._spacing, self._settings = window, spacing, settings
         self._placement = sharding.batch_sharding(mesh)
         # every host gets all windows
-        self._predict = jax.jit(predict, out_shardings=sharding.replicated(mesh))
+        self._predict = jax.jit(
+            predict,
+            out_shardings=sharding.replicated(mesh),
+            compiler_options=compiler.options(mesh),
+        )
 
     def probabilities(self, params: Any, volume: Volume) -> Iterator[np.ndarray]:
         """float32 (d, H, W, outputs) in the volume's own grid, band after band from the top."""
