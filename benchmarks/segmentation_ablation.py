@@ -7,12 +7,11 @@
 Every arm sees the same images in the same order for the same number of optimiser steps of
 configs/lg_sdg.py. Runs are made one after the other; one that is finished is not made again, one
 that was stopped goes on. Writes OUT/table.md (mean and standard deviation over seeds of Dice and
-HD95 on every target, and the time of a step) and OUT/runs.csv.
+HD95 on every target) and OUT/runs.csv, which also has the time of a step.
 """
 
 import argparse
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -100,20 +99,21 @@ def read(pair: str, arm: str, seed: int, workdir: Path) -> list[dict[str, object
 
 def write(out: Path, runs: Sequence[Mapping[str, object]]) -> None:
     ablation.write_rows(out / "runs.csv", runs)
-    lines = [
-        "| source → target | class | arm | seeds | Dice | HD95 | s / step |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    groups = ablation.grouped(runs, ("pair", "target", "class", "arm"))
-    for (pair, target, name, arm), rows in sorted(groups.items(), key=lambda g: g[0][:3]):
-        source = str(pair).split(":")[1]
-        where = f"{source} → {target}" + (" (held out)" if source == target else "")
-        seconds = statistics.median(float(row["step_seconds"]) for row in rows)
-        lines.append(
-            f"| {where} | {name} | {arm} | {len(rows)} | {ablation.spread(rows, 'dice', 3)} | "
-            f"{ablation.spread(rows, 'hd95', 1)} | {seconds:.2f} |"
-        )
-    (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    arms = list(dict.fromkeys(run["arm"] for run in runs))
+    places = ablation.grouped(runs, ("pair", "target", "class"))
+    lines = []
+    for score, title, decimals in (("dice", "Dice", 3), ("hd95", "HD95", 1)):
+        lines += [f"{title}, mean ± standard deviation over seeds", ""]
+        lines.append(f"| source → target | class | {' | '.join(map(str, arms))} |")
+        lines.append("|" + "---|" * (2 + len(arms)))
+        for (pair, target, name), rows in places.items():
+            source = str(pair).split(":")[1]
+            where = f"{source} → {target}" + (" (held out)" if source == target else "")
+            by_arm = ablation.grouped(rows, ("arm",))
+            cells = [ablation.spread(by_arm.get((arm,), []), score, decimals) for arm in arms]
+            lines.append(f"| {where} | {name} | {' | '.join(cells)} |")
+        lines.append("")
+    (out / "table.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
