@@ -1,4 +1,4 @@
-"""One optimiser step as a pure function (state, batch) -> (state, metrics)."""
+"""One optimiser step as a pure function (state, batch, key) -> (state, metrics)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
