@@ -154,7 +154,7 @@ class Throughput:
         for step in ...:
             with throughput.waiting_for_data():
                 batch = next(batches)
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, batch, key)
             throughput.step_done()
             if step % log_every_steps == 0:
                 metrics = jax.device_get(metrics)   # the device has caught up: the clock is honest
