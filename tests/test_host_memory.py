@@ -26,30 +26,26 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def pages_mapped_by_a_call(mode: str, **environment: str) -> int:
+def run(code: str, *arguments: str, platforms: str) -> str:
+    """What a Python process of its own prints."""
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, mode],
-        env={"PATH": "/usr/bin", "PYTHONPATH": ":".join(sys.path), **environment},
+        [sys.executable, "-c", code, *arguments],
+        env={"PYTHONPATH": ":".join(sys.path), "JAX_PLATFORMS": platforms},
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    return int(result.stdout)
+    return result.stdout.strip()
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries lack mallopt")
 def test_a_program_finds_its_temporaries_mapped():
-    pages = pages_mapped_by_a_call("give back", JAX_PLATFORMS="cpu")
-    kept = pages_mapped_by_a_call("keep", JAX_PLATFORMS="cpu")
+    pages, kept = (int(run(PROGRAM, mode, platforms="cpu")) for mode in ("give back", "keep"))
     assert pages > 1000  # else there is nothing to gain here
     assert kept < pages / 10
 
 
 def test_nothing_is_changed_where_an_accelerator_is_asked_for():
     code = "from unimed_jax import host_memory; print(host_memory.keep())"
-    environment = {"PYTHONPATH": ":".join(sys.path), "JAX_PLATFORMS": "tpu,cpu"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert result.stdout.strip() == "False", result.stderr
+    assert run(code, platforms="tpu,cpu") == "False"
