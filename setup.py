@@ -37,10 +37,10 @@ setup(
     package_data={
         "input_pipeline": ["captioning/data/*.json"],
         "unimed_jax": [
-            "*.css",
+            "reporting/*.css",
             "evals/prompts/*.json",
-            "evals/suites/**/*.toml",
-            "descriptions/*.json",
+            "evals/benchmark/suites/**/*.toml",
+            "tasks/descriptions/*.json",
         ],
     },
     install_requires=[

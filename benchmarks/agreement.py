@@ -17,12 +17,11 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402  (the checkout is put on the path first)
+import numpy as np
 
-import unimed_jax  # noqa: E402
-from unimed_jax.evals import classification, prompt_sets  # noqa: E402
+import unimed_jax
+from unimed_jax.evals import classification, prompt_sets
 
 
 def main() -> int:

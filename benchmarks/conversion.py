@@ -26,15 +26,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
-from PIL import Image  # noqa: E402  (the checkout is put on the path first)
+from PIL import Image
 
-from input_pipeline import plan as plan_lib  # noqa: E402
-from input_pipeline.caption_templates import CaptionTemplates  # noqa: E402
-from input_pipeline.convert import MakeSample  # noqa: E402
-from input_pipeline.sources.base import Reading, SourceRow  # noqa: E402
-from input_pipeline.write_shards import write_corpus  # noqa: E402
+from input_pipeline.captioning.templates import CaptionTemplates
+from input_pipeline.conversion import plan as plan_lib
+from input_pipeline.conversion.samples import MakeSample
+from input_pipeline.conversion.sources.base import Reading, SourceRow
+from input_pipeline.conversion.write_shards import write_corpus
 
 CORPUS = 5_282_000  # pairs of the published corpus
 TEXT = "a text about the image"

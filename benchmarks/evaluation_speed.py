@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ["HF_HUB_OFFLINE"] = "1"
 CONTENDERS = ("open_clip", "open_clip_workers", "unimed_jax")
 KINDS = (".jpg", ".jpeg", ".png")

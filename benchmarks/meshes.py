@@ -7,18 +7,16 @@ Prints the losses side by side and the largest relative difference from the sing
 
 import argparse
 import os
-import sys
 import tempfile
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 
-from input_pipeline import phantoms
-from unimed_jax import metrics
+from input_pipeline.conversion.phantom_corpus import write_phantoms
+from unimed_jax.monitoring import metrics
 from unimed_jax.testing import tiny_config
 from unimed_jax.train import train
 
@@ -32,7 +30,7 @@ def main() -> None:
     curves = {}
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "phantoms"
-        phantoms.write(corpus, num_train_per_class=6, num_val_per_class=2, image_size=40)
+        write_phantoms(corpus, num_train_per_class=6, num_val_per_class=2, image_size=40)
         for data, fsdp, tensor in MESHES:
             changes = {
                 "num_train_steps": steps,

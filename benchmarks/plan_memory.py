@@ -11,11 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from input_pipeline import plan
-from input_pipeline.rows import Planned
-from input_pipeline.sources.tables import TableOptions, open_csv
+from input_pipeline.conversion import plan
+from input_pipeline.conversion.planned_rows import Planned
+from input_pipeline.conversion.sources.tables import TableOptions, open_csv
 
 
 def main() -> None:

@@ -27,13 +27,13 @@ from PIL import Image
 
 import unimed_jax
 from input_pipeline.tokenizer import Tokenizer
-from unimed_jax.checkpoint import Checkpoints, make_meta
 from unimed_jax.config import base_config
-from unimed_jax.inference import preprocess
+from unimed_jax.exporting.open_clip_export import TORCH_SIDE
+from unimed_jax.inference.dual_encoder import preprocess
 from unimed_jax.models import dual_encoder
 from unimed_jax.models.config import ModelConfig, TextConfig, VisualConfig
-from unimed_jax.porting.exporting import TORCH_SIDE
-from unimed_jax.porting.resolve import resolve
+from unimed_jax.weights.checkpoint import Checkpoints, make_meta
+from unimed_jax.weights.uri import resolve
 
 ROOT = Path(__file__).parents[1]
 LARGE_VISUAL = VisualConfig(336, 14, 1024, 24, 16, 4096)

@@ -13,12 +13,11 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402  (the checkout is put on the path first)
-import tensorflow as tf  # noqa: E402
+import numpy as np
+import tensorflow as tf
 
-from input_pipeline import transforms  # noqa: E402
+from input_pipeline import transforms
 
 
 def main() -> None:

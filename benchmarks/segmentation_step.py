@@ -19,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-import numpy as np  # noqa: E402  (the checkout is put on the path first)
-import turns  # noqa: E402
+import numpy as np
+import turns
 
 CLASSES, WIDTH = 2, 384
 LOOPS, VECTORISED, OURS = "PyTorch, loops", "PyTorch, vectorised", "unimed_jax"
@@ -67,9 +67,11 @@ def images_and_labels(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]
 def ours(args: argparse.Namespace) -> None:
     import jax
 
-    from unimed_jax import compiler, host_memory, sharding, tasks, train_step
+    from unimed_jax import tasks
+    from unimed_jax.distributed import cpu_allocator, sharding, xla_options
+    from unimed_jax.training import train_step
 
-    host_memory.keep()  # as the trainer does
+    cpu_allocator.keep()  # as the trainer does
     variant = "data=riga,source=binrushed"
     config = runpy.run_path(str(ROOT / "configs" / "lg_sdg.py"))["get_config"](variant)
     config.head, config.batch_size = "exclusive", args.batch_size
@@ -81,7 +83,7 @@ def ours(args: argparse.Namespace) -> None:
     state = jax.jit(
         program.init,
         out_shardings=program.shardings,
-        compiler_options=compiler.options_once(mesh),
+        compiler_options=xla_options.options_once(mesh),
     )(program.key())
     step, key = program.lower().compile(), program.key()
     images, labels = images_and_labels(args)

@@ -22,8 +22,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 WINDOW = (32, 64, 64)
 OUTPUTS, WIDTH, MLP, HEADS, FEATURES = 14, 96, 192, 4, 8
 OVERLAP, BATCH = 0.5, 4
@@ -94,15 +92,15 @@ def run_ours(path: Path) -> dict[str, float]:
     import jax
     from ml_collections import ConfigDict
 
-    from input_pipeline.nifti import LabelWriter, NiftiVolume
-    from input_pipeline.segmentation.windows import Window
-    from unimed_jax import host_memory, sharding
+    from input_pipeline.io.intensity_windows import Window
+    from input_pipeline.io.nifti import LabelWriter, NiftiVolume
+    from unimed_jax.distributed import cpu_allocator, sharding
+    from unimed_jax.inference.volume_segmenter import Segmenter
     from unimed_jax.models.unetr import UNETRConfig
     from unimed_jax.models.volumetric import VolumetricConfig, VolumetricModel
     from unimed_jax.segment import WindowedVolume
-    from unimed_jax.volumes.segmenter import Segmenter
 
-    host_memory.keep()  # as unimed_jax.segment does
+    cpu_allocator.keep()  # as unimed_jax.segment does
     sizes = UNETRConfig(width=WIDTH, heads=HEADS, mlp_width=MLP, features=FEATURES)
     model = VolumetricModel(VolumetricConfig("unetr", sizes, WINDOW, num_outputs=OUTPUTS))
     params = jax.jit(model.init)(jax.random.key(0))

@@ -15,11 +15,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 BATCH, SIDE, GRID, CLASSES, WIDTH = 32, 192, 6, 4, 512
 
@@ -46,7 +43,7 @@ def median_ms(function: Callable[[], object], repeats: int) -> float:
 def in_jax(repeats: int) -> dict[str, float]:
     import jax
 
-    from unimed_jax.segmentation_losses import classes_in_patches, text_alignment_loss
+    from unimed_jax.losses.segmentation import classes_in_patches, text_alignment_loss
 
     tokens, labels, text = map(jax.numpy.asarray, inputs())
 

@@ -13,22 +13,21 @@ import argparse
 import json
 import os
 import re
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unimed_jax import ahead_of_time, hlo, hlo_cost, sharding
-from unimed_jax.chips import CHIPS
+from unimed_jax.aot import compile_report, hlo, hlo_cost
+from unimed_jax.distributed import sharding
 from unimed_jax.models.attention import LANES
 from unimed_jax.models.layers import SelfAttention
+from unimed_jax.monitoring.hardware import CHIPS
 
 ROWS = 128  # of one chip
 CLOCK = 1.5e9  # Hz, of v5e: 197 TFLOP/s from four matrix units of 128 x 128
@@ -140,7 +139,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as dumps:
         os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dumps} --xla_jf_dump_llo_text=true"
-        devices = ahead_of_time.topology_devices("v5e:2x2")
+        devices = compile_report.topology_devices("v5e:2x2")
         found = []
         for name, (tokens, heads, rate) in SHAPES.items():
             for form in ("plain", "auto"):

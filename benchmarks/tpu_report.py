@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 import jax.numpy as jnp
 import tpu_attention
 from tqdm import tqdm
 
-from unimed_jax import ahead_of_time, hlo, hlo_cost, losses, sharding
+from unimed_jax.aot import compile_report, hlo, hlo_cost
+from unimed_jax.distributed import sharding
+from unimed_jax.losses import contrastive
 
 ROOT = Path(__file__).resolve().parents[1]
 B16 = "unimed_vit_b16"
@@ -96,7 +97,7 @@ def loss_alone(topology: str, cache: Path) -> dict[str, Any]:
     """Temporaries of value and gradients of the losses alone, and of the textbook's softmax."""
     path = cache / f"loss_{topology.replace(':', '_')}.json"
     if not path.exists():
-        devices = ahead_of_time.topology_devices(topology)
+        devices = compile_report.topology_devices(topology)
         mesh = sharding.make_mesh({"data": len(devices), "fsdp": 1, "tensor": 1}, devices)
         by_rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
         batch = LOSS_ROWS * len(devices)
@@ -113,7 +114,7 @@ def loss_alone(topology: str, cache: Path) -> dict[str, Any]:
                 try:
                     program = step.lower(embeddings, embeddings, scalar).compile()
                 except jax.errors.JaxRuntimeError as error:
-                    found[name] = ahead_of_time.refusal(str(error))
+                    found[name] = compile_report.refusal(str(error))
                     continue
             cost = hlo_cost.cost(hlo.parse(program.as_text()), len(devices))
             found[name] = {
@@ -135,15 +136,15 @@ def textbook_loss(images: jax.Array, texts: jax.Array, scale: jax.Array) -> jax.
 LOSS_ROWS, LOSS_WIDTH = 1024, 512  # of one chip
 LOSS_TOPOLOGIES = ("v5e:4x4", "v5e:8x8", "v5e:16x16", "v5p:8x8x16")
 LOSSES = {
-    "softmax": losses.softmax_contrastive_loss,
-    "sigmoid": lambda u, w, s: losses.sigmoid_contrastive_loss(u, w, s, jnp.float32(-10)),
+    "softmax": contrastive.softmax_contrastive_loss,
+    "sigmoid": lambda u, w, s: contrastive.sigmoid_contrastive_loss(u, w, s, jnp.float32(-10)),
     "textbook softmax": textbook_loss,
 }
 
 
 def loss_section(reports: list[dict[str, Any]]) -> str:
     rows, width = LOSS_ROWS, LOSS_WIDTH
-    formula = 4 * (3 * rows * min(rows, losses.CHUNK) + 6 * rows * width) / 2**20
+    formula = 4 * (3 * rows * min(rows, contrastive.CHUNK) + 6 * rows * width) / 2**20
     lines = [
         f"## The loss alone: {rows:,} pairs per chip, embeddings of {width}",
         "",
@@ -181,7 +182,7 @@ def attention_section(cache: Path) -> tuple[str, list[dict[str, Any]]]:
 
 def section(title: str, reports: list[dict[str, Any]]) -> str:
     """A table, and the command of each line."""
-    lines = [f"## {title}", "", ahead_of_time.table(reports), ""]
+    lines = [f"## {title}", "", compile_report.table(reports), ""]
     for report in reports:
         changed = "".join(f" --config.{k}={v}" for k, v in report["changes"].items())
         refused = "" if report["fits"] else f": {report['refusal']}"

@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import numpy as np  # noqa: E402  (the checkout is put on the path first)
-import turns  # noqa: E402
+import numpy as np
+import turns
 
 NAMES = ("open_clip", "unimed_jax")
 
@@ -98,9 +98,10 @@ def write_model(args: argparse.Namespace, folder: Path) -> float:
     """Writes the architecture for open_clip; returns the FLOPs of a step by its mathematics."""
     import jax
 
-    from unimed_jax import flops, tasks
+    from unimed_jax import tasks
+    from unimed_jax.exporting import open_clip_directory
     from unimed_jax.models.config import ModelConfig
-    from unimed_jax.porting import open_clip_directory
+    from unimed_jax.monitoring import flops
 
     config = make_config(args)
     model = ModelConfig.from_mapping(config.model)
@@ -120,7 +121,7 @@ def random_batch(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
 
 
 def one_device() -> object:
-    from unimed_jax import sharding
+    from unimed_jax.distributed import sharding
 
     return sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
 
@@ -128,9 +129,11 @@ def one_device() -> object:
 def unimed_jax(args: argparse.Namespace) -> None:
     import jax
 
-    from unimed_jax import host_memory, sharding, tasks, train_step
+    from unimed_jax import tasks
+    from unimed_jax.distributed import cpu_allocator, sharding
+    from unimed_jax.training import train_step
 
-    host_memory.keep()  # as the trainer does
+    cpu_allocator.keep()  # as the trainer does
     config, mesh = make_config(args), one_device()
     program = train_step.Program(tasks.create(config, ""), config, 1000, mesh)
     state = jax.jit(program.init, out_shardings=program.shardings)(program.key())
@@ -191,10 +194,10 @@ def repeat(product: Callable[[], object]) -> None:
 def unimed_jax_peak(args: argparse.Namespace) -> None:
     import jax
 
-    from unimed_jax import compiler
+    from unimed_jax.distributed import xla_options
 
     x = jax.numpy.ones((PEAK_SIDE, PEAK_SIDE))
-    multiply = jax.jit(lambda a, b: a @ b, compiler_options=compiler.options(one_device()))
+    multiply = jax.jit(lambda a, b: a @ b, compiler_options=xla_options.options(one_device()))
     repeat(lambda: multiply(x, x).block_until_ready())
 
 

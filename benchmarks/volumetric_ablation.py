@@ -23,10 +23,10 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO), str(REPO / "benchmarks")]
 
-import ablation  # noqa: E402
-from ablation import Row, grouped  # noqa: E402
+import ablation
+from ablation import Row, grouped
 
-from unimed_jax import charts, report  # noqa: E402  (the checkout is put on the path first)
+from unimed_jax.reporting import charts, html_report
 
 RECIPE = "configs/lwi_vms.py"
 LEARNED_SHARE = 1 / 3
@@ -142,8 +142,10 @@ def write(out: Path, scores: Sequence[Row], curves: Sequence[Row]) -> None:
             for (arm,), own in in_order(rows, ("arm",)).items()
         }
         chart = charts.line_chart(series, (0.0, 1.0))
-        sections.append(report.Section(f"Dice, {name}", report.legend(list(series)) + chart))
-    report.write_report(out / "curves.html", "Dice over all steps, mean over seeds", sections)
+        sections.append(
+            html_report.Section(f"Dice, {name}", html_report.legend(list(series)) + chart)
+        )
+    html_report.write_report(out / "curves.html", "Dice over all steps, mean over seeds", sections)
 
 
 def in_order(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[object, ...], list[Row]]:

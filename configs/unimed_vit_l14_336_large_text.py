@@ -11,7 +11,7 @@ started from was not published; its position embeddings are resized from 16 x 16
 
 from ml_collections import ConfigDict
 
-from input_pipeline.unimed_parts import PARTS
+from input_pipeline.conversion.unimed_parts import PARTS
 from unimed_jax.config import base_config, choose_variant, edit, source
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import manifest as manifest_lib
-from input_pipeline import order, records
-from input_pipeline.errors import ConfigError, CorpusError
-from input_pipeline.files import is_local, to_path
+from input_pipeline import records, sampling_order
+from input_pipeline.io.errors import ConfigError, CorpusError
+from input_pipeline.io.files import is_local, to_path
 
 # decode(serialized (), seed (2,), source ()) -> features; in-graph
 DecodeFn = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Mapping[str, tf.Tensor]]
@@ -118,7 +118,7 @@ def _paths(directory: str, shards: Sequence[manifest_lib.Shard]) -> list[str]:
 
 
 def _shuffled_records(
-    paths: np.ndarray, plans: Sequence[order.EpochPlan], block_size: int, seed: int
+    paths: np.ndarray, plans: Sequence[sampling_order.EpochPlan], block_size: int, seed: int
 ) -> tf.data.Dataset:
     """Serialized records of a source in a stream, epoch after epoch, shuffled block by block."""
     all_paths = tf.constant(np.concatenate([paths[plan.shards] for plan in plans]))
@@ -165,12 +165,12 @@ def _stream(
 ) -> tf.data.Dataset:
     """(serialized, seed (2,), source ()) of the draws ``start`` to ``stop`` of one stream."""
     weights = mixture_weights(sources, manifests)
-    draws = order.source_draws(weights, seed, stream, stop)
+    draws = sampling_order.source_draws(weights, seed, stream, stop)
     components = []
     for index, (source, manifest) in enumerate(zip(sources, manifests, strict=True)):
         shards = manifest.splits[source.split].shards
         first = int(np.count_nonzero(draws[:start] == index))
-        plans = order.plan_epochs(
+        plans = sampling_order.plan_epochs(
             [shard.num_samples for shard in shards],
             num_streams=num_streams,
             stream=stream,
@@ -181,14 +181,14 @@ def _stream(
             stop=max(int(np.count_nonzero(draws == index)), first + 1),
         )
         paths = np.array(_paths(source.directory, shards))
-        visit_key = tf.constant(order.example_seed(seed, index, stream), tf.int64)
+        visit_key = tf.constant(sampling_order.example_seed(seed, index, stream), tf.int64)
 
         def tag(
             visit: tf.Tensor, record: tf.Tensor, key: tf.Tensor = visit_key, index: int = index
         ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             return record, tf.stack([key, visit]), tf.constant(index, tf.int64)
 
-        block_key = order.block_seed(seed, index, stream)
+        block_key = sampling_order.block_seed(seed, index, stream)
         component = _shuffled_records(paths, plans, block_size, block_key)
         components.append(component.enumerate(start=first).map(tag))
     if len(components) == 1:

@@ -11,9 +11,10 @@ import json
 import re
 from collections.abc import Mapping
 
-from input_pipeline import files, records
-from input_pipeline.errors import CorpusError
-from input_pipeline.files import AnyPath, PathLike, to_path, write_text_atomically
+from input_pipeline import records
+from input_pipeline.io import files
+from input_pipeline.io.errors import CorpusError
+from input_pipeline.io.files import AnyPath, PathLike, to_path, write_text_atomically
 
 FILE_NAME = "manifest.json"
 SHARD_PATTERN = re.compile(r"(\w+)-(\d{5,})-of-(\d{5,})\.tfrecord")

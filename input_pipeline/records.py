@@ -26,7 +26,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from input_pipeline.errors import CorpusError
+from input_pipeline.io.errors import CorpusError
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -13,8 +13,8 @@ import ftfy
 import numpy as np
 import tokenizers
 
-from input_pipeline.errors import ConfigError
-from input_pipeline.files import AnyPath, PathLike, to_path, write_text_atomically
+from input_pipeline.io.errors import ConfigError
+from input_pipeline.io.files import AnyPath, PathLike, to_path, write_text_atomically
 
 FILE_NAMES = ("tokenizer.json", "vocab.txt")
 

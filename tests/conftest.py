@@ -24,16 +24,16 @@ import pytest  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 if TYPE_CHECKING:
-    from gcs_server import Storage
+    from helpers.gcs_server import Storage
 
 
 @pytest.fixture(scope="session")
 def phantom_corpus(tmp_path_factory) -> Path:
     """102 training and 34 validation phantoms in 4 and 1 shards, with their vocabulary."""
-    from input_pipeline import phantoms
+    from input_pipeline.conversion.phantom_corpus import write_phantoms
 
     directory = tmp_path_factory.mktemp("phantoms")
-    phantoms.write(directory, num_train_per_class=6, num_val_per_class=2, image_size=40)
+    write_phantoms(directory, num_train_per_class=6, num_val_per_class=2, image_size=40)
     return directory
 
 
@@ -51,7 +51,7 @@ def tiny_config(phantom_corpus) -> Callable[..., ConfigDict]:
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory) -> Iterator["Storage"]:
     """A bucket, gs://bucket, that this process and those that it starts find by themselves."""
-    from gcs_server import storage_server
+    from helpers.gcs_server import storage_server
 
     with (
         storage_server(tmp_path_factory.mktemp("storage")) as storage,

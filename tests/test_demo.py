@@ -16,16 +16,17 @@ from pathlib import Path
 import gradio_client
 import numpy as np
 import pytest
-from dicom_files import dicom_file
+from helpers.dicom_files import dicom_file
+from helpers.runs import ROOT
+from helpers.small_model import write_export
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from runs import ROOT
-from small_model import write_export
 
 import unimed_jax
-from input_pipeline import images, phantoms
-from input_pipeline.errors import UserError
+from input_pipeline import phantoms
+from input_pipeline.io import images
+from input_pipeline.io.errors import UserError
 from unimed_jax.demo import LABELS, draw_phantom, parse_labels
 
 # --- labels --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from runs import ROOT, losses_of, write_recipe
+from helpers.runs import ROOT, losses_of, write_recipe
 
 LAUNCH = ROOT / "tools" / "launch"
 RUN = ("--config=a recipe.py", "--workdir=gs://bucket/run", "--config.seed=1")

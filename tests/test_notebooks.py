@@ -8,9 +8,9 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from helpers.runs import ROOT, write_recipe
 from nbclient import NotebookClient
 from PIL import Image
-from runs import ROOT, write_recipe
 
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 

@@ -34,10 +34,10 @@ def test_the_wheel_holds_the_packages_and_their_data_and_nothing_else(tmp_path):
         "unimed_jax",
         "input_pipeline",
     }
-    for path in ("train.py", "evaluate.py", "report.css", "evals/prompts/phantoms.json"):
+    for path in ("train.py", "evaluate.py", "reporting/report.css", "evals/prompts/phantoms.json"):
         assert f"unimed_jax/{path}" in names
     for path in ("unimed21", "sets/PCAM"):
-        assert f"unimed_jax/evals/suites/{path}.toml" in names
+        assert f"unimed_jax/evals/benchmark/suites/{path}.toml" in names
     for name in ("vocabulary", "grammar", "prompts"):
         assert f"input_pipeline/captioning/data/{name}.json" in names
     assert not any("test_" in name for name in names)

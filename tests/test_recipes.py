@@ -1,25 +1,16 @@
 """Every recipe builds, is valid, and the published ones state the published numbers."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import pytest
+from helpers.recipes import CONFIGS, load
 
-from input_pipeline.errors import ConfigError
+from input_pipeline.io.errors import ConfigError
 from unimed_jax import config as config_lib
 from unimed_jax.models import dual_encoder
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(path.stem for path in CONFIGS.glob("*.py"))
-
-
-def load(name: str, variant: str = ""):
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
 
 
 def test_the_recipes_are_there():

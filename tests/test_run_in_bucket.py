@@ -8,15 +8,17 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from runs import ROOT, finish, losses_of, start, write_recipe
+from helpers.runs import ROOT, finish, losses_of, start, write_recipe
 
 import unimed_jax
-from input_pipeline.errors import UserError
-from input_pipeline.files import local_copy, to_path
-from unimed_jax import checkpoint, metrics, train
-from unimed_jax.porting import open_clip_directory
+from input_pipeline.io.errors import UserError
+from input_pipeline.io.files import local_copy, to_path
+from unimed_jax import train
+from unimed_jax.exporting import open_clip_directory
+from unimed_jax.monitoring import metrics
 from unimed_jax.testing import tiny_config
-from unimed_jax.weights import open_weights
+from unimed_jax.weights import checkpoint
+from unimed_jax.weights.loader import open_weights
 
 CHANGES = {"num_train_steps": 14, "checkpoint__every_steps": 4, "checkpoint__keep": 2}
 RUN = "gs://bucket/run"

@@ -3,10 +3,11 @@
 import re
 
 import pytest
-from runs import losses_of, start, write_recipe
+from helpers.runs import losses_of, start, write_recipe
 
-from input_pipeline.errors import ConfigError, UserError
-from unimed_jax import checkpoint, train
+from input_pipeline.io.errors import ConfigError, UserError
+from unimed_jax import train
+from unimed_jax.weights import checkpoint
 
 
 @pytest.mark.slow
@@ -78,11 +79,11 @@ def test_an_unwritable_workdir_is_named(tiny_config, tmp_path):
 
 @pytest.mark.slow
 def test_another_corpus_under_a_resumed_run_is_refused(tiny_config, tmp_path):
-    from input_pipeline import phantoms
+    from input_pipeline.conversion.phantom_corpus import write_phantoms
 
     shared = {"evals": {}, "num_train_steps": 2, "checkpoint__every_steps": 1}
     train.train(tiny_config(**shared), tmp_path / "run")
-    phantoms.write(
+    write_phantoms(
         tmp_path / "other", num_train_per_class=6, num_val_per_class=2, image_size=40, seed=1
     )
     moved = tiny_config(**shared, data__root=str(tmp_path / "other"))

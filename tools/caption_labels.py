@@ -16,24 +16,25 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 
-from input_pipeline import caption_templates, command, files
 from input_pipeline.captioning import (
     generate,
     label_sets,
     prompts,
     providers,
     review,
+    templates,
     vocabulary,
 )
 from input_pipeline.captioning.cache import AnswerCache
-from input_pipeline.errors import ConfigError, UserError
-from input_pipeline.files import write_text_atomically
+from input_pipeline.io import cli, files
+from input_pipeline.io.errors import ConfigError, UserError
+from input_pipeline.io.files import write_text_atomically
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (2: the user's input is at fault)."""
     args = _parser().parse_args(argv)
-    return command.run(lambda: _caption(args), "interrupted; the same command continues")
+    return cli.run(lambda: _caption(args), "interrupted; the same command continues")
 
 
 def _caption(args: argparse.Namespace) -> None:
@@ -75,7 +76,7 @@ def _caption(args: argparse.Namespace) -> None:
             "answer_tokens": provider.answer_tokens,
             "cost": cost,
         }
-    caption_templates.save_label_sets(args.out, ((r.label_set, r.accepted) for r in results))
+    templates.save_label_sets(args.out, ((r.label_set, r.accepted) for r in results))
     open_captions = review.write(review_file, results)
     statistics = generate.statistics(results) | {"usage": usage}
     report = _beside(args.out, ".report.json")
@@ -105,7 +106,7 @@ def _print_estimate(
     sets: Sequence[label_sets.LabelSet],
     words: vocabulary.Vocabulary,
     settings: generate.Settings,
-    reviewed: Mapping[str, Sequence[caption_templates.Caption]],
+    reviewed: Mapping[str, Sequence[templates.Caption]],
     args: argparse.Namespace,
 ) -> None:
     asked = cached = prompt_tokens = answer_tokens = 0

@@ -14,11 +14,11 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from input_pipeline import command
-from input_pipeline.files import write_text_atomically
-from unimed_jax import charts, report
+from input_pipeline.io import cli
+from input_pipeline.io.files import write_text_atomically
 from unimed_jax.evals import comparison
 from unimed_jax.evals.comparison import Comparison
+from unimed_jax.reporting import charts, html_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,12 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--no_published", action="store_true", help="leave the published scores out"
     )
     args = parser.parse_args(argv)
-    return command.run(lambda: _compare(args))
+    return cli.run(lambda: _compare(args))
 
 
 def _compare(args: argparse.Namespace) -> None:
     found = comparison.compare(args.results, with_published=not args.no_published)
-    print("\n".join([report.text_table(_table(found)), "", *comparison.notes(found)]))
+    print("\n".join([html_report.text_table(_table(found)), "", *comparison.notes(found)]))
     if args.out:
         _write(args.out, found)
 
@@ -57,13 +57,17 @@ def _write(directory: pathlib.Path, found: Comparison) -> None:
     ]
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes(found))
     sections = [
-        report.Section("Scores", report.table(header, rows, compact=True) + f"<ul>{notes}</ul>"),
-        report.Section("What is compared", report.table(["", *names], about, compact=True)),
+        html_report.Section(
+            "Scores", html_report.table(header, rows, compact=True) + f"<ul>{notes}</ul>"
+        ),
+        html_report.Section(
+            "What is compared", html_report.table(["", *names], about, compact=True)
+        ),
     ]
     if found.is_of_suites:
-        sections.insert(1, report.Section("Plot", _plot(found)))
+        sections.insert(1, html_report.Section("Plot", _plot(found)))
     path = directory / "comparison.html"
-    report.write_report(path, title="Results compared", sections=sections)
+    html_report.write_report(path, title="Results compared", sections=sections)
     print(f"\nwritten: {directory / 'comparison.csv'} and {path}")
 
 
@@ -80,7 +84,7 @@ def _plot(found: Comparison) -> str:
     note = "Percent. Bars are bootstrap intervals (95 %), of measured scores only."
     return (
         charts.interval_chart(found.rows, series)
-        + report.legend(list(series))
+        + html_report.legend(list(series))
         + f'<p class="note">{note}</p>'
     )
 

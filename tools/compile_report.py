@@ -21,9 +21,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported: the TPU is only d
 from absl import app, flags
 from ml_collections import config_flags
 
-from input_pipeline.errors import UserError
-from input_pipeline.files import write_text_atomically
-from unimed_jax import ahead_of_time, runtime
+from input_pipeline.io.errors import UserError
+from input_pipeline.io.files import write_text_atomically
+from unimed_jax.aot import compile_report
+from unimed_jax.distributed import process
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="recipe: FILE.py[:variant]")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "e.g. v5e:4x4")
@@ -42,13 +43,13 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; keys are set by --config.KEY=VALUE")
     config, topology = _CONFIG.value, _TOPOLOGY.value
-    devices = ahead_of_time.topology_devices(topology)
+    devices = compile_report.topology_devices(topology)
     if _SWEEP.value:
         result = reports = _sweep(config, topology, devices)
     else:
-        result = ahead_of_time.compile_report(config, topology, devices, _HLO.value)
+        result = compile_report.compile_report(config, topology, devices, _HLO.value)
         reports = [result]
-    text = ahead_of_time.table(reports) + "\n\n" + ahead_of_time.details(reports[0])
+    text = compile_report.table(reports) + "\n\n" + compile_report.details(reports[0])
     print(text)
     for path, content in (
         (_JSON.value, json.dumps(result, indent=2)),
@@ -58,19 +59,19 @@ def main(argv: list[str]) -> None:
             write_text_atomically(Path(path), content + "\n")
 
 
-def _sweep(config: Any, topology: str, devices: Any) -> list[ahead_of_time.Report]:
+def _sweep(config: Any, topology: str, devices: Any) -> list[compile_report.Report]:
     """All reports, the fastest that fits first, what does not fit last."""
     meshes = [_mesh(text) for text in _MESHES.value]
-    candidates = ahead_of_time.variants(
+    candidates = compile_report.variants(
         config,
         len(devices),
         _REMAT.value,
         [int(count) for count in _ACCUMULATE.value],
-        meshes or ahead_of_time.default_meshes(len(devices)),
+        meshes or compile_report.default_meshes(len(devices)),
     )
     reports = []
-    for report in ahead_of_time.sweep(config, topology, devices, candidates):
-        print(" | ".join(ahead_of_time.row(report)), flush=True)
+    for report in compile_report.sweep(config, topology, devices, candidates):
+        print(" | ".join(compile_report.row(report)), flush=True)
         reports.append(report)
     if not reports:
         raise UserError(f"no combination of the sweep fits batch_size {config.batch_size}")
@@ -90,4 +91,4 @@ def _mesh(text: str) -> tuple[int, int, int]:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "topology"])
-    runtime.run(main)
+    process.run(main)

@@ -18,23 +18,19 @@ import types
 import typing
 from collections.abc import Sequence
 
-from input_pipeline import (
-    caption_templates,
-    command,
-    conversion_report,
-    exclude,
-    files,
-    label_table,
-    records,
-)
-from input_pipeline.convert import MakeSample
-from input_pipeline.corpus_directory import REJECTED_FILE, REPORT_FILE
-from input_pipeline.errors import UserError
-from input_pipeline.executors import Beam, Executor, Local
+from input_pipeline import records
+from input_pipeline.captioning import templates as caption_templates
+from input_pipeline.conversion import exclude, label_table
+from input_pipeline.conversion import report as conversion_report
+from input_pipeline.conversion.corpus_directory import REJECTED_FILE, REPORT_FILE
+from input_pipeline.conversion.executors import Beam, Executor, Local
+from input_pipeline.conversion.samples import MakeSample
+from input_pipeline.conversion.sources import SOURCES, Source
+from input_pipeline.conversion.sources.base import Conversion
+from input_pipeline.conversion.write_shards import write_corpus
+from input_pipeline.io import cli, files
+from input_pipeline.io.errors import UserError
 from input_pipeline.manifest import Manifest
-from input_pipeline.sources import SOURCES, Source
-from input_pipeline.sources.base import Conversion
-from input_pipeline.write_shards import write_corpus
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,9 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0].startswith("tfds:"):
         argv[:1] = ["tfds", f"--dataset={argv[0].removeprefix('tfds:')}"]
     args = _parser().parse_args(argv)
-    return command.run(
-        lambda: _convert(args), "interrupted; the same command continues the conversion"
-    )
+    return cli.run(lambda: _convert(args), "interrupted; the same command continues the conversion")
 
 
 def _convert(args: argparse.Namespace) -> int:

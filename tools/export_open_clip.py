@@ -5,8 +5,9 @@ python tools/export_open_clip.py --checkpoint=runs/quickstart --out=exports/quic
 
 from absl import flags
 
-from unimed_jax import export, runtime
+from unimed_jax import export
+from unimed_jax.distributed import process
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["checkpoint", "out"])
-    runtime.run(export.main)
+    process.run(export.main)

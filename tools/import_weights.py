@@ -19,24 +19,24 @@ from collections.abc import Sequence
 
 import jax
 
-from input_pipeline import command, files
-from input_pipeline.errors import UserError
+from input_pipeline.io import cli, files
+from input_pipeline.io.errors import UserError
 from input_pipeline.manifest import file_sha256
 from input_pipeline.tokenizer import Tokenizer
 from unimed_jax import config as config_lib
-from unimed_jax import sharding
-from unimed_jax.checkpoint import Checkpoints, make_meta
+from unimed_jax.distributed import sharding
 from unimed_jax.models import dual_encoder
 from unimed_jax.models.config import ModelConfig
-from unimed_jax.porting.pretrained import Pretrained, part_of
-from unimed_jax.porting.resolve import resolve
-from unimed_jax.weights import open_weights
+from unimed_jax.weights.checkpoint import Checkpoints, make_meta
+from unimed_jax.weights.loader import open_weights
+from unimed_jax.weights.pretrained import Pretrained, part_of
+from unimed_jax.weights.uri import resolve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (2: the user's input is at fault)."""
     args = _parser().parse_args(argv)
-    return command.run(lambda: _import(args))
+    return cli.run(lambda: _import(args))
 
 
 def _import(args: argparse.Namespace) -> None:

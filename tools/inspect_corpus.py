@@ -18,15 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import command, exclude, files, manifest
-from input_pipeline.corpus_directory import REJECTED_FILE
-from input_pipeline.errors import CorpusError
-from input_pipeline.files import write_text_atomically
+from input_pipeline import manifest
+from input_pipeline.conversion import exclude
+from input_pipeline.conversion.corpus_directory import REJECTED_FILE
 from input_pipeline.inspection import duplicates, scan
 from input_pipeline.inspection.burned_in import BurnedInText, TextDetector
-from unimed_jax import corpus_report
-from unimed_jax.porting.resolve import resolve
-from unimed_jax.report import config_section, write_report
+from input_pipeline.io import cli, files
+from input_pipeline.io.errors import CorpusError
+from input_pipeline.io.files import write_text_atomically
+from unimed_jax.reporting import corpus_report
+from unimed_jax.reporting.html_report import config_section, write_report
+from unimed_jax.weights.uri import resolve
 
 _SHOWN_GROUPS, _SHOWN_PER_GROUP, _SHOWN_LEAKS, _SHOWN_TEXTS = 12, 4, 12, 24
 _THUMBNAIL = 256  # pixels
@@ -35,7 +37,7 @@ _THUMBNAIL = 256  # pixels
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (2: the user's input is at fault)."""
     args = _parser().parse_args(argv)
-    return command.run(lambda: _inspect(args))
+    return cli.run(lambda: _inspect(args))
 
 
 def _inspect(args: argparse.Namespace) -> None:

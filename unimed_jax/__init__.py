@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from unimed_jax.version import __version__
 
 if TYPE_CHECKING:
-    from unimed_jax.inference import load
+    from unimed_jax.inference.dual_encoder import load
 
 __all__ = ["__version__", "load"]
 
@@ -13,7 +13,7 @@ __all__ = ["__version__", "load"]
 def __getattr__(name: str) -> Any:
     """`load` comes with JAX and Orbax, which take seconds to import: only when it is used."""
     if name == "load":
-        from unimed_jax.inference import load
+        from unimed_jax.inference.dual_encoder import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

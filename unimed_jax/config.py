@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from input_pipeline.errors import ConfigError
+from input_pipeline.io.errors import ConfigError
 
 # Keys that may change between the runs of one work directory: they alter neither weights
 # (beyond rounding) nor order.

@@ -21,9 +21,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from input_pipeline import command, images, phantoms
-from input_pipeline.errors import UserError
-from unimed_jax import inference, report, runtime
+from input_pipeline import phantoms
+from input_pipeline.io import cli, images
+from input_pipeline.io.errors import UserError
+from unimed_jax.distributed import process
+from unimed_jax.inference import dual_encoder
+from unimed_jax.reporting import html_report
 
 if TYPE_CHECKING:
     import gradio
@@ -57,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", required=True, help="work directory, checkpoint, weights")
     parser.add_argument("--port", type=int, default=7860, help="of the page (7860)")
     args = parser.parse_args(argv)
-    return command.run(lambda: _demo(args.checkpoint, args.port), "the page is closed")
+    return cli.run(lambda: _demo(args.checkpoint, args.port), "the page is closed")
 
 
 def _demo(checkpoint: str, port: int) -> None:
@@ -65,7 +68,7 @@ def _demo(checkpoint: str, port: int) -> None:
         import gradio  # noqa: F401
     except ImportError as error:
         raise UserError("the demo needs gradio: pip install 'unimed_jax[demo]'") from error
-    model = inference.load(checkpoint)
+    model = dual_encoder.load(checkpoint)
     # Compiles, and refuses weights that have one tower only, before anybody waits for an answer.
     model.classify(np.zeros((8, 8), np.uint8), parse_labels(LABELS))
     with tempfile.TemporaryDirectory() as uploads:
@@ -101,11 +104,11 @@ def serve(page: "gradio.Blocks", port: int) -> None:
         )
     except OSError as error:
         raise UserError(f"--port={port} cannot be had: another program may have it") from error
-    runtime.say(f"the page is at {address} (Ctrl-C ends it)")
+    process.say(f"the page is at {address} (Ctrl-C ends it)")
     page.block_thread()
 
 
-def build(model: inference.Model, name: str) -> "gradio.Blocks":
+def build(model: dual_encoder.Model, name: str) -> "gradio.Blocks":
     """The page, for a model with both towers that is called `name`."""
     import gradio as gr
 
@@ -113,10 +116,10 @@ def build(model: inference.Model, name: str) -> "gradio.Blocks":
 
     def show(image: Image.Image, caption: str) -> tuple[np.ndarray, str]:
         picture = np.asarray(image.convert("RGB"))
-        uri = report.image_uri(picture, _PREVIEW_SIDE, lossless=False)
+        uri = html_report.image_uri(picture, _PREVIEW_SIDE, lossless=False)
         caption = html.escape(caption)
         figure = f'<figure><img src="{uri}" alt=""><figcaption>{caption}</figcaption></figure>'
-        return inference.preprocess(image, size), figure
+        return dual_encoder.preprocess(image, size), figure
 
     def read(upload: str | None) -> tuple:
         """The upload is taken away at once: what remains is in memory."""

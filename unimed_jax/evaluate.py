@@ -24,26 +24,23 @@ from absl import app, flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from input_pipeline import exclude
-from input_pipeline.errors import UserError
-from input_pipeline.files import AnyPath, is_local, to_path
+from input_pipeline.conversion import exclude
+from input_pipeline.io.errors import UserError
+from input_pipeline.io.files import AnyPath, is_local, to_path
 from unimed_jax import config as config_lib
-from unimed_jax import corpus, inference, runtime, sharding, tasks
-from unimed_jax.evals import (
-    kinds,
-    prompt_sets,
-    set_files,
-    suite,
-    suite_files,
-    suite_report,
-    suite_results,
-)
-from unimed_jax.results import evaluate, write_results
-from unimed_jax.subject import open_subject
+from unimed_jax import tasks
+from unimed_jax.distributed import process, sharding
+from unimed_jax.evals import prompt_sets, registry
+from unimed_jax.evals.benchmark import images, report, results, run
+from unimed_jax.evals.benchmark import spec as suite_files
+from unimed_jax.evals.model_under_test import open_subject
+from unimed_jax.evals.results import evaluate, write_results
+from unimed_jax.inference import dual_encoder
+from unimed_jax.training import data_location
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "work directory, checkpoint folder, weights")
 _OUT = flags.DEFINE_string("out", None, "directory for results.json and report.html")
-_EVALS = flags.DEFINE_list("evals", [], f"kinds of evaluators: {', '.join(kinds.KINDS)}")
+_EVALS = flags.DEFINE_list("evals", [], f"kinds of evaluators: {', '.join(registry.KINDS)}")
 _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE of the config; may be given again")
 _DATA = flags.DEFINE_string(
     "data", "", "corpus root in place of the run's; folder of the test sets"
@@ -54,7 +51,7 @@ _PROMPTS = flags.DEFINE_string(
 _SUITE = flags.DEFINE_enum("suite", None, suite_files.suite_names(), "benchmark suite")
 _SETS = flags.DEFINE_list("suite.sets", [], "keys of the sets to evaluate; all")
 _LIST = flags.DEFINE_bool("list", False, "print the sets of the suite, and which are there")
-_PROTOCOL = flags.DEFINE_enum("protocol", "ours", list(suite.PROTOCOLS), "of the suite")
+_PROTOCOL = flags.DEFINE_enum("protocol", "ours", list(run.PROTOCOLS), "of the suite")
 _EXCLUDE = flags.DEFINE_string("exclude", "", "JSON Lines of images that were trained on")
 _ON_BAD_IMAGE = flags.DEFINE_enum(
     "on_bad_image", None, suite_files.ON_BAD_IMAGE, "in place of the suite's own rule"
@@ -70,7 +67,7 @@ def main(argv: list[str]) -> None:
         return
     if not _CHECKPOINT.value or not _OUT.value:
         raise UserError("give --checkpoint and --out")
-    runtime.initialize()
+    process.initialize()
     if _SUITE.value:
         _refuse("has no use with --suite", _EVALS, _SET)
         _evaluate_suite()
@@ -83,8 +80,8 @@ def _list_suite() -> None:
     if not _SUITE.value:
         raise UserError("--list needs --suite")
     chosen = suite_files.load_suite(_SUITE.value, _SETS.value)
-    missing = {spec.key: set_files.missing(spec, to_path(_DATA.value)) for spec in chosen.sets}
-    print(suite_report.listing(chosen, missing))
+    missing = {spec.key: images.missing(spec, to_path(_DATA.value)) for spec in chosen.sets}
+    print(report.listing(chosen, missing))
 
 
 def _refuse(why: str, *wrong: flags.FlagHolder) -> None:
@@ -113,14 +110,14 @@ def _evaluate_suite() -> None:
         tasks_by_key = suite_files.replace_prompts(chosen, own, _PROMPTS.value)
         sha256 = own.sha256
     out, is_first = to_path(_OUT.value), jax.process_index() == 0
-    model = inference.load(_CHECKPOINT.value)
-    name = suite_results.ModelName(model.architecture, _CHECKPOINT.value)
+    model = dual_encoder.load(_CHECKPOINT.value)
+    name = results.ModelName(model.architecture, _CHECKPOINT.value)
 
-    def write_set(result: suite.SetResult) -> None:
+    def write_set(result: run.SetResult) -> None:
         if is_first:
-            suite_results.write_set(out, result, name)
+            results.write_set(out, result, name)
 
-    found = suite.evaluate_suite(
+    found = run.evaluate_suite(
         model,
         chosen,
         data,
@@ -133,7 +130,7 @@ def _evaluate_suite() -> None:
     )
     shown = (_CHECKPOINT, _SUITE, _SETS, _DATA, _PROMPTS, _PROTOCOL, _EXCLUDE, _ON_BAD_IMAGE)
     if is_first:
-        suite_report.write(out, found, name, {f.name: str(f.value) for f in shown})
+        report.write(out, found, name, {f.name: str(f.value) for f in shown})
 
 
 def _evaluate_corpus() -> None:
@@ -148,13 +145,13 @@ def _evaluate_corpus() -> None:
         if not key.startswith("model."):
             config_lib.assign(config, key, value)
     if jax.process_index() == 0:
-        corpus.prepare(config, subject.workdir)
+        data_location.prepare(config, subject.workdir)
     multihost_utils.sync_global_devices("the corpus is ready")
     task = tasks.create(config, subject.workdir)
     mesh = sharding.make_mesh({"data": jax.device_count(), "fsdp": 1, "tensor": 1})
     evaluators = task.evaluators(mesh, _cache())
     evaluations = evaluate(evaluators, subject.params(task, mesh))
-    runtime.say(subject.title)
+    process.say(subject.title)
     if jax.process_index() == 0:
         write_results(to_path(_OUT.value), subject.title, config, evaluations)
 
@@ -164,11 +161,11 @@ def _choose_evaluators(config: ConfigDict) -> None:
     names = _EVALS.value or ([] if config.evals else ["zero_shot"])
     with config_lib.edit(config):
         if names:
-            config.evals = ConfigDict({name: kinds.complete(name, {}) for name in names})
+            config.evals = ConfigDict({name: registry.complete(name, {}) for name in names})
         for settings in config.evals.values():
             if _PROMPTS.value and "prompts" in settings:
                 settings.prompts = _PROMPTS.value
 
 
 if __name__ == "__main__":
-    runtime.run(main)
+    process.run(main)

@@ -13,11 +13,11 @@ images and texts. Where torch and open_clip are not installed the directory is w
 
 from absl import app, flags
 
-from input_pipeline.errors import UserError
-from input_pipeline.files import is_local, to_path
-from unimed_jax import runtime
-from unimed_jax.porting import hub
-from unimed_jax.porting.exporting import FORMATS, export
+from input_pipeline.io.errors import UserError
+from input_pipeline.io.files import is_local, to_path
+from unimed_jax.distributed import process
+from unimed_jax.exporting import hub
+from unimed_jax.exporting.open_clip_export import FORMATS, export
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "work directory, checkpoint, or weights")
 _STEP = flags.DEFINE_integer("step", None, "step of a work directory (the newest)")
@@ -44,4 +44,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["checkpoint", "out"])
-    runtime.run(main)
+    process.run(main)

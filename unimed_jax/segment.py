@@ -16,14 +16,15 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from input_pipeline.errors import UserError
-from input_pipeline.files import to_path
-from input_pipeline.nifti import LabelWriter, NiftiVolume
-from input_pipeline.segmentation.windows import Window, rescaled
+from input_pipeline.io.errors import UserError
+from input_pipeline.io.files import to_path
+from input_pipeline.io.intensity_windows import Window, rescaled
+from input_pipeline.io.nifti import LabelWriter, NiftiVolume
 from unimed_jax import config as config_lib
-from unimed_jax import runtime, sharding, tasks
-from unimed_jax.subject import open_subject
-from unimed_jax.volumes.segmenter import Segmenter
+from unimed_jax import tasks
+from unimed_jax.distributed import process, sharding
+from unimed_jax.evals.model_under_test import open_subject
+from unimed_jax.inference.volume_segmenter import Segmenter
 
 _TASK = "volumetric_segmentation"
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "work directory or checkpoint folder")
@@ -47,7 +48,7 @@ class WindowedVolume:
 def main(argv: list[str]) -> None:
     if not argv[1:] or not _CHECKPOINT.value or not _OUT.value:
         raise UserError("give --checkpoint, --out, and one or more volumes")
-    runtime.initialize()
+    process.initialize()
     subject = open_subject(_CHECKPOINT.value, to_path(_OUT.value), {})
     config = subject.config
     if config.task != _TASK:
@@ -79,8 +80,8 @@ def main(argv: list[str]) -> None:
             start += len(labels)
         if writer:
             writer.close()
-        runtime.say(f"{target}")
+        process.say(f"{target}")
 
 
 if __name__ == "__main__":
-    runtime.run(main)
+    process.run(main)

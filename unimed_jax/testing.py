@@ -12,7 +12,7 @@ def tiny_config(corpus: str, changes: Mapping[str, Any] = {}) -> ConfigDict:
     """A two-layer dual encoder on a phantom corpus.
 
     Args:
-      corpus: directory that ``phantoms.write`` wrote.
+      corpus: directory that ``write_phantoms`` wrote.
       changes: key -> value, dots in a key written as dots or as double underscores.
     """
     config = base_config("contrastive")

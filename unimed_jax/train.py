@@ -22,25 +22,18 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from input_pipeline import feed
-from input_pipeline.errors import UserError
-from input_pipeline.files import AnyPath, to_path, write_text_atomically
-from unimed_jax import (
-    compiler,
-    corpus,
-    metrics,
-    profiling,
-    runtime,
-    sharding,
-    stages,
-    tasks,
-    train_step,
-)
+from input_pipeline import device_prefetch
+from input_pipeline.io.errors import UserError
+from input_pipeline.io.files import AnyPath, to_path, write_text_atomically
 from unimed_jax import config as config_lib
-from unimed_jax.batches import Batches
-from unimed_jax.checkpoint import FOLDER, Checkpoints, make_meta
-from unimed_jax.results import evaluate, named_metrics, write_results
-from unimed_jax.tasks.base import Evaluation, Task
+from unimed_jax import tasks
+from unimed_jax.distributed import process, sharding, xla_options
+from unimed_jax.evals.results import evaluate, named_metrics, write_results
+from unimed_jax.monitoring import metrics, profiling
+from unimed_jax.training import data_location, stages, train_step
+from unimed_jax.training.data_loader import Batches
+from unimed_jax.training.task import Evaluation, Task
+from unimed_jax.weights.checkpoint import FOLDER, Checkpoints, make_meta
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="recipe: FILE.py or FILE.py:variant"
@@ -79,8 +72,8 @@ def prepare(config: ConfigDict, workdir: AnyPath, num_devices: int) -> None:
     config_lib.validate(config, num_devices, jax.process_count())
     if jax.process_index() == 0:
         claim_workdir(config, workdir)
-        corpus.prepare(config, str(workdir))
-    runtime.wait_for_all("work directory and corpus are ready")
+        data_location.prepare(config, str(workdir))
+    process.wait_for_all("work directory and corpus are ready")
 
 
 def initial_state(task: Task, program: train_step.Program) -> train_step.State:
@@ -88,7 +81,7 @@ def initial_state(task: Task, program: train_step.Program) -> train_step.State:
     state = jax.jit(
         program.init,
         out_shardings=program.shardings,
-        compiler_options=compiler.options_once(program.mesh),
+        compiler_options=xla_options.options_once(program.mesh),
     )(program.key())
     loaded = task.pretrained(program.abstract_state["params"])
 
@@ -134,7 +127,7 @@ def train(
     num_devices = len(devices or jax.devices())
     prepare(config, workdir, num_devices)
     main_host = jax.process_index() == 0
-    root = corpus.corpus_root(config, str(workdir))
+    root = data_location.corpus_root(config, str(workdir))
     start_up.part("corpus")
     mesh = sharding.make_mesh(config_lib.mesh_shape(config, num_devices), devices)
     task = tasks.create(config, str(workdir))
@@ -163,7 +156,7 @@ def train(
             raise UserError(f"{workdir} was trained with {found}, but now there is {task.identity}")
         batches.check_position(restored.position, start)
     num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(program.abstract_state["params"]))
-    runtime.say(
+    process.say(
         f"{config.task}: {num_params:,} parameters, {batches.num_samples:,} samples, "
         f"{num_steps} steps of {config.batch_size}, mesh {dict(mesh.shape)}, from step {start}"
     )
@@ -171,11 +164,11 @@ def train(
     start_up.part("state")
 
     # --- the step, compiled once, while the first batches are being read
-    stream = feed.prefetch(batches.read(start, num_steps))
+    stream = device_prefetch.prefetch(batches.read(start, num_steps))
     compiled = program.lower().compile()
     key, step_flops = program.key(), program.model_flops()
     device_kind = jax.devices()[0].device_kind
-    runtime.wait_for_all("the step is compiled")
+    process.wait_for_all("the step is compiled")
     start_up.part("compilation")
 
     # --- the loop
@@ -199,7 +192,7 @@ def train(
         return fetched
 
     step = start
-    stop_signal = runtime.StopSignal()
+    stop_signal = process.StopSignal()
     # nothing goes between host and device in a step but what is asked for: batches in the feed's
     # thread, metrics in `check`
     with jax.transfer_guard("disallow"), contextlib.ExitStack() as ending:
@@ -216,7 +209,7 @@ def train(
             if step == start:
                 jax.block_until_ready(values)
                 start_up.part("first step")
-                runtime.say(start_up.line())
+                process.say(start_up.line())
             trace.after(step, values)
             step += 1
             speed.step_done()
@@ -237,7 +230,7 @@ def train(
                 used = metrics.mfu(step_flops, row["step_seconds"], device_kind, num_devices)
                 row |= {} if used is None else {"mfu": used}
                 bar.set_postfix(loss=row["loss"], images_s=row["images_per_sec"], refresh=False)
-                runtime.say(metrics.format_line(step, row))
+                process.say(metrics.format_line(step, row))
             with speed.paused(), jax.transfer_guard("allow"):
                 scores: dict[str, float] = {}
                 if run_evals:
@@ -253,7 +246,7 @@ def train(
     if step < num_steps:
         checkpoints.save(step, state, batches.position(step), meta)
         checkpoints.close()
-        runtime.say(
+        process.say(
             f"stopped by {stop_signal.name}: step {step} is saved; the same command goes on"
         )
         return False
@@ -281,7 +274,7 @@ def train_stages(
     if config.stages:
         num_devices = len(devices or jax.devices())
         prepare(config, workdir, num_devices)
-        root = corpus.corpus_root(config, str(workdir))
+        root = data_location.corpus_root(config, str(workdir))
         runs = {name: stages.derived(config, name, root) for name in config.stages}
         for stage in runs.values():
             config_lib.validate(stage, num_devices, jax.process_count())
@@ -289,7 +282,7 @@ def train_stages(
             directory = stages.directory(workdir, name)
             if stages.is_finished(stage, directory):
                 continue
-            runtime.say(f"\nstage {name}: {directory}")
+            process.say(f"\nstage {name}: {directory}")
             if not train(stage, directory, devices, began):
                 return False
             began = None
@@ -303,7 +296,7 @@ def main(argv: list[str]) -> int:
         _CONFIG.value.task  # noqa: B018  (a recipe that is not there is reported when it is used)
     except OSError as error:
         raise UserError(f"no such recipe: {' '.join(str(error).split()[-10:])}") from error
-    runtime.initialize()
+    process.initialize()
     began = psutil.Process().create_time()
     finished = train_stages(_CONFIG.value, to_path(_WORKDIR.value).absolute(), began=began)
     return 0 if finished else _STOPPED_STATUS.value
@@ -311,4 +304,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    runtime.run(main)
+    process.run(main)

@@ -9,8 +9,8 @@ import threading
 from types import TracebackType
 
 from input_pipeline.captioning.prompts import Request
-from input_pipeline.errors import CorpusError
-from input_pipeline.files import PathLike, is_local, to_path
+from input_pipeline.io.errors import CorpusError
+from input_pipeline.io.files import PathLike, is_local, to_path
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tqdm import tqdm
 
-from input_pipeline.caption_templates import Caption, Provenance
 from input_pipeline.captioning import checks
 from input_pipeline.captioning.label_sets import LabelSet
 from input_pipeline.captioning.providers import Proposal, Provider
+from input_pipeline.captioning.templates import Caption, Provenance
 from input_pipeline.captioning.vocabulary import Vocabulary
 
 

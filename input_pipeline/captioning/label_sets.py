@@ -7,9 +7,9 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 
-from input_pipeline.errors import CorpusError
-from input_pipeline.files import AnyPath, PathLike, open_to_read, to_path
-from input_pipeline.sources.files import jsonl_records
+from input_pipeline.io.errors import CorpusError
+from input_pipeline.io.files import AnyPath, PathLike, open_to_read, to_path
+from input_pipeline.io.tabular_files import jsonl_records
 
 ATTRIBUTES = ("view", "anatomy", "severity", "laterality", "age_group")
 

@@ -13,7 +13,7 @@ from input_pipeline.captioning import grammar, prompts
 from input_pipeline.captioning.cache import Answer, AnswerCache
 from input_pipeline.captioning.label_sets import LabelSet
 from input_pipeline.captioning.vocabulary import Vocabulary
-from input_pipeline.errors import ConfigError, UserError
+from input_pipeline.io.errors import ConfigError, UserError
 
 _SEEDS_PER_TURN = 1000  # more than any set has captions, so that turns do not share seeds
 

@@ -15,13 +15,13 @@ import json
 import re
 from collections.abc import Iterable
 
-from input_pipeline.caption_templates import Caption, Provenance
 from input_pipeline.captioning import checks
 from input_pipeline.captioning.generate import Captioned
 from input_pipeline.captioning.label_sets import LabelSet
+from input_pipeline.captioning.templates import Caption, Provenance
 from input_pipeline.captioning.vocabulary import Vocabulary
-from input_pipeline.errors import CorpusError
-from input_pipeline.files import PathLike, to_path, write_text_atomically
+from input_pipeline.io.errors import CorpusError
+from input_pipeline.io.files import PathLike, to_path, write_text_atomically
 
 DECISIONS = ("", "accept", "reject")
 

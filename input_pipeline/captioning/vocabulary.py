@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from input_pipeline.captioning.label_sets import LabelSet
-from input_pipeline.errors import CorpusError
-from input_pipeline.files import PathLike, to_path
+from input_pipeline.io.errors import CorpusError
+from input_pipeline.io.files import PathLike, to_path
 
 VERSION = 1
 _EXTENDABLE = ("findings", "modalities", "modality_aliases")

@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from input_pipeline.errors import ConfigError
+from input_pipeline.io.errors import ConfigError
 
 # A date, or five digits and more: what identifies a person, where side marks and scales do not.
 _IDENTIFIER = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{2,4}|\d{5,}|\b(name|patient|dob|mrn)\b", re.I)

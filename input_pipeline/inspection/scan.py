@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from input_pipeline import files, records
 from input_pipeline import manifest as manifest_lib
-from input_pipeline.errors import ConfigError, CorpusError
-from input_pipeline.files import AnyPath
+from input_pipeline import records
+from input_pipeline.io import files
+from input_pipeline.io.errors import ConfigError, CorpusError
+from input_pipeline.io.files import AnyPath
 
 _HASH_SIDE = 16
 _MAX_CAPTION_TOKENS = 4096  # longer captions are counted as so long

@@ -21,14 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from input_pipeline.executors import Local
-from input_pipeline.files import PathLike, to_path, write_text_atomically
-from input_pipeline.manifest import Manifest
-from input_pipeline.phantoms.captions import draw_captions, vocabulary
+from input_pipeline.phantoms.captions import draw_captions
 from input_pipeline.phantoms.drawings import DRAW
 from input_pipeline.records import Sample
-from input_pipeline.rows import Planned
-from input_pipeline.write_shards import write_corpus
 
 FINDINGS: dict[str, tuple[str, ...]] = {
     "xray": ("normal", "pleural effusion", "nodule"),
@@ -98,43 +93,6 @@ def make_sample(row: PhantomRow) -> Sample:
         source=f"phantoms_{row.modality}",
         group=row.id,
     )
-
-
-def write(
-    out_dir: PathLike,
-    *,
-    num_train_per_class: int,
-    num_val_per_class: int,
-    image_size: int = 72,
-    seed: int = 0,
-    workers: int = 1,
-) -> Manifest:
-    """Writes the corpus with splits ``train`` and ``val``, and its vocabulary ``vocab.txt``.
-
-    Args:
-      num_train_per_class: phantoms of each modality and finding, of which there are 17.
-      num_val_per_class: the same for ``val``.
-      image_size: side of the square images, in pixels.
-      seed: another seed gives other phantoms.
-      workers: number of processes; the files do not depend on it.
-    """
-    out_dir = to_path(out_dir)
-    num_per_class = {"train": num_train_per_class, "val": num_val_per_class}
-    manifest = write_corpus(
-        out_dir,
-        "phantoms",
-        [
-            Planned(row, split, row.id)
-            for split, part in rows(num_per_class, image_size=image_size, seed=seed).items()
-            for row in part
-        ],
-        make_sample,
-        num_shards={"train": 4, "val": 1},
-        seed=seed,
-        executor=Local(workers),
-    )
-    write_text_atomically(out_dir / "vocab.txt", "".join(f"{entry}\n" for entry in vocabulary()))
-    return manifest
 
 
 def _encode_jpeg(pixels: np.ndarray) -> bytes:

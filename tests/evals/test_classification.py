@@ -5,7 +5,7 @@ import pytest
 from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from input_pipeline.errors import UserError
+from input_pipeline.io.errors import UserError
 from unimed_jax.evals import classification as cl
 
 

@@ -5,14 +5,16 @@ import json
 from pathlib import Path
 
 import pytest
-from html_page import Page
-from small_model import write_export
-from suite_archive import write_archive
+from helpers.html_page import Page
+from helpers.small_model import write_export
+from helpers.suite_archive import write_archive
 
-from input_pipeline.errors import UserError
+from input_pipeline.io.errors import UserError
 from tools import compare_results
-from unimed_jax import inference
-from unimed_jax.evals import comparison, suite, suite_files, suite_report, suite_results
+from unimed_jax.evals import comparison
+from unimed_jax.evals.benchmark import report, run, spec
+from unimed_jax.evals.benchmark import results as suite_results
+from unimed_jax.inference import dual_encoder
 
 SETS = ["acl_mri", "CT_axial", "rsna_pneumonia"]
 
@@ -22,13 +24,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directories of results: a, and others that differ in one thing each."""
     root = tmp_path_factory.mktemp("results")
     write_archive(root / "sets")
-    model = inference.load(write_export(root))
+    model = dual_encoder.load(write_export(root))
     name = suite_results.ModelName(model.architecture, "export")
 
     def evaluate(out: str, keys: list[str], **options: object) -> None:
-        chosen = suite_files.load_suite("unimed21", keys)
-        found = suite.evaluate_suite(model, chosen, root / "sets", root / "cache", **options)
-        suite_report.write(root / out, found, name, {})
+        chosen = spec.load_suite("unimed21", keys)
+        found = run.evaluate_suite(model, chosen, root / "sets", root / "cache", **options)
+        report.write(root / out, found, name, {})
 
     evaluate("a", SETS)
     evaluate("same", SETS)

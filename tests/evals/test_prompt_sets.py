@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from input_pipeline.errors import ConfigError
+from input_pipeline.io.errors import ConfigError
 from unimed_jax.evals import prompt_sets
 from unimed_jax.evals.classification import class_embeddings
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from input_pipeline.errors import UserError
+from input_pipeline.io.errors import UserError
 from unimed_jax.evals import splits
 
 

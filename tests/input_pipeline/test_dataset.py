@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from input_pipeline import dataset, manifest, records, transforms
-from input_pipeline.errors import ConfigError, CorpusError
+from input_pipeline.io.errors import ConfigError, CorpusError
 
 BATCH, STREAMS, BLOCK = 8, 4, 5
 

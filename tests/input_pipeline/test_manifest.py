@@ -6,7 +6,7 @@ import json
 import pytest
 
 from input_pipeline import manifest as manifest_lib
-from input_pipeline.errors import CorpusError
+from input_pipeline.io.errors import CorpusError
 from input_pipeline.manifest import Manifest, Shard, Split
 
 COUNTS = {"source": {"a": 2}, "modality": {"ct": 2}, "label": {"x": 1, "y": 1}}

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input_pipeline import records
-from input_pipeline.errors import CorpusError
+from input_pipeline.io.errors import CorpusError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)  # surrogates are no UTF-8
 NOT_BLANK = TEXT.filter(str.strip)

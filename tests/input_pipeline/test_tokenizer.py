@@ -5,7 +5,7 @@ import pytest
 from transformers import BertTokenizerFast
 
 from input_pipeline import phantoms
-from input_pipeline.errors import ConfigError
+from input_pipeline.io.errors import ConfigError
 from input_pipeline.tokenizer import Tokenizer, clean
 
 TEXTS = [

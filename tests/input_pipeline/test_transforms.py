@@ -13,7 +13,7 @@ from sklearn.datasets import load_sample_images
 
 from input_pipeline import resample, transforms
 
-REFERENCE = Path(__file__).parents[1] / "torch_reference.py"
+REFERENCE = Path(__file__).parents[1] / "helpers" / "torch_reference.py"
 
 
 def _encoded(image: Image.Image, kind: str = "JPEG") -> bytes:

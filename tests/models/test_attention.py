@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from jax.experimental.pallas import tpu as pltpu
 
-from unimed_jax import sharding
+from unimed_jax.distributed import sharding
 from unimed_jax.models import attention, fused_attention, layers
 from unimed_jax.models.dropout import Dropout
 

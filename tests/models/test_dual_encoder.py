@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.small_model import small_config
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from small_model import small_config
 
 from unimed_jax import config as config_lib
-from unimed_jax import sharding
+from unimed_jax.distributed import sharding
+from unimed_jax.distributed.sharding import path_string
 from unimed_jax.models import dual_encoder
 from unimed_jax.models.parameters import PARAMETER_AXES
-from unimed_jax.sharding import path_string
 
 _KEY = jax.random.key(0)
 _BASE = {"vocab_size": 30522, "width": 768, "layers": 12, "heads": 12, "mlp_width": 3072}

@@ -3,10 +3,10 @@
 import re
 
 import pytest
+from helpers.small_model import small_config
 from ml_collections import ConfigDict
-from small_model import small_config
 
-from input_pipeline.errors import ConfigError
+from input_pipeline.io.errors import ConfigError
 from unimed_jax.models.config import ModelConfig
 
 

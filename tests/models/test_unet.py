@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from unimed_jax import sharding
+from unimed_jax.distributed import sharding
 from unimed_jax.models import unet
 from unimed_jax.models.config import VisualConfig
 from unimed_jax.models.conv import STATISTICS
@@ -116,7 +116,7 @@ def test_encoders_agree_with_torchvision_on_copied_weights(name, tmp_path):
     params = random_like(nnx.to_pure_dict(state))
     images = np.random.default_rng(1).normal(size=(2, 64, 96, 3)).astype(np.float32)
     np.savez(tmp_path / "in.npz", images=images, **to_torch(params, name_of))
-    script = Path(__file__).with_name("encoders_reference.py")
+    script = Path(__file__).parents[1] / "helpers" / "encoders_reference.py"
     command = [sys.executable, script, name, tmp_path / "in.npz", tmp_path / "out.npz"]
     subprocess.run(command, check=True, timeout=900)
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from models.unetr_names import jax_leaves, to_monai
+from helpers.unetr_names import jax_leaves, to_monai
 
-from unimed_jax import sharding
+from unimed_jax.distributed import sharding
 from unimed_jax.models import volumetric
 from unimed_jax.models.conv import STATISTICS, Conv, UpConv
 from unimed_jax.models.unetr import UNETRConfig
@@ -97,7 +97,7 @@ def test_unetr_agrees_with_monai_on_copied_weights(tmp_path):
         sizes=np.array([*config.crop, 3, 4, 24, 32, 2]),
         **to_monai(params["network"]),
     )
-    script = Path(__file__).with_name("unetr_reference.py")
+    script = Path(__file__).parents[1] / "helpers" / "unetr_reference.py"
     command = [sys.executable, script, "forward", tmp_path / "in.npz", tmp_path / "out.npz"]
     subprocess.run(command, check=True, timeout=600)
     theirs = np.moveaxis(np.load(tmp_path / "out.npz")["logits"], 1, -1)

@@ -1,0 +1,1 @@
+"""Evaluators of a task, and zero-shot benchmark suites."""

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import logsumexp
 from sklearn import metrics as sk_metrics
 
-from input_pipeline.errors import UserError
+from input_pipeline.io.errors import UserError
 
 Array = np.ndarray
 

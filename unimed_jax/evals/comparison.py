@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.errors import UserError
-from unimed_jax.evals import suite_files
+from input_pipeline.io.errors import UserError
+from unimed_jax.evals.benchmark import spec as suite_files
 
 PUBLISHED = "published"
 _COLUMNS = {"as_published": "", "leak_free": ", leak-free"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from unimed_jax.evals.features import Described
+    from unimed_jax.evals.embeddings import Described
 
 FIELDS = ("modality", "label")
 

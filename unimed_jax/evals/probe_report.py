@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unimed_jax import charts, report
-from unimed_jax.evals import scores
+from unimed_jax.evals import statistics
 from unimed_jax.evals.classification import ClassificationResult
-from unimed_jax.tasks.base import Evaluation
+from unimed_jax.reporting import charts, html_report
+from unimed_jax.training.task import Evaluation
 
 _MAIN = "balanced_accuracy"
 
@@ -22,7 +22,7 @@ class Drawn:
     num_train: int
     c: float
     converged: bool
-    scores: Mapping[str, float]
+    statistics: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
     logits: np.ndarray
 
@@ -61,7 +61,9 @@ def evaluation(
     """The Evaluation of probes; `budgets` in the order of the table."""
     return Evaluation(
         metrics=_metrics(budgets, results),
-        table=report.text_table([["task", "test images", *budgets], *_rows(budgets, results, "-")])
+        table=html_report.text_table(
+            [["task", "test images", *budgets], *_rows(budgets, results, "-")]
+        )
         + "".join(f"\n{line}" for line in _notes(results)),
         sections=lambda: _sections(title, budgets, results),
         files=files,
@@ -77,7 +79,7 @@ def _metrics(budgets: Sequence[str], results: Sequence[TaskResult]) -> dict[str,
         metrics[f"{result.name}/num_seen"] = float(result.num_seen)
         for budget, drawn in result.drawn.items():
             key = f"{result.name}/{budget}"
-            for score in scores.SCORES:
+            for score in statistics.SCORES:
                 mean, deviation = result.spread(budget, score)
                 metrics[f"{key}/{score}"] = mean
                 if len(drawn) > 1:
@@ -130,7 +132,7 @@ def _notes(results: Sequence[TaskResult]) -> list[str]:
 
 def _sections(
     title: str, budgets: Sequence[str], results: Sequence[TaskResult]
-) -> list[report.Section]:
+) -> list[html_report.Section]:
     series = {
         result.name: [result.spread(b) if b in result.drawn else None for b in budgets]
         for result in results
@@ -142,7 +144,10 @@ def _sections(
             budget,
             f"{drawn[0].num_train:,}",
             f"{len(drawn)}",
-            *("{:.3f} ± {:.3f}".format(*result.spread(budget, score)) for score in scores.SCORES),
+            *(
+                "{:.3f} ± {:.3f}".format(*result.spread(budget, score))
+                for score in statistics.SCORES
+            ),
             ", ".join(f"{d.c:g}" for d in drawn),
         ]
         for result in results
@@ -151,15 +156,16 @@ def _sections(
     header = ["Task", "Budget", "Trained on", "Draws", "Accuracy", "Balanced", "AUC", "F1", "C"]
     body = (
         f'<figure class="single"><figcaption>Balanced accuracy</figcaption>'
-        f"{charts.spread_chart(budgets, series)}{report.legend(list(series))}</figure>"
-        + report.table(["Task", "Test images", *budgets], _rows(budgets, results, "—"))
+        f"{charts.spread_chart(budgets, series)}{html_report.legend(list(series))}</figure>"
+        + html_report.table(["Task", "Test images", *budgets], _rows(budgets, results, "—"))
         + '<p class="note">Balanced accuracy: mean ± standard deviation over draws, or one value '
         "with its 95 % bootstrap interval. Logistic regression on frozen unit features; C by the "
         "balanced accuracy of a validation part, of "
         f"{', '.join(f'{r.num_validation:,} ({r.name})' for r in results)} images.</p>"
         + (f'<ul class="note">{notes}</ul>' if notes else "")
-        + f"<details><summary>All scores</summary>{report.table(header, details, compact=True)}"
-        "</details>"
+        + "<details><summary>All scores</summary>"
+        + html_report.table(header, details, compact=True)
+        + "</details>"
     )
     whole = [
         dataclasses.replace(result.test, logits=drawn[0].logits)
@@ -167,7 +173,7 @@ def _sections(
         for drawn in result.drawn.values()
         if len(drawn) == 1
     ]
-    sections = [report.Section(title, body)]
+    sections = [html_report.Section(title, body)]
     if whole:
-        sections.append(report.confusion_section(whole, f"{title}: confusion matrices"))
+        sections.append(html_report.confusion_section(whole, f"{title}: confusion matrices"))
     return sections

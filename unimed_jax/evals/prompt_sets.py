@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.errors import ConfigError
-from input_pipeline.files import reason, to_path
+from input_pipeline.io.errors import ConfigError
+from input_pipeline.io.files import reason, to_path
 from unimed_jax.evals.label_tasks import FIELDS, LabelTask
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy.sparse import csr_array
 
-from input_pipeline.errors import ConfigError, UserError
-from unimed_jax import report
-from unimed_jax.evals.features import Features
-from unimed_jax.tasks.base import Evaluation, Params
+from input_pipeline.io.errors import ConfigError, UserError
+from unimed_jax.evals.embeddings import Features
+from unimed_jax.reporting import html_report
+from unimed_jax.training.task import Evaluation, Params
 
 Array = np.ndarray
 
@@ -147,7 +147,7 @@ def _table(metrics: Mapping[str, float], ks: Sequence[int]) -> str:
             [f"{metrics[f'{name}/{kind}@{k}']:.3f}" for k in ks] for kind in ("recall", "chance")
         )
         rows.append([title, *recalls, f"{metrics[f'{name}/median_rank']:g}", *chances])
-    return f"{report.text_table(rows)}\n{_counts(metrics)}"
+    return f"{html_report.text_table(rows)}\n{_counts(metrics)}"
 
 
 def _counts(metrics: Mapping[str, float]) -> str:
@@ -157,10 +157,12 @@ def _counts(metrics: Mapping[str, float]) -> str:
     )
 
 
-def _section(metrics: Mapping[str, float], ks: Sequence[int]) -> report.Section:
+def _section(metrics: Mapping[str, float], ks: Sequence[int]) -> html_report.Section:
     rows = "".join(
         f'<tr><th scope="row">{title}</th><td>{k}</td>'
-        f"<td>{report.meter(metrics[f'{name}/recall@{k}'], metrics[f'{name}/chance@{k}'])}</td>"
+        "<td>"
+        f"{html_report.meter(metrics[f'{name}/recall@{k}'], metrics[f'{name}/chance@{k}'])}"
+        "</td>"
         f"<td>{metrics[f'{name}/chance@{k}']:.3f}</td></tr>"
         for name, title in _DIRECTIONS.items()
         for k in ks
@@ -168,7 +170,7 @@ def _section(metrics: Mapping[str, float], ks: Sequence[int]) -> report.Section:
     ranks = ", ".join(
         f"{title} {metrics[f'{name}/median_rank']:g}" for name, title in _DIRECTIONS.items()
     )
-    return report.Section(
+    return html_report.Section(
         "Retrieval",
         '<div class="scroll"><table class="scores"><thead><tr><th>Direction</th><th>k</th>'
         '<th class="wide">Recall at k</th><th>Chance</th></tr></thead>'

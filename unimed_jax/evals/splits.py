@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from input_pipeline.errors import UserError
-from input_pipeline.files import reason, to_path
+from input_pipeline.io.errors import UserError
+from input_pipeline.io.files import reason, to_path
 
 Array = np.ndarray
 

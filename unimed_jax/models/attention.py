@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from unimed_jax.distributed.sharding import BATCH_AXES, LOGICAL_TO_MESH
 from unimed_jax.models.dropout import Dropout
-from unimed_jax.sharding import BATCH_AXES, LOGICAL_TO_MESH
 
 _HEADS = LOGICAL_TO_MESH["heads"]
 LANES = 128  # of a TPU's vector registers

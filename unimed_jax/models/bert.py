@@ -6,14 +6,7 @@ from flax import nnx
 
 from unimed_jax.models.config import ModelConfig
 from unimed_jax.models.dropout import Dropout
-from unimed_jax.models.layers import (
-    LayerNorm,
-    Mlp,
-    SelfAttention,
-    apply_blocks,
-    gelu,
-    stack_blocks,
-)
+from unimed_jax.models.layers import LayerNorm, Mlp, SelfAttention, apply_blocks, gelu, stack_blocks
 
 _init = jax.nn.initializers
 _bert_normal = _init.normal(0.02)

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from input_pipeline.errors import ConfigError
+from input_pipeline.io.errors import ConfigError
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 Projection = Literal["mlp", "linear", "none"]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unimed_jax.losses import normalize
+from unimed_jax.losses.contrastive import normalize
 from unimed_jax.models import parameters
 from unimed_jax.models.config import ModelConfig, VisualConfig
 from unimed_jax.models.conv import BatchNorm, Conv, UpConv, double_size, max_pool

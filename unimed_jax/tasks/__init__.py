@@ -4,7 +4,7 @@ import importlib
 
 from ml_collections import ConfigDict
 
-from unimed_jax.tasks.base import Task
+from unimed_jax.training.task import Task
 
 
 def create(config: ConfigDict, workdir: str) -> Task:

@@ -16,20 +16,21 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from input_pipeline import captions, records, transforms
-from input_pipeline.errors import ConfigError
-from input_pipeline.files import AnyPath, to_path
+from input_pipeline import caption_sampling, records, transforms
+from input_pipeline.io.errors import ConfigError
+from input_pipeline.io.files import AnyPath, to_path
 from input_pipeline.tokenizer import Tokenizer
 from unimed_jax import config as config_lib
-from unimed_jax import losses, weights
-from unimed_jax.corpus import locate
-from unimed_jax.evals import kinds
-from unimed_jax.evals.features import Features
-from unimed_jax.microbatches import map_rows
+from unimed_jax.evals import registry
+from unimed_jax.evals.embeddings import Features
+from unimed_jax.losses import contrastive
+from unimed_jax.losses.gradient_caching import map_rows
 from unimed_jax.models import dual_encoder, parameters
 from unimed_jax.models.config import ModelConfig
-from unimed_jax.porting.pretrained import PARTS
-from unimed_jax.tasks.base import Evaluator, Params
+from unimed_jax.training.data_location import locate
+from unimed_jax.training.task import Evaluator, Params
+from unimed_jax.weights import loader
+from unimed_jax.weights.pretrained import PARTS
 
 
 def default_config() -> dict[str, Any]:
@@ -75,7 +76,7 @@ def validate(config: ConfigDict) -> None:
         "above 0, at most 1",
     )
     for source in config.data.sources.values():
-        captions.original_probability(source.caption_rule)
+        caption_sampling.original_probability(source.caption_rule)
 
 
 class Contrastive:
@@ -128,7 +129,7 @@ class Contrastive:
 
     def pretrained(self, abstract_params: Params) -> Params:
         init = self._config.init
-        return weights.initial_params(
+        return loader.initial_params(
             {part: init[part] or init.model for part in PARTS},
             abstract_params,
             self.model.config,
@@ -146,10 +147,10 @@ class Contrastive:
         self, params: Params, batch: Mapping[str, jax.Array], rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         def images_of(images: jax.Array, _: jax.Array) -> jax.Array:
-            return losses.normalize(self.model.encode_image(params, images))
+            return contrastive.normalize(self.model.encode_image(params, images))
 
         def texts_of(ids: jax.Array, rng: jax.Array) -> jax.Array:
-            return losses.normalize(self.model.encode_text(params, ids, dropout_rng=rng))
+            return contrastive.normalize(self.model.encode_text(params, ids, dropout_rng=rng))
 
         # one tower after the other: the activations of both are never needed at once
         count = self._config.optimizer.accumulate_steps
@@ -157,9 +158,9 @@ class Contrastive:
         texts = map_rows(texts_of, batch["text"], rng, count)
         scale = jnp.exp(params["logit_scale"])
         if self._config.loss.kind == "softmax":
-            loss = losses.softmax_contrastive_loss(images, texts, scale)
+            loss = contrastive.softmax_contrastive_loss(images, texts, scale)
         else:
-            loss = losses.sigmoid_contrastive_loss(images, texts, scale, params["logit_bias"])
+            loss = contrastive.sigmoid_contrastive_loss(images, texts, scale, params["logit_bias"])
         return loss, {"logit_scale": scale}
 
     # --- data -------------------------------------------------------------------------------------
@@ -169,7 +170,7 @@ class Contrastive:
         crop_seed, caption_seed = seed, seed + tf.constant([0, 1 << 62], tf.int64)
         draws = [
             functools.partial(
-                captions.draw_caption,
+                caption_sampling.draw_caption,
                 sample["captions"],
                 sample["num_original_captions"],
                 rule,
@@ -205,7 +206,7 @@ class Contrastive:
     def evaluators(self, mesh: Mesh, cache: AnyPath | None = None) -> dict[str, Evaluator]:
         root = locate("root:", self._config, self._workdir)
         features = Features(self.model, lambda texts: self.tokenizer(texts), root, mesh, cache)
-        return kinds.create(self._config.evals, features)
+        return registry.create(self._config.evals, features)
 
 
 TASK = Contrastive

@@ -19,18 +19,21 @@ import tensorflow as tf
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import ConfigError
-from input_pipeline.files import AnyPath
-from input_pipeline.segmentation import records
-from unimed_jax import augmentation, segmentation_losses, text_vectors, trees, weights
+from input_pipeline import segmentation_records
+from input_pipeline.io.errors import ConfigError
+from input_pipeline.io.files import AnyPath
+from unimed_jax import augmentation, trees
 from unimed_jax import config as config_lib
 from unimed_jax.augmentation import fourier, fusion, geometry, location_scale
-from unimed_jax.corpus import locate
-from unimed_jax.evals.segmentation import SegmentationEvaluator
+from unimed_jax.evals.segmentation.evaluator import SegmentationEvaluator
+from unimed_jax.losses import segmentation as segmentation_losses
 from unimed_jax.models import unet
 from unimed_jax.models.config import ModelConfig, VisualConfig
 from unimed_jax.models.conv import STATISTICS
-from unimed_jax.tasks.base import Evaluator, Params
+from unimed_jax.tasks import class_embeddings
+from unimed_jax.training.data_location import locate
+from unimed_jax.training.task import Evaluator, Params
+from unimed_jax.weights import loader
 
 _UNUSED = (r"^(visual\.)?(proj|head\.proj\.weight)$",)  # of an image tower: the projection
 _DERIVED = ("num_outputs", "text_dim")  # of the model, from classes and text vectors
@@ -127,7 +130,7 @@ def _tower(config: ConfigDict) -> VisualConfig:
 class TextGuidedSegmentation:
     """The Task; see tasks/base.py for what each method is."""
 
-    record_schema = records.SCHEMA.name
+    record_schema = segmentation_records.SCHEMA.name
     parameter_axes = unet.PARAMETER_AXES
 
     def __init__(self, config: ConfigDict, workdir: str) -> None:
@@ -144,10 +147,10 @@ class TextGuidedSegmentation:
         )
         self.identity = {} if self.text is None else {"text_vectors_sha256": self.text.sha256}
 
-    def _text_vectors(self) -> text_vectors.TextVectors:
+    def _text_vectors(self) -> class_embeddings.TextVectors:
         guidance = self._config.guidance
-        return text_vectors.get(
-            text_vectors.descriptions(
+        return class_embeddings.get(
+            class_embeddings.descriptions(
                 guidance.descriptions, guidance.modality, self._config.classes
             ),
             guidance.tower,
@@ -168,7 +171,7 @@ class TextGuidedSegmentation:
         init = self._config.init
         if not init.visual:
             return {}
-        loaded = weights.initial_params(
+        loaded = loader.initial_params(
             {"visual": init.visual},
             {"visual": abstract_params["network"]["encoder"]},
             self.model.config.tower_model(),
@@ -245,7 +248,7 @@ class TextGuidedSegmentation:
     def decode(self, record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor) -> dict[str, tf.Tensor]:
         del source
         size = self._config.model.image_size
-        sample = records.parse(record)
+        sample = segmentation_records.parse(record)
         mask = tf.ensure_shape(sample["mask"], (None, None))
         label = tf.image.resize(mask[..., None], (size, size), method="nearest")
         return {
@@ -260,7 +263,7 @@ class TextGuidedSegmentation:
     ) -> dict[str, tf.Tensor]:
         """As ``decode``, without mask and seed."""
         del seed, source
-        sample = records.parse(record)
+        sample = segmentation_records.parse(record)
         return {"id": sample["id"], "image": self._resized(sample["image"])}
 
     def _resized(self, image: tf.Tensor) -> tf.Tensor:

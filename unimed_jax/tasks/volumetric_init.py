@@ -15,12 +15,17 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from input_pipeline.files import AnyPath
+from input_pipeline.io.files import AnyPath
 from unimed_jax import config as config_lib
 from unimed_jax.models.volumetric import GROUPINGS
-from unimed_jax.tasks.base import Evaluator, Params
-from unimed_jax.volumes import sub_volumes
-from unimed_jax.volumes.task import VolumeTask, shared_config, smallest_crop, validate_shared
+from unimed_jax.tasks import sub_volumes
+from unimed_jax.tasks.volumetric_base import (
+    VolumeTask,
+    shared_config,
+    smallest_crop,
+    validate_shared,
+)
+from unimed_jax.training.task import Evaluator, Params
 
 _ORDER, _MASK = 1000, 1001  # random domains of a crop, beside those of augmentation
 

@@ -13,14 +13,14 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import ConfigError
-from input_pipeline.files import AnyPath
+from input_pipeline.io.errors import ConfigError
+from input_pipeline.io.files import AnyPath
 from unimed_jax import config as config_lib
-from unimed_jax import segmentation_losses
-from unimed_jax.corpus import locate
-from unimed_jax.evals.volumes import VolumeEvaluator
-from unimed_jax.tasks.base import Evaluator, Params
-from unimed_jax.volumes.task import VolumeTask, shared_config, validate_shared
+from unimed_jax.evals.segmentation.volume_evaluator import VolumeEvaluator
+from unimed_jax.losses import segmentation
+from unimed_jax.tasks.volumetric_base import VolumeTask, shared_config, validate_shared
+from unimed_jax.training.data_location import locate
+from unimed_jax.training.task import Evaluator, Params
 
 
 def default_config() -> dict[str, Any]:
@@ -40,7 +40,7 @@ def default_config() -> dict[str, Any]:
 def validate(config: ConfigDict) -> None:
     """Raises ConfigError naming the first key of this task that is not possible."""
     validate_shared(config)
-    config_lib.one_of(config, "loss.dice", tuple(segmentation_losses.DICE))
+    config_lib.one_of(config, "loss.dice", tuple(segmentation.DICE))
     outputs = tuple(config.loss.outputs)
     config_lib.require(len(outputs) > 0 and outputs[0] > 0 and min(outputs) >= 0,
                        "loss.outputs", outputs, "0 or more each, the first above 0")  # fmt: skip
@@ -50,8 +50,8 @@ class VolumetricSegmentation(VolumeTask):
     """The Task; see tasks/base.py for what each method is."""
 
     def __init__(self, config: ConfigDict, workdir: str) -> None:
-        dice = segmentation_losses.DICE[config.loss.dice]
-        self.head = segmentation_losses.Exclusive(len(config.classes), dice)
+        dice = segmentation.DICE[config.loss.dice]
+        self.head = segmentation.Exclusive(len(config.classes), dice)
         super().__init__(config, workdir, num_outputs=self.head.num_outputs)
 
     def loss(

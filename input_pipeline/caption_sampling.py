@@ -1,0 +1,59 @@
+"""Which caption of a sample is drawn at a visit: each source has one named rule.
+
+=============  ===============================================================================
+``uniform``    any caption, all equally likely (label-derived templates; RadImageNet, CheXpert)
+``first``      always the first (original text where templates exist beside it; Open-I)
+``original:P`` with probability P one of the texts that people wrote for this image, if there is
+               any, else one of the generated (``original:1`` is the rule of MIMIC-CXR)
+=============  ===============================================================================
+"""
+
+import tensorflow as tf
+
+from input_pipeline.io.errors import ConfigError
+
+
+def original_probability(rule: str) -> float | None:
+    """P of ``original:P``; None for the other rules. Raises ConfigError for a rule that is none."""
+    if rule in ("uniform", "first"):
+        return None
+    name, _, value = rule.partition(":")
+    try:
+        probability = float(value)
+    except ValueError:
+        probability = -1.0
+    if name != "original" or not 0.0 <= probability <= 1.0:
+        raise ConfigError(
+            f"caption rule {rule!r} is unknown; valid: 'uniform', 'first', 'original:P' with P in "
+            "[0, 1]"
+        )
+    return probability
+
+
+def draw_caption(
+    captions: tf.Tensor, num_original: tf.Tensor, rule: str, seed: tf.Tensor
+) -> tf.Tensor:
+    """Draws one caption.
+
+    Args:
+      captions: string (n,), n >= 1; the first ``num_original`` are original texts.
+      num_original: int64 ().
+      rule: see the module docstring.
+      seed: int64 (2,), of this visit.
+
+    Returns:
+      string (): the caption.
+    """
+    probability = original_probability(rule)
+    if rule == "first":
+        return captions[0]
+    num_captions = tf.size(captions, out_type=tf.int64)
+    choice, position = tf.unstack(tf.random.stateless_uniform((2,), seed))
+    low, high = tf.zeros((), tf.int64), num_captions
+    if probability is not None:
+        has_both = (num_original > 0) & (num_original < num_captions)
+        take_original = choice < probability
+        low = tf.where(has_both & ~take_original, num_original, low)
+        high = tf.where(has_both & take_original, num_original, high)
+    index = low + tf.cast(position * tf.cast(high - low, tf.float32), tf.int64)
+    return captions[tf.minimum(index, high - 1)]

@@ -1,0 +1,1 @@
+"""Corpora in: sources, the conversion plan, and the writing of TFRecord shards."""

@@ -1,0 +1,72 @@
+"""A row of a source -> a sample: its image read and checked, its captions put together."""
+
+import dataclasses
+
+from input_pipeline.captioning.templates import Caption, CaptionTemplates, Provenance
+from input_pipeline.conversion.planned_rows import Noted, RejectedSample
+from input_pipeline.conversion.sources.base import SourceRow
+from input_pipeline.io import files, images
+from input_pipeline.io.errors import UserError
+from input_pipeline.io.files import AnyPath
+from input_pipeline.records import Sample
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeSample:
+    """Turns a row into a sample.
+
+    `root` is no part of the identity, so that a corpus is the same wherever its images lie.
+    `short_side` bounds the size of images, in pixels; None keeps it.
+    """
+
+    root: AnyPath = dataclasses.field(repr=False)
+    templates: CaptionTemplates
+    short_side: int | None = None
+
+    def __call__(self, row: SourceRow) -> Noted:
+        """Raises RejectedSample, with the reason, for a row that cannot be used."""
+        try:
+            generated = [
+                *(Caption(text, Provenance("released")) for text in row.released),
+                *self.templates.captions_of(row.source, row.modality, row.labels),
+            ]
+            if not row.texts and not generated:
+                raise ValueError(self._why_no_caption(row))
+            # Nothing twice: a generated text that a person wrote as well counts as original.
+            provenance = dict.fromkeys(row.texts, "")
+            for caption in generated:
+                provenance.setdefault(caption.text, caption.provenance.as_json)
+            image, notes = images.normalise(_read(self.root, row), self.short_side)
+            sample = Sample(
+                id=row.id,
+                image=image,
+                captions=tuple(provenance),
+                num_original_captions=len(set(row.texts)),
+                labels=row.labels,
+                modality=row.modality,
+                source=row.source,
+                group=row.group,
+                caption_provenance=tuple(provenance.values()),
+            )
+        except UserError:
+            raise  # a package is missing, a bucket does not answer: not the row's fault
+        except ValueError as error:
+            raise RejectedSample(str(error), row=row.row, id=row.id, path=row.image) from error
+        return Noted(sample, (*row.notes, *notes))
+
+    def _why_no_caption(self, row: SourceRow) -> str:
+        if not row.labels:
+            return "neither text nor label"
+        how = self.templates.how_to_add(row.source, row.modality, row.labels[0])
+        return f"no text, and no caption for label {row.labels[0]!r}: {how}"
+
+
+def _read(root: AnyPath, row: SourceRow) -> bytes:
+    """The bytes of a row's image. Raises ValueError with the reason."""
+    try:
+        data = files.read_bytes(files.under(root, row.image), row.span)
+    except OSError as error:
+        raise ValueError(f"cannot read the image: {files.reason(error)}") from error
+    if row.span and len(data) < row.span[1]:
+        raise ValueError("the image is cut off: its file ends before it")
+    return data

@@ -1,0 +1,100 @@
+"""The source `mask_table`: a CSV with an image and its mask per row, as RIGA+ has them."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from input_pipeline.conversion.planned_rows import Planned, Rejection
+from input_pipeline.conversion.segmentation_samples import Classes, MakePicture, MaskRow
+from input_pipeline.conversion.sources.base import Conversion, corpus_name
+from input_pipeline.conversion.sources.masks import held_out
+from input_pipeline.io import tabular_files
+from input_pipeline.io.errors import CorpusError
+from input_pipeline.manifest import file_sha256
+from input_pipeline.segmentation_records import SCHEMA
+
+
+@dataclass(frozen=True)
+class MaskTableOptions:
+    """Flags of the `mask_table` source."""
+
+    input: Annotated[Path, "CSV with a header line"]
+    modality: Annotated[str, "of all images: fundus, mri, ct, ..."]
+    classes: Annotated[str, "as of the source masks; of RIGA+: 'disc=*,cup=128'"]
+    image_root: Annotated[Path | None, "folder that paths are relative to (of --input)"] = None
+    image_column: Annotated[str | None, "image paths (the first column)"] = None
+    mask_column: Annotated[str | None, "mask paths (the last column)"] = None
+    group_column: Annotated[str | None, "patients (none)"] = None
+    source: Annotated[str | None, "name of the domain (of the table)"] = None
+    held_out: Annotated[float, "share of the patients, or images, for the split val (0.2)"] = 0.2
+
+
+def open_mask_table(options: MaskTableOptions) -> Conversion:
+    """Raises CorpusError: the table or a column is missing, or a flag is not what it should be."""
+    try:
+        classes = Classes.parse(options.classes)
+    except ValueError as error:
+        raise CorpusError(f"--classes={options.classes}: {error}") from error
+    if not 0 <= options.held_out < 1:
+        raise CorpusError(f"--held_out={options.held_out}: expected a share in [0, 1)")
+    header = tabular_files.csv_header(options.input)
+    columns = {
+        "image": options.image_column or (header or [""])[0],
+        "mask": options.mask_column or (header or [""])[-1],
+        "group": options.group_column,
+    }
+    absent = [name for name in columns.values() if name and name not in header]
+    if absent or columns["image"] == columns["mask"]:
+        wanted = absent[0] if absent else "of its own for the masks"
+        raise CorpusError(f"{options.input} has no column {wanted!r}; found {header}")
+    records = [
+        dict(zip(header, cells, strict=True))
+        for _, cells in tabular_files.csv_records(options.input)
+    ]
+    root = options.image_root or options.input.parent
+    return Conversion(
+        name=corpus_name(options.input.stem),
+        rows=_rows(options, root, columns, records),
+        make_sample=MakePicture(root, classes),
+        schema=SCHEMA,
+        facts={"input": {"file": options.input.name, "sha256": file_sha256(options.input)}},
+    )
+
+
+def _rows(
+    options: MaskTableOptions,
+    root: Path,
+    columns: Mapping[str, str | None],
+    records: Sequence[Mapping[str, str]],
+) -> Iterator[Planned[MaskRow] | Rejection]:
+    source = options.source or corpus_name(options.input.stem)
+    units = [record[columns["group"] or columns["image"]] for record in records]
+    val = held_out(units, options.held_out)
+    for number, (record, unit) in enumerate(zip(records, units, strict=True), 1):
+        # tables written on Windows
+        image, mask = (
+            re.sub(r"\\", "/", record[columns[key]].strip()) for key in ("image", "mask")
+        )
+        sample_id = f"{source}/{image}"
+        missing = [path for path in (image, mask) if not path or not (root / path).is_file()]
+        if missing:
+            yield Rejection(f"no such file: {missing[0]}", number, sample_id, image)
+            continue
+        num_bytes = sum((root / path).stat().st_size for path in (image, mask))
+        group = record[columns["group"]] if columns["group"] else ""
+        row = MaskRow(
+            row=number,
+            id=sample_id,
+            image=image,
+            mask=mask,
+            num_bytes=num_bytes,
+            split="val" if unit in val else "train",
+            modality=options.modality,
+            source=source,
+            group=group,
+        )
+        yield Planned(
+            row, row.split, row.id, number, image, (source, group) if group else None, num_bytes
+        )

@@ -1,0 +1,120 @@
+"""The source `masks`: a folder of images, and beside it a folder of masks of the same names."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from input_pipeline.conversion.planned_rows import Planned, Rejection
+from input_pipeline.conversion.segmentation_samples import Classes, MakePicture, MaskRow
+from input_pipeline.conversion.sources.base import Conversion, corpus_name
+from input_pipeline.io.errors import CorpusError
+from input_pipeline.segmentation_records import SCHEMA
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """Flags of the `masks` source."""
+
+    raw: Annotated[Path, "folder that holds the folders of images and of masks"]
+    modality: Annotated[str, "of all images: fundus, mri, ct, ..."]
+    classes: Annotated[
+        str,
+        "names of the label values: 'vessel' (any value above 0), 'liver,spleen' (1 and 2), or "
+        "'disc=*,cup=128'",
+    ]
+    source: Annotated[str | None, "name of the domain (of the folder)"] = None
+    images: Annotated[str, "folder of the images (images)"] = "images"
+    masks: Annotated[str, "folder of the masks (masks)"] = "masks"
+    mask_suffix: Annotated[str, "what follows the image's name in that of its mask (nothing)"] = ""
+    group_regex: Annotated[
+        str | None, "finds the patient in an image's name, as its first group: '(P[0-9]+)_' (none)"
+    ] = None
+    held_out: Annotated[float, "share of the patients, or images, for the split val (0.2)"] = 0.2
+
+
+def open_masks(options: MaskOptions) -> Conversion:
+    """Pairs files by name. An image without a mask, or with two, is rejected; hidden files are not
+    read.
+
+    Raises:
+      CorpusError: a folder is missing, or a flag is not what it should be.
+    """
+    try:
+        classes = Classes.parse(options.classes)
+    except ValueError as error:
+        raise CorpusError(f"--classes={options.classes}: {error}") from error
+    try:
+        group = re.compile(options.group_regex or "()")
+        if not group.groups:
+            raise re.error("it has no group in parentheses")
+    except re.error as error:
+        raise CorpusError(f"--group_regex={options.group_regex}: {error}") from error
+    if not 0 <= options.held_out < 1:
+        raise CorpusError(f"--held_out={options.held_out}: expected a share in [0, 1)")
+    name = corpus_name(options.raw.resolve().name)
+    return Conversion(
+        name=name,
+        rows=_rows(options, group, options.source or name),
+        make_sample=MakePicture(options.raw, classes),
+        schema=SCHEMA,
+    )
+
+
+def held_out(groups: list[str], share: float) -> set[str]:
+    """The groups of the split val: ``round(share n)`` of them, by a hash of their names.
+
+    The choice depends on the names alone, so another image more moves few of the others.
+    """
+    distinct = sorted(set(groups), key=lambda group: hashlib.sha256(group.encode()).digest())
+    return set(distinct[: round(share * len(distinct))])
+
+
+def _rows(
+    options: MaskOptions, group: re.Pattern[str], source: str
+) -> Iterator[Planned[MaskRow] | Rejection]:
+    pictures = _files(options.raw / options.images)
+    masks: dict[str, list[Path]] = {}
+    for path in _files(options.raw / options.masks):
+        masks.setdefault(path.stem, []).append(path)
+    groups = [(m[1] if (m := group.search(path.stem)) else "") for path in pictures]
+    units = [found or path.name for found, path in zip(groups, pictures, strict=True)]
+    val = held_out(units, options.held_out)
+    for number, (path, unit, patient) in enumerate(zip(pictures, units, groups, strict=True), 1):
+        image = f"{options.images}/{path.name}"
+        sample_id = f"{source}/{path.name}"
+        found = masks.get(path.stem + options.mask_suffix, [])
+        if len(found) != 1:
+            reason = f"{len(found) or 'no'} masks of its name" if found else "no mask of its name"
+            yield Rejection(reason, number, sample_id, image)
+            continue
+        num_bytes = path.stat().st_size + found[0].stat().st_size
+        split = "val" if unit in val else "train"
+        row = MaskRow(
+            row=number,
+            id=sample_id,
+            image=image,
+            mask=f"{options.masks}/{found[0].name}",
+            num_bytes=num_bytes,
+            split=split,
+            modality=options.modality,
+            source=source,
+            group=patient,
+        )
+        yield Planned(
+            row, split, row.id, number, image, (source, patient) if patient else None, num_bytes
+        )
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder in the order of their names."""
+    try:
+        found = [path for path in folder.iterdir() if path.is_file()]
+    except OSError as error:
+        raise CorpusError(f"cannot read {folder}: {error.strerror}") from error
+    found = sorted(path for path in found if not path.name.startswith("."))
+    if not found:
+        raise CorpusError(f"{folder} holds no files")
+    return found

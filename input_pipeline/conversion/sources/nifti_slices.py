@@ -1,0 +1,175 @@
+"""The source `nifti_slices`: volumes with label volumes, cut into 2-D slices.
+
+SLAug's processed archives have this layout: `image_ID.nii.gz` beside `label_ID.nii.gz`.
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+
+from input_pipeline.conversion.planned_rows import Planned, RejectedSample, Rejection
+from input_pipeline.conversion.segmentation_samples import Classes
+from input_pipeline.conversion.sources.base import Conversion, corpus_name
+from input_pipeline.conversion.sources.masks import held_out
+from input_pipeline.io.errors import CorpusError, UserError
+from input_pipeline.io.intensity_windows import MINMAX, Window, rescaled
+from input_pipeline.io.nifti import NiftiVolume
+from input_pipeline.segmentation_records import SCHEMA, SegmentationSample
+
+
+@dataclass(frozen=True)
+class NiftiOptions:
+    """Flags of the `nifti_slices` source."""
+
+    raw: Annotated[Path, "folder of the volumes"]
+    modality: Annotated[str, "of all volumes: ct, mri"]
+    classes: Annotated[
+        str, "names of label values, as of the source masks: 'liver=6,spleen=1'; others count as 0"
+    ]
+    source: Annotated[str | None, "name of the domain (of the folder)"] = None
+    image_prefix: Annotated[str, "before the id in the names of images (image_)"] = "image_"
+    label_prefix: Annotated[str, "before the id in the names of labels (label_)"] = "label_"
+    window: Annotated[
+        str,
+        "'-125,275': values that become 0 and 1; 'percentiles:0.5,99.5' or 'minmax' of the volume "
+        "(minmax)",
+    ] = MINMAX
+    all_slices: Annotated[bool, "also those before the first and after the last label"] = False
+    held_out: Annotated[float, "share of the volumes for the split val (0.2)"] = 0.2
+
+
+@dataclass(frozen=True)
+class SliceRow:
+    """A slice of a volume; `num_bytes` are of both files."""
+
+    row: int
+    id: str
+    image: str
+    label: str
+    index: int
+    num_bytes: int
+    split: str
+    modality: str
+    source: str
+    group: str
+
+
+def open_nifti(options: NiftiOptions) -> Conversion:
+    """Slices are axial: volumes are turned to the axes right, anterior, superior by their headers.
+
+    Raises:
+      CorpusError: there are no volumes, or a flag is not what it should be.
+      UserError: nibabel is not installed.
+    """
+    try:
+        classes = Classes.parse(options.classes)
+        window = Window.parse(options.window)
+    except ValueError as error:
+        raise CorpusError(
+            f"--classes={options.classes} --window={options.window}: {error}"
+        ) from None
+    if not 0 <= options.held_out < 1:
+        raise CorpusError(f"--held_out={options.held_out}: expected a share in [0, 1)")
+    found = sorted(options.raw.glob(f"{options.image_prefix}*.nii*"))
+    if not found:
+        raise CorpusError(f"{options.raw} holds no {options.image_prefix}*.nii or .nii.gz")
+    name = corpus_name(options.raw.resolve().name)
+    return Conversion(
+        name=name,
+        rows=_rows(options, found, options.source or name),
+        make_sample=MakeSlice(options.raw, classes, window),
+        schema=SCHEMA,
+    )
+
+
+def _rows(
+    options: NiftiOptions, volumes: list[Path], source: str
+) -> Iterator[Planned[SliceRow] | Rejection]:
+    ids = [path.name.removeprefix(options.image_prefix).split(".nii")[0] for path in volumes]
+    val = held_out(ids, options.held_out)
+    number = 0
+    for path, volume in zip(volumes, ids, strict=True):
+        label = path.with_name(path.name.replace(options.image_prefix, options.label_prefix, 1))
+        if not label.is_file():
+            number += 1
+            yield Rejection("no label volume of its name", number, f"{source}/{volume}", path.name)
+            continue
+        try:
+            labels = _load(label)[0]
+        except ValueError as error:
+            number += 1
+            yield Rejection(str(error), number, f"{source}/{volume}", label.name)
+            continue
+        num_bytes = path.stat().st_size + label.stat().st_size
+        indices = range(labels.shape[0])
+        if not options.all_slices:
+            used = np.flatnonzero(labels.any(axis=(1, 2)))
+            indices = range(used.min(), used.max() + 1) if len(used) else range(0)
+        for index in indices:
+            number += 1
+            row = SliceRow(
+                row=number,
+                id=f"{source}/{volume}/{index:04d}",
+                image=path.name,
+                label=label.name,
+                index=index,
+                num_bytes=num_bytes,
+                split="val" if volume in val else "train",
+                modality=options.modality,
+                source=source,
+                group=volume,
+            )
+            yield Planned(
+                row,
+                row.split,
+                row.id,
+                number,
+                path.name,
+                (source, volume),
+                4 * labels.shape[1] * labels.shape[2],
+            )
+
+
+@dataclass(frozen=True)
+class MakeSlice:
+    """Turns a row into a sample of float32 values in 0..1."""
+
+    root: Path = field(repr=False)
+    classes: Classes
+    window: Window
+
+    def __call__(self, row: SliceRow) -> SegmentationSample:
+        """Raises RejectedSample, with the reason, for a row that cannot be used."""
+        try:
+            image, spacing = _load(self.root / row.image)
+            labels, _ = _load(self.root / row.label)
+            if image.shape != labels.shape:
+                raise ValueError(f"the image is {image.shape}, its labels {labels.shape}")
+            limits = self.window.limits(image)
+            # as radiologists look at it: rows from front to back, the patient's right on the left
+            pixels, values = (v[row.index, ::-1, ::-1] for v in (image, labels))
+            return SegmentationSample.of_array(
+                rescaled(pixels, limits),
+                self.classes.label_map_of_some(values),
+                id=row.id,
+                classes=self.classes.names,
+                modality=row.modality,
+                source=row.source,
+                group=row.group,
+                spacing=spacing,
+            )
+        except UserError:
+            raise
+        except ValueError as error:
+            raise RejectedSample(str(error), row=row.row, id=row.id, path=row.image) from error
+
+
+@functools.lru_cache(maxsize=4)  # the slices of a volume follow each other in no fixed order
+def _load(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """(superior, anterior, right) values and mm between neighbours along these axes."""
+    volume = NiftiVolume(path)
+    return volume.values(), volume.spacing

@@ -1,0 +1,151 @@
+"""The sources `csv` and `jsonl`: a table with an image, labels and texts per row."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from input_pipeline.conversion.planned_rows import Rejection
+from input_pipeline.conversion.sources.base import Reading, SourceRow, corpus_name
+from input_pipeline.io import tabular_files
+from input_pipeline.io.cell_text import clean_texts
+from input_pipeline.io.errors import CorpusError
+from input_pipeline.io.files import AnyPath
+from input_pipeline.manifest import file_sha256
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """Flags of the `csv` and `jsonl` sources."""
+
+    input: Annotated[AnyPath, "the table: CSV with a header line, or JSON Lines; UTF-8"]
+    image_root: Annotated[
+        AnyPath | None, "folder that image paths are relative to (of --input)"
+    ] = None
+    image_column: Annotated[str, "image paths (image)"] = "image"
+    label_column: Annotated[str | None, "class names (label, if there)"] = None
+    text_column: Annotated[str | None, "texts about the very image (text, if there)"] = None
+    modality_column: Annotated[str | None, "xray, ct, mri, ... (modality)"] = None
+    source_column: Annotated[str | None, "collection that the image is from (source)"] = None
+    split_column: Annotated[str | None, "train, val, ... (split, if there)"] = None
+    group_column: Annotated[str | None, "patient or study (group, if there)"] = None
+    id_column: Annotated[str | None, "unique sample id (none: it is SOURCE/IMAGE_PATH)"] = None
+    label_separator: Annotated[str | None, "text between labels in one cell (one label each)"] = (
+        None
+    )
+    modality: Annotated[str | None, "modality of all rows, in place of a column"] = None
+    source: Annotated[str | None, "source of all rows, in place of a column"] = None
+    split: Annotated[str, "split of the rows that name none (train)"] = "train"
+
+
+def open_csv(options: TableOptions) -> Reading:
+    """A CSV file with a header line; `row` 1 is the first after the header."""
+    header = tabular_files.csv_header(options.input)
+    columns = _columns(options, header)
+    records = (
+        (number, dict(zip(header, cells, strict=True)))
+        for number, cells in tabular_files.csv_records(options.input)
+    )
+    return _reading(options, columns, records)
+
+
+def open_jsonl(options: TableOptions) -> Reading:
+    """A JSON Lines file, one object each; `row` is the line number.
+
+    A value may be a text, a number or null; of text and label columns also a list of texts.
+    """
+    # Keys may be absent from some lines: what columns there are is known after reading them all.
+    found = dict.fromkeys(
+        key for _, record in tabular_files.jsonl_records(options.input) for key in record
+    )
+    return _reading(options, _columns(options, found), tabular_files.jsonl_records(options.input))
+
+
+def _reading(
+    options: TableOptions,
+    columns: Mapping[str, str | None],
+    records: Iterable[tuple[int, Mapping[str, Any]]],
+) -> Reading:
+    name = corpus_name(options.input.resolve().parent.name)
+    root = options.image_root or options.input.parent
+    facts = {"input": {"file": options.input.name, "sha256": file_sha256(options.input)}}
+    return Reading(root, name, _table_rows(options, columns, records), facts)
+
+
+def _columns(options: TableOptions, found: Iterable[str]) -> Mapping[str, str | None]:
+    """Maps the fields of a row to columns; None where there is neither column nor need."""
+    found = list(found)
+    columns: dict[str, str | None] = {"image": options.image_column}
+    for field in ("label", "text", "modality", "source", "split", "group", "id"):
+        named = getattr(options, f"{field}_column")
+        if field in ("modality", "source") and getattr(options, field):
+            if named:
+                raise CorpusError(f"give --{field} or --{field}_column, not both")
+            columns[field] = None
+        elif named:
+            columns[field] = named
+        elif field in ("modality", "source"):
+            columns[field] = field
+        else:
+            columns[field] = field if field in found and field != "id" else None
+    if columns["label"] is None and columns["text"] is None:
+        columns["label"] = "label"  # one of the two is needed: reported as missing below
+    missing = {field: name for field, name in columns.items() if name and name not in found}
+    if missing:
+        field, name = next(iter(missing.items()))
+        remedy = f"--{field}_column=NAME"
+        if field in ("modality", "source"):
+            remedy += f" or --{field}=VALUE"
+        if field == "label" and not options.label_column:
+            remedy += " or --text_column=NAME"
+        raise CorpusError(f"{options.input} has no column {name!r}; found {found}; give {remedy}")
+    return columns
+
+
+def _table_rows(
+    options: TableOptions,
+    columns: Mapping[str, str | None],
+    records: Iterable[tuple[int, Mapping[str, Any]]],
+) -> Iterator[SourceRow | Rejection]:
+    constants = {"modality": options.modality, "source": options.source, "split": options.split}
+    for number, record in records:
+        where = f"{options.input}, line {number}"
+        cells = {
+            field: _texts(record.get(column), where) if column else ()
+            for field, column in columns.items()
+        }
+        single = {
+            field: found[0] if found else constants.get(field) or ""
+            for field, found in cells.items()
+        }
+        row_id = single["id"] or f"{single['source']}/{single['image']}"
+        empty = [field for field in ("image", "modality", "source") if not single[field]]
+        if empty:
+            yield Rejection(f"no {empty[0]}", number, path=single["image"])
+            continue
+        labels = cells["label"]
+        if options.label_separator:
+            parts = (
+                part.strip() for text in labels for part in text.split(options.label_separator)
+            )
+            labels = tuple(filter(None, parts))
+        yield SourceRow(
+            row=number,
+            id=row_id,
+            image=single["image"],
+            texts=tuple(text for cell in cells["text"] for text in clean_texts(cell)),
+            labels=labels,
+            modality=single["modality"],
+            source=single["source"],
+            split=single["split"],
+            group=single["group"],
+        )
+
+
+def _texts(cell: Any, where: str) -> tuple[str, ...]:
+    """The non-empty texts of a CSV cell or JSON value."""
+    items = cell if isinstance(cell, list) else [cell]
+    if any(isinstance(item, dict | list) for item in items):
+        raise CorpusError(f"{where}: expected a text or a list of texts: {json.dumps(cell)[:60]}")
+    texts = ("" if item is None else str(item).strip() for item in items)
+    return tuple(filter(None, texts))

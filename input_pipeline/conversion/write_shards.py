@@ -1,0 +1,245 @@
+"""Rows -> globally shuffled TFRecord shards of equal size, a manifest and TFDS metadata.
+
+What is written depends on (name, rows, make_sample, num_shards, seed) alone: rows are permuted and
+cut into shards before the first one is written (`plan.py`), so the bytes are the same for any
+executor and number of workers, and after any interruption. A run with the same plan goes on after
+the shards that are complete (`corpus_directory.py`). `manifest.json` comes last.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from input_pipeline import manifest as manifest_lib
+from input_pipeline import records
+from input_pipeline.conversion import corpus_directory, report, tfds_metadata
+from input_pipeline.conversion import plan as plan_lib
+from input_pipeline.conversion.corpus_directory import PARTIAL, REJECTED_FILE, ROWS
+from input_pipeline.conversion.executors import Executor, Local
+from input_pipeline.conversion.plan import Plan
+from input_pipeline.conversion.planned_rows import Noted, Planned, RejectedSample, Rejection, Row
+from input_pipeline.io import files
+from input_pipeline.io.errors import CorpusError
+from input_pipeline.io.files import AnyPath, PathLike, write_text_atomically
+from input_pipeline.io.threads import map_ahead
+from input_pipeline.manifest import Counts, Manifest, Shard, Split
+
+_IN_PROCESS = Local(workers=1)
+
+MakeSample = Callable[[Row], Any]  # -> a sample of the schema, or Noted
+
+
+@dataclasses.dataclass(frozen=True)
+class _WrittenShard:
+    shard: Shard
+    counts: Counts
+    remarks: Mapping[str, int]  # see conversion_report.count
+
+
+def write_corpus(
+    out_dir: PathLike,
+    name: str,
+    rows: Iterable[Planned[Row] | Rejection],
+    make_sample: MakeSample,
+    *,
+    schema: records.Schema = records.SCHEMA,
+    num_shards: Mapping[str, int] | int | None = None,
+    seed: int = 0,
+    executor: Executor = _IN_PROCESS,
+    threads: int = 1,
+    facts: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Manifest:
+    """Writes a corpus directory, or finishes one that an interrupted run has begun.
+
+    Args:
+      out_dir: directory of this corpus alone, local or in a bucket; made if missing.
+      name: name of the corpus, in the manifest and the TFDS metadata.
+      rows: what `make_sample` turns into samples, read once, in a stream.
+      make_sample: called wherever the executor has its workers: it and the rows must be picklable.
+        It may raise RejectedSample. A function, a `functools.partial` of one, or an object with a
+        stable `repr` (a dataclass).
+      schema: of the samples that `make_sample` gives.
+      num_shards: of each split, or one number for all; None and splits without a number: by size.
+      seed: of the permutation.
+      executor: runs the writing of shards.
+      threads: samples of a shard that are made at a time; more where images are in a bucket.
+      facts: what is known of the source, for `conversion.json`.
+      overwrite: remove another corpus that `out_dir` holds, complete or not.
+      progress: show progress bars.
+
+    Returns:
+      The manifest that was written, or the one found when this very corpus is there already.
+
+    Raises:
+      CorpusError: `out_dir` is not writable, is in use by another conversion, or holds another
+        corpus; there are no rows; more shards than rows are asked for; every row of a split was
+        rejected.
+    """
+    out_dir = files.to_path(out_dir)
+    with corpus_directory.locked(out_dir), corpus_directory.planning(out_dir) as directory:
+        plan = plan_lib.build(
+            directory,
+            name,
+            rows,
+            make_sample,
+            num_shards=num_shards,
+            seed=seed,
+            schema=schema,
+            progress=progress,
+        )
+        finished = corpus_directory.claim(out_dir, plan, overwrite)
+        if finished is not None:
+            return finished
+        plan = dataclasses.replace(plan, directory=out_dir / PARTIAL / ROWS)
+        _write_shards(out_dir, name, plan, make_sample, schema, executor, threads, progress)
+        manifest = _finish(out_dir, name, plan, schema, facts or {})
+    return manifest
+
+
+def _write_shards(
+    out_dir: AnyPath,
+    name: str,
+    plan: Plan,
+    make_sample: MakeSample,
+    schema: records.Schema,
+    executor: Executor,
+    threads: int,
+    progress: bool,
+) -> None:
+    """Writes the shards that an earlier run has not completed."""
+    for leftover in (out_dir / PARTIAL).glob("*.tmp"):
+        leftover.unlink()
+    missing = {file: n for file, n in plan.shards.items() if not _is_complete(out_dir, file)}
+    total = sum(plan.shards.values())
+    with tqdm(
+        total=total,
+        initial=total - sum(missing.values()),
+        unit=" samples",
+        desc=f"writing {name}",
+        delay=1,
+        disable=not progress,
+    ) as bar:
+        write = functools.partial(write_shard, out_dir, make_sample, schema, threads)
+        for file in executor(write, missing):
+            bar.update(plan.shards[file])
+
+
+def write_shard(
+    out_dir: AnyPath, make_sample: MakeSample, schema: records.Schema, threads: int, file: str
+) -> None:
+    """Writes one shard, which appears whole, and leaves the proof."""
+    import tensorflow as tf
+
+    counts = {field: collections.Counter() for field in manifest_lib.COUNTED_FIELDS}
+    remarks = collections.Counter()
+    rejections = []
+    num_samples = 0
+    rows = plan_lib.shard_rows(out_dir / PARTIAL / ROWS, file)
+    try:
+        with files.appearing_file(out_dir / file, out_dir / PARTIAL) as temporary:
+            with tf.io.TFRecordWriter(str(temporary)) as writer:
+                for made in map_ahead(functools.partial(_made, make_sample), rows, threads):
+                    if isinstance(made, Rejection):
+                        rejections.append(made)
+                        continue
+                    sample = made.sample
+                    writer.write(schema.encode(sample))
+                    num_samples += 1
+                    counts["source"][sample.source] += 1
+                    counts["modality"][sample.modality] += 1
+                    counts["label"].update(sample.labels)
+                    remarks.update(report.count(made))
+            num_bytes, sha256 = temporary.stat().st_size, manifest_lib.file_sha256(temporary)
+        shard = Shard(file, num_samples, num_bytes, sha256)
+        written = _WrittenShard(shard, manifest_lib.add_counts([counts]), dict(remarks))
+        proof = dataclasses.asdict(written)
+        proof["rejections"] = [dataclasses.asdict(rejection) for rejection in rejections]
+        write_text_atomically(_proof_file(out_dir, file), json.dumps(proof))
+    except (OSError, tf.errors.OpError) as error:
+        raise CorpusError(f"cannot write shard {out_dir / file}: {error}") from error
+
+
+def _made(make_sample: MakeSample, row: Any) -> Noted | Rejection:
+    try:
+        made = make_sample(row)
+    except RejectedSample as error:
+        return error.rejection
+    return made if isinstance(made, Noted) else Noted(made, ())
+
+
+def _proof_file(out_dir: AnyPath, file: str) -> AnyPath:
+    return out_dir / PARTIAL / f"{file}.json"
+
+
+def _is_complete(out_dir: AnyPath, file: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return (out_dir / file).stat().st_size == _proof(out_dir, file)[0].shard.num_bytes
+    return False
+
+
+def _proof(out_dir: AnyPath, file: str) -> tuple[_WrittenShard, list[Rejection]]:
+    content = json.loads(_proof_file(out_dir, file).read_text("utf-8"))
+    rejections = [Rejection(**rejection) for rejection in content.pop("rejections")]
+    return _WrittenShard(**content | {"shard": Shard(**content["shard"])}), rejections
+
+
+def _finish(
+    out_dir: AnyPath,
+    name: str,
+    plan: Plan,
+    schema: records.Schema,
+    facts: Mapping[str, Any],
+) -> Manifest:
+    """Writes what is known once all shards are there, in the order of the plan."""
+    splits = {}
+    remarks = collections.Counter()
+    for split, shards in plan.splits.items():
+        parts = [_proof(out_dir, shard)[0] for shard in shards]
+        for part in parts:
+            remarks.update(part.remarks)
+        splits[split] = Split(
+            num_samples=sum(part.shard.num_samples for part in parts),
+            counts=manifest_lib.add_counts([part.counts for part in parts]),
+            shards=tuple(part.shard for part in parts),
+        )
+    read = sum(plan.shards.values()) + plan.num_rejected
+    written = sum(split.num_samples for split in splits.values())
+    manifest = Manifest(
+        name, splits, read, written, read - written, plan.hash, schema.version, schema.name
+    )
+
+    def rejections() -> Iterator[Rejection]:
+        yield from plan.rejected()
+        for file in plan.shards:
+            yield from _proof(out_dir, file)[1]
+
+    reasons = report.write_rejected(out_dir / REJECTED_FILE, rejections(), out_dir / PARTIAL)
+    assert sum(reasons.values()) == manifest.rejected, (reasons, manifest)
+    for split, content in splits.items():
+        if content.num_samples == 0:
+            first = json.loads((out_dir / REJECTED_FILE).open(encoding="utf-8").readline())
+            raise CorpusError(
+                f"every row of split {split!r} was rejected; {out_dir / REJECTED_FILE} says why, "
+                f"the first: {first['reason']}"
+            )
+    report.write(
+        out_dir / corpus_directory.REPORT_FILE,
+        manifest,
+        reasons,
+        remarks,
+        plan.num_shared_groups,
+        plan.shared_group,
+        facts,
+    )
+    tfds_metadata.write(out_dir, manifest, schema.tfds_features())
+    manifest_lib.save(out_dir, manifest)
+    files.remove_tree(out_dir / PARTIAL)
+    return manifest

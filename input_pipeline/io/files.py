@@ -1,0 +1,346 @@
+"""Files on a local disk or in a bucket, written so that readers see the old or the new.
+
+What a user names becomes a `pathlib.Path` or, where it is a URL (`gs://bucket/folder`), a `UPath`,
+which has the same methods and reaches the bucket through fsspec. What differs between the two is
+known here alone:
+
+==================  =====================================  =========================================
+what                on a local disk                        in a bucket
+==================  =====================================  =========================================
+a file appears      written beside its place, synced,      written to a local disk, then uploaded:
+                    renamed                                whole when the upload ends
+a folder appears    renamed                                file by file
+a file grows        at its end                             is uploaded again, whole
+==================  =====================================  =========================================
+"""
+
+import argparse
+import atexit
+import contextlib
+import errno
+import importlib.util
+import io
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from typing import BinaryIO, TypeGuard
+
+from upath import UPath
+
+from input_pipeline.io.errors import UserError
+
+AnyPath = pathlib.Path | UPath
+PathLike = str | os.PathLike[str] | UPath
+
+# scheme of URLs -> the package of fsspec that reads them
+_STORES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "abfs": "adlfs"}
+_URL = re.compile(r"(\w[\w+.-]*)://")
+_TORN_URL = re.compile(f"({'|'.join(_STORES)}):/(?!/)")
+_CLIENTS = (
+    *_STORES.values(),
+    "aiohttp",
+    "azure",
+    "botocore",
+    "google.api",
+    "google.auth",
+    "requests",
+)
+_READ_BUFFER = 1 << 20  # bytes
+
+
+def to_path(path: PathLike) -> AnyPath:
+    """The path that a text names: a URL in a bucket, or a place on a local disk.
+
+    Raises:
+      UserError: nothing here reads such a URL, or it has lost a slash, as by `pathlib.Path(URL)`.
+    """
+    if isinstance(path, UPath) and not isinstance(path, pathlib.Path):
+        return path
+    text = os.fspath(path).removeprefix("file://")
+    if _TORN_URL.match(text):
+        raise UserError(f"{text}: a URL has two slashes, as in gs://bucket/folder")
+    url = _URL.match(text)
+    if not url:
+        return pathlib.Path(text)
+    package = _STORES.get(url[1])
+    if package is None:
+        raise UserError(f"{text}: expected a path, or a URL of {', '.join(_STORES)}")
+    if importlib.util.find_spec(package) is None:
+        extra = "'unimed_jax[gcs]'" if package == "gcsfs" else package
+        raise UserError(f"{text} needs the package {package}: pip install {extra}")
+    # Other processes write as well: what was listed a minute ago is not what is there.
+    return UPath(text.rstrip("/"), use_listings_cache=False)
+
+
+def flag(text: str) -> AnyPath:
+    """`to_path` as a type of argparse, which shows the message of this exception alone."""
+    try:
+        return to_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def is_local(path: AnyPath) -> TypeGuard[pathlib.Path]:
+    """Whether a path is on a local disk."""
+    return isinstance(path, pathlib.Path)
+
+
+def under(folder: AnyPath, name: str) -> AnyPath:
+    """What a table or config names: below the folder, or anywhere if it is a URL or absolute."""
+    url = _URL.match(name)
+    if url and url[1] in _STORES:
+        return to_path(name)
+    if is_local(folder):
+        return folder / name
+    if name.startswith("/"):
+        return pathlib.Path(name)
+    parts = pathlib.PurePosixPath(name).parts  # without "."
+    return folder.joinpath(*parts).resolve() if ".." in parts else folder.joinpath(*parts)
+
+
+@contextlib.contextmanager
+def store_errors() -> Iterator[None]:
+    """Makes a UserError of what the client of a bucket raises: no permission, no answer."""
+    try:
+        yield
+    except Exception as error:
+        if not any(kind.__module__.startswith(_CLIENTS) for kind in type(error).__mro__):
+            raise
+        raise UserError(f"the bucket cannot be used: {str(error) or repr(error)}") from error
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def open_to_read(path: AnyPath) -> BinaryIO:
+    """A binary file, buffered: of a bucket, a line would otherwise be a request."""
+    if is_local(path):
+        return path.open("rb")
+    file = path.fs.open(path.path, "rb", cache_type="readahead")
+    return io.BufferedReader(file, _READ_BUFFER)
+
+
+def read_bytes(path: AnyPath, span: tuple[int, int] | None = None) -> bytes:
+    """A file, or the span (offset, length) of it, less where the file ends; in one request.
+
+    Raises:
+      OSError: it is not there, or cannot be read.
+      UserError: a bucket did not answer, which says nothing about the file.
+    """
+    if is_local(path):
+        with path.open("rb") as file:
+            file.seek(span[0] if span else 0)
+            return file.read(span[1] if span else -1)
+    try:
+        begin, end = (span[0], sum(span)) if span else (None, None)
+        return path.fs.cat_file(path.path, begin, end)
+    except OSError:
+        raise
+    except Exception as error:  # of the bucket's client, of many kinds
+        if getattr(error, "code", None) == 416:  # the file ends before the span
+            return b""
+        raise UserError(f"cannot read {path}: {error}; run the same command again") from error
+
+
+def reason(error: OSError) -> str:
+    """Why a file cannot be used, in the words of the operating system, which buckets do not say."""
+    if isinstance(error, FileNotFoundError):
+        return os.strerror(errno.ENOENT)
+    return error.strerror or str(error) or repr(error)
+
+
+def walk_files(root: AnyPath) -> Iterator[str]:
+    """Files below a folder as `folder/name`, by folder in the order of names, none hidden."""
+    walk = os.walk(root) if is_local(root) else root.fs.walk(root.path)
+    top = str(root) if is_local(root) else root.path
+    for folder, folders, names in walk:
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inner = pathlib.PurePath(folder).relative_to(top)
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield (inner / name).as_posix()
+
+
+def find_files(folder: AnyPath) -> list[AnyPath]:
+    """All files in a folder and below, sorted."""
+    if is_local(folder):
+        return sorted(path for path in folder.rglob("*") if path.is_file())
+    names = (name.removeprefix(f"{folder.path}/") for name in folder.fs.find(folder.path))
+    return [folder / name for name in sorted(names, key=lambda name: name.split("/"))]
+
+
+def local_copy(path: AnyPath) -> pathlib.Path:
+    """The file or folder itself, or what a bucket holds in a place that lasts as long as the
+    process, for libraries that open files by name."""
+    if is_local(path):
+        return path
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    copy = pathlib.Path(folder) / path.name
+    try:
+        path.fs.get(path.path, str(copy), recursive=True)
+    except Exception as error:  # of the bucket's client, of many kinds
+        raise UserError(f"cannot read {path}: {error}") from error
+    return copy
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def write_text_atomically(path: PathLike, text: str) -> None:
+    """Replaces the file at `path` by `text` (UTF-8); as `write_bytes_atomically`."""
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_bytes_atomically(path: PathLike, content: bytes) -> None:
+    """Replaces the file at `path` by `content`, creating parent directories; see `appearing_file`.
+
+    Raises:
+      UserError: the directory or the file cannot be written; the message names it and says why.
+    """
+    path = to_path(path)
+    try:
+        if is_local(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with appearing_file(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def appearing_file(path: AnyPath, scratch: AnyPath | None = None) -> Iterator[pathlib.Path]:
+    """A file name on a local disk; what is written there is at `path` when the block ends without
+    an error. A kill at any moment leaves either the old file or the new one.
+
+    Args:
+      path: in a folder that exists.
+      scratch: folder of the temporary file, on the disk of `path`; None: that of `path`. Not used
+        for a bucket.
+
+    Raises:
+      OSError: a local file cannot be written.
+      UserError: the upload failed.
+    """
+    if not is_local(path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = pathlib.Path(folder) / path.name
+            yield temporary
+            _upload({temporary: path})
+        return
+    # A name of its own: another process may be writing the same file.
+    temporary = (scratch or path.parent) / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # else a power cut may leave the new name without content
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def appearing_directory(path: AnyPath) -> Iterator[pathlib.Path]:
+    """An empty local directory that takes the name ``path`` when the block ends without an error.
+
+    In a bucket its files appear one by one.
+
+    Raises:
+      UserError: ``path`` is there and not an empty directory, or cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists and is not an empty directory; name another")
+    try:
+        if is_local(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.parent if is_local(path) else None
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=beside) as parent:
+            # A directory of its own gets the usual permissions; the temporary one is private.
+            staged = pathlib.Path(parent) / path.name
+            staged.mkdir()
+            yield staged
+            move_folder(staged, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def move_folder(folder: pathlib.Path, target: AnyPath) -> None:
+    """Gives a local folder the name `target`, on the same disk or in a bucket.
+
+    A local `target` is replaced. What a bucket holds of it, by name and size, is not sent again.
+    """
+    if is_local(target):
+        remove_tree(target)
+        folder.replace(target)
+        return
+    found = target.fs.find(target.path, detail=True)
+    there = {name.removeprefix(f"{target.path}/"): info["size"] for name, info in found.items()}
+    places = {}
+    for file in find_files(folder):
+        name = file.relative_to(folder).as_posix()
+        if file.stat().st_size != there.get(name):
+            places[file] = target / name
+    _upload(places)
+
+
+def create(path: AnyPath, text: str) -> bool:
+    """Writes a file unless there is one, and says whether it did.
+
+    Of several processes that create the same file in a bucket one succeeds. On a local disk the
+    caller holds a lock.
+    """
+    if is_local(path):
+        if path.exists():
+            return False
+        write_text_atomically(path, text)
+        return True
+    try:
+        path.fs.pipe_file(path.path, text.encode(), mode="create")
+    except FileExistsError:
+        return False
+    except Exception as error:  # of the bucket's client, of many kinds
+        raise UserError(f"cannot write {path}: {error}") from error
+    return True
+
+
+def remove_tree(folder: AnyPath) -> None:
+    """Removes a folder as far as it is there and can be removed."""
+    if is_local(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with contextlib.suppress(FileNotFoundError):  # also: removed by another process
+        folder.fs.rm(folder.path, recursive=True)
+
+
+class GrowingFile:
+    """A file that begins with some content and is appended to.
+
+    Attributes:
+      local: where to append: the file itself, or on a local disk in place of one in a bucket.
+    """
+
+    def __init__(self, path: AnyPath, content: bytes = b"") -> None:
+        """Replaces the file at `path` by `content`. Raises as `write_bytes_atomically`."""
+        write_bytes_atomically(path, content)
+        self._path = path
+        self.local = local_copy(path)
+
+    def publish(self) -> None:
+        """Shows readers what was written and flushed so far. Raises UserError."""
+        if not is_local(self._path):
+            _upload({self.local: self._path})
+
+
+def _upload(places: dict[pathlib.Path, UPath]) -> None:
+    """Copies local files into a bucket, several at a time. Raises UserError."""
+    if not places:
+        return
+    first = next(iter(places.values()))
+    try:
+        first.fs.put([str(f) for f in places], [target.path for target in places.values()])
+    except Exception as error:  # of the bucket's client, of many kinds
+        raise UserError(f"cannot write {first}: {error}") from error

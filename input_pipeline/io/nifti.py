@@ -1,0 +1,133 @@
+"""NIfTI volumes as they lie in the patient, read slice by slice, and labels written like them.
+
+A volume's axes are (superior, anterior, right): depth, height, width of a record. nibabel, which
+turns them by their headers, is an extra and imported where it is used.
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from input_pipeline.io.errors import UserError
+
+if TYPE_CHECKING:
+    import nibabel
+
+_HEADER_BYTES = 352  # of a single NIfTI-1 file without extensions
+
+
+def load_nibabel() -> nibabel:
+    """Raises UserError if it is not installed."""
+    try:
+        import nibabel
+    except ImportError as error:
+        raise UserError("there is no nibabel: pip install 'unimed_jax[nifti]'") from error
+    return nibabel
+
+
+class NiftiVolume:
+    """A file's voxels, of which only the slices that are read are in memory.
+
+    A compressed file is unpacked to a temporary one first, which goes with this object.
+
+    Attributes:
+      shape: (D, H, W).
+      spacing: mm between neighbours along these axes.
+      affine: (4, 4), from the file's own voxel indices to mm.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises ValueError for a file that cannot be read or is no volume."""
+        nibabel = load_nibabel()
+        self._unpacked = None
+        try:
+            self.image = nibabel.load(path)
+            if path.name.endswith(".gz"):
+                self._unpacked = tempfile.NamedTemporaryFile(suffix=".nii")  # noqa: SIM115
+                with gzip.open(path, "rb") as packed:
+                    shutil.copyfileobj(packed, self._unpacked, 2**20)
+                self._unpacked.flush()
+                self.image = nibabel.load(self._unpacked.name)
+            self._raw = self.image.dataobj.get_unscaled()
+        except Exception as error:  # nibabel and zlib raise nearly anything on damaged files
+            raise ValueError(f"cannot read the volume {path.name}: {error}") from error
+        if self._raw.ndim == 4 and self._raw.shape[3] == 1:
+            self._raw = self._raw[..., 0]
+        if self._raw.ndim != 3:
+            raise ValueError(f"{path.name} has the shape {self._raw.shape}, expected three axes")
+        self.affine = self.image.affine
+        self._voxels = turned(self._raw, self.affine)
+        self.shape: tuple[int, int, int] = self._voxels.shape
+        self.spacing = turned_spacing(self.affine)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The slices ``start`` to ``stop`` (D, H, W): scaled as the header says, any dtype."""
+        proxy = self.image.dataobj
+        slices = np.ascontiguousarray(self._voxels[start:stop])
+        if (proxy.slope, proxy.inter) == (1.0, 0.0):
+            return slices
+        return slices * np.float32(proxy.slope) + np.float32(proxy.inter)
+
+    def values(self) -> np.ndarray:
+        """All of it."""
+        return self.read(0, self.shape[0])
+
+
+def turned(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """A view of a file's voxels with the axes superior, anterior, right."""
+    orientations = load_nibabel().orientations
+    canonical = orientations.apply_orientation(voxels, orientations.io_orientation(affine))
+    return canonical.transpose(2, 1, 0)
+
+
+def turned_spacing(affine: np.ndarray) -> tuple[float, float, float]:
+    """mm between neighbours along the axes of `turned`."""
+    nibabel = load_nibabel()
+    axes = nibabel.orientations.io_orientation(affine)[:, 0].astype(int)
+    own = nibabel.affines.voxel_sizes(affine)
+    sizes = dict(zip(axes.tolist(), own.tolist(), strict=True))
+    return sizes[2], sizes[1], sizes[0]
+
+
+class LabelWriter:
+    """Writes uint8 labels in the space of a volume, slice by slice, as .nii or .nii.gz.
+
+    The header is that of the volume but for the dtype and the scaling, so voxel indices, affine and
+    codes are the same.
+    """
+
+    def __init__(self, path: Path, like: NiftiVolume) -> None:
+        nibabel = load_nibabel()
+        own = like.image.shape[:3]
+        empty = np.broadcast_to(np.uint8(0), own)
+        header = nibabel.Nifti1Image(empty, like.affine, like.image.header, dtype=np.uint8).header
+        header.extensions.clear()
+        header.set_slope_inter(1, 0)
+        header["vox_offset"] = _HEADER_BYTES
+        header["cal_min"], header["cal_max"] = 0, 0
+        self._path = path
+        self._plain = path.with_name(path.name.removesuffix(".gz"))
+        with self._plain.open("wb") as file:
+            header.write_to(file)
+            file.truncate(_HEADER_BYTES + int(np.prod(own)))
+        self._file = np.memmap(self._plain, np.uint8, "r+", _HEADER_BYTES, own, order="F")
+        self._labels = turned(self._file, like.affine)
+
+    def write(self, start: int, labels: np.ndarray) -> None:
+        """Puts slices (d, H, W) in the places from ``start`` on."""
+        self._labels[start : start + len(labels)] = labels
+
+    def close(self) -> None:
+        """Finishes the file."""
+        self._file.flush()
+        if self._path == self._plain:
+            return
+        with self._plain.open("rb") as plain, gzip.open(self._path, "wb", compresslevel=6) as out:
+            shutil.copyfileobj(plain, out, 2**20)
+        self._plain.unlink()

@@ -1,0 +1,185 @@
+"""Streams of records from CSV, JSON Lines and JSON files; errors name the file and the place."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
+
+from input_pipeline.io.errors import CorpusError
+from input_pipeline.io.files import AnyPath, open_to_read, reason
+
+_CHUNK = 1 << 16  # characters of JSON read at a time
+_MAY_GO_ON = ("", *"+-.eE0123456789")
+MAX_FIELD = 1 << 24  # characters of one CSV field; the csv module's own limit is 131,072
+
+
+def csv_header(path: AnyPath) -> list[str]:
+    """The column names of a CSV file; empty for an empty file."""
+    return next(_csv_rows(path), (0, []))[1]
+
+
+def csv_records(path: AnyPath) -> Iterator[tuple[int, Sequence[str]]]:
+    """(number, cells) of a CSV file with a header line; number 1 is the first after the header.
+
+    Raises CorpusError for a row whose cells are not as many as the header's.
+    """
+    rows = _csv_rows(path)
+    _, header = next(rows, (0, []))
+    for number, (line, cells) in enumerate((row for row in rows if row[1]), 1):
+        if len(cells) != len(header):
+            raise CorpusError(
+                f"{path}, line {line}: {len(cells)} fields, but the header has {len(header)}"
+            )
+        yield number, cells
+
+
+def _csv_rows(path: AnyPath) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of all rows, the header among them."""
+    csv.field_size_limit(MAX_FIELD)
+    reader = csv.reader((text for _, text in _lines(path)), strict=True)
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
+    except csv.Error as error:
+        raise CorpusError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def jsonl_records(path: AnyPath) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of a JSON Lines file."""
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise CorpusError(f"{path}, line {number}: {error}") from error
+        if not isinstance(record, dict):
+            raise CorpusError(f"{path}, line {number}: not a JSON object")
+        yield number, record
+
+
+def json_items(path: AnyPath, array_key: str) -> Iterator[tuple[str, Any]]:
+    """(key, element) of the arrays of a JSON file, one element in memory at a time.
+
+    Parsed with the standard library's decoder, because the files that need it hold NaN, which
+    is no JSON and which streaming parsers refuse.
+
+    Args:
+      path: a UTF-8 JSON file.
+      array_key: "" for a file that is one array; NAME for the array under that key; "*" for the
+        array under every key. The key is given with the element.
+
+    Raises:
+      CorpusError: not JSON, or no such array is in it.
+    """
+    number, found = 0, False
+    try:
+        with io.TextIOWrapper(open_to_read(path), "utf-8-sig") as file:
+            text = _JsonText(file)
+            for key in [""] if array_key == "" else text.members():
+                if array_key in ("", "*", key):
+                    found = True
+                    for element in text.elements():
+                        number += 1
+                        yield key, element
+                else:
+                    text.value()
+    except OSError as error:
+        raise CorpusError(f"cannot read {path}: {reason(error)}") from error
+    except ValueError as error:  # of the decoder, or not UTF-8
+        if isinstance(error, CorpusError):
+            raise
+        raise CorpusError(f"{path}, after element {number}: {error}") from error
+    if not found:
+        raise CorpusError(f"{path}: there is no array under {array_key!r}")
+
+
+class _JsonText:
+    """JSON that is read as far as it is needed. ValueError where it is none."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._text = ""
+        self._position = 0
+        self._decoder = json.JSONDecoder()
+
+    def members(self) -> Iterator[str]:
+        """The keys of an object; the caller takes the value of each before the next."""
+        self._expect("{")
+        if self._next_is("}"):
+            return
+        while True:
+            key = self.value()
+            if not isinstance(key, str):
+                raise ValueError(f"expected a key, found {key!r}")
+            self._expect(":")
+            yield key
+            if self._next_is("}"):
+                return
+            self._expect(",")
+
+    def elements(self) -> Iterator[Any]:
+        """The elements of an array."""
+        self._expect("[")
+        if self._next_is("]"):
+            return
+        while True:
+            yield self.value()
+            if self._next_is("]"):
+                return
+            self._expect(",")
+
+    def value(self) -> Any:
+        """The value that comes next, whole."""
+        self._skip_space()
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._position)
+                # A number may go on in the file: "1" may be the start of "1.5e3".
+                ended = self._text[end : end + 1] not in _MAY_GO_ON
+                if ended or not self._read_more():
+                    self._position = end
+                    return value
+            except json.JSONDecodeError:
+                if not self._read_more():
+                    raise
+
+    def _next_is(self, character: str) -> bool:
+        self._skip_space()
+        found = self._text[self._position : self._position + 1] == character
+        self._position += found
+        return found
+
+    def _expect(self, character: str) -> None:
+        if not self._next_is(character):
+            found = self._text[self._position : self._position + 20] or "the end of the file"
+            raise ValueError(f"expected {character!r}, found {found!r}")
+
+    def _skip_space(self) -> None:
+        while True:
+            while self._text[self._position : self._position + 1].isspace():
+                self._position += 1
+            if self._position < len(self._text) or not self._read_more():
+                return
+
+    def _read_more(self) -> bool:
+        more = self._file.read(_CHUNK)
+        self._text = self._text[self._position :] + more
+        self._position = 0
+        return bool(more)
+
+
+def _lines(path: AnyPath) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a UTF-8 file with their line ends, without a byte order mark."""
+    try:
+        with open_to_read(path) as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise CorpusError(
+                        f"{path}, line {number}: not UTF-8 ({error.reason})"
+                    ) from error
+    except OSError as error:
+        raise CorpusError(f"cannot read {path}: {reason(error)}") from error

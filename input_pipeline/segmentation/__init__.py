@@ -1,1 +1,0 @@
-"""Images with masks: their records, and how they come from files; order and batches are shared."""

@@ -1,0 +1,75 @@
+"""Where one process of a job is gone, all stop and name it: real processes, killed for real."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers.runs import ROOT, finish, job_environment
+
+from unimed_jax.distributed.failure_detector import RESTART_STATUS
+
+
+@pytest.fixture
+def three_peers():
+    """Three processes of a job that know each other."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, ROOT / "tests" / "helpers" / "failing_process.py"],
+            env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for environment in job_environment(3)
+    ]
+    for process in processes:
+        while (line := process.stdout.readline()) != "ready\n":
+            assert line, "ended before it was ready"
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def order(process: subprocess.Popen, text: str) -> None:
+    process.stdin.write(text + "\n")
+    process.stdin.flush()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 2])
+def test_the_others_name_the_process_that_was_killed_and_ask_for_a_restart(three_peers, victim):
+    killed = time.monotonic()
+    three_peers[victim].kill()
+    host = socket.gethostname()
+    for process in three_peers:
+        if process is not three_peers[victim]:
+            output = finish(process, RESTART_STATUS)
+            last = output.splitlines()[-1]
+            assert last.startswith(f"error: process {victim} of 3 (host {host}) is gone: ")
+            assert "Fatal Python error" not in output
+    assert time.monotonic() - killed < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_of_one_process_is_the_reason_and_the_status_of_all(three_peers, failing):
+    order(three_peers[failing], "give up")
+    for index, process in enumerate(three_peers):
+        output = finish(process, 2)
+        if index != failing:
+            said = f"error: process {failing} of 3 (host {socket.gethostname()}) stopped: a reason"
+            assert output.splitlines()[-1] == said
+
+
+@pytest.mark.slow
+def test_a_process_that_has_done_its_part_alarms_nobody(three_peers):
+    for process in (three_peers[2], three_peers[0], three_peers[1]):
+        order(process, "leave")
+        time.sleep(0.5)
+    for process in three_peers:
+        assert "error" not in finish(process)

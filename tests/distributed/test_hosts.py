@@ -1,0 +1,135 @@
+"""A job of two processes on data of uneven shards, killed and preempted for real."""
+
+import dataclasses
+import itertools
+import json
+import re
+import signal
+import socket
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+import pytest
+import tensorflow as tf
+from helpers.runs import (
+    finish,
+    job_environment,
+    losses_of,
+    quick_compilation,
+    start,
+    wait_for_row,
+    write_recipe,
+)
+
+from input_pipeline import dataset, manifest
+from input_pipeline.conversion.phantom_corpus import write_phantoms
+from unimed_jax import train
+from unimed_jax.distributed.failure_detector import RESTART_STATUS
+from unimed_jax.testing import tiny_config
+from unimed_jax.weights import checkpoint
+
+SHARE = (3, 60, 30, 9)  # records of each shard: epochs last 12 to 90 of a host's records
+CHANGES = {
+    "data__num_streams": 2,
+    "num_train_steps": 80,
+    "checkpoint__every_steps": 20,
+    "checkpoint__keep": 2,
+    "model__visual__layers": 1,
+    "model__text__layers": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def uneven_corpus(tmp_path_factory) -> Path:
+    """The phantoms of ``phantom_corpus``, dealt to shards of very different sizes."""
+    directory = tmp_path_factory.mktemp("uneven")
+    write_phantoms(directory, num_train_per_class=6, num_val_per_class=2, image_size=40)
+    found = manifest.load(directory)
+    paths = [str(directory / shard.file) for shard in found.splits["train"].shards]
+    records = iter(list(tf.data.TFRecordDataset(paths).as_numpy_iterator()))
+    shards = []
+    for shard, count in zip(found.splits["train"].shards, SHARE, strict=True):
+        path = directory / shard.file
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for _ in range(count):
+                writer.write(next(records))
+        size, sha256 = path.stat().st_size, manifest.file_sha256(path)
+        shards.append(dataclasses.replace(shard, num_samples=count, num_bytes=size, sha256=sha256))
+    split = dataclasses.replace(found.splits["train"], shards=tuple(shards))
+    manifest.save(directory, dataclasses.replace(found, splits={**found.splits, "train": split}))
+    return directory
+
+
+def test_hosts_of_uneven_data_take_equally_many_steps(uneven_corpus):
+    sources = [dataset.Source("phantoms", str(uneven_corpus), "train", None)]
+    manifests = dataset.open_sources(sources, num_streams=2)
+
+    def decode(record, seed, source):
+        del seed, source
+        return tf.io.parse_single_example(record, {"id": tf.io.FixedLenFeature((), tf.string)})
+
+    def ids_of(host):
+        batches = dataset.train_dataset(
+            sources,
+            manifests,
+            decode,
+            batch_size=16,
+            num_streams=2,
+            streams=range(host, host + 1),
+            seed=0,
+            block_size=8,
+            start_step=0,
+            stop_step=40,
+        )
+        return [batch["id"].tolist() for batch in batches.as_numpy_iterator()]
+
+    hosts = [ids_of(host) for host in range(2)]
+    for batches in hosts:
+        assert [len(ids) for ids in batches] == [8] * 40
+    # by then one host is epochs ahead: it has met a record more often than the other met any
+    visits = [max(Counter(itertools.chain(*batches)).values()) for batches in hosts]
+    assert visits[0] != visits[1]
+
+
+@pytest.mark.slow
+def test_killed_and_preempted_two_processes_train_like_one(uneven_corpus, tmp_path):
+    with quick_compilation():
+        train.train(tiny_config(str(uneven_corpus), CHANGES), tmp_path / "one", jax.devices()[:2])
+    recipe, workdir = write_recipe(tmp_path / "r.py", uneven_corpus, **CHANGES), tmp_path / "two"
+
+    def start_both():
+        return [start(recipe, workdir, **environment) for environment in job_environment(2)]
+
+    # a worker, then process 0, is killed: the other one names it and ends
+    for victim, step in ((1, 22), (0, 42)):
+        processes = start_both()
+        wait_for_row(processes[0], workdir, step)
+        processes[victim].kill()
+        killed = time.monotonic()
+        output = finish(processes[1 - victim], RESTART_STATUS)
+        assert time.monotonic() - killed < 60
+        said = f"error: process {victim} of 2 (host {socket.gethostname()}) is gone: "
+        assert output.splitlines()[-1].startswith(said)
+        assert "Traceback" not in output
+        processes[victim].communicate()
+        assert max(losses_of(workdir)) < 80
+
+    # one of them is told to stop: both save the same step and end well
+    processes = start_both()
+    wait_for_row(processes[0], workdir, 62)
+    processes[1].send_signal(signal.SIGTERM)
+    output = finish(processes[0])
+    finish(processes[1])
+    saved = int(re.search(r"stopped by a signal .*: step (\d+) is saved", output)[1])
+    assert checkpoint.find(workdir)[1] == saved > 60
+
+    outputs = [finish(process) for process in start_both()]
+    assert f"from step {saved}" in outputs[0]
+    one, two = losses_of(tmp_path / "one"), losses_of(workdir)
+    assert list(two) == list(one) == list(range(1, 81))
+    for step, loss in one.items():
+        assert two[step] == pytest.approx(loss, rel=1e-3 if step > 10 else 2e-5), step
+    a, b = (json.loads((d / "results.json").read_text()) for d in (tmp_path / "one", workdir))
+    assert a.keys() == b.keys()

@@ -1,0 +1,140 @@
+"""The same run on other meshes and numbers of processes: same records, same losses."""
+
+import math
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+from helpers.runs import (
+    ROOT,
+    finish,
+    job_environment,
+    losses_of,
+    quick_compilation,
+    recorded,
+    recording,
+    start,
+    write_recipe,
+)
+
+from input_pipeline import manifest, sampling_order
+from unimed_jax import train
+from unimed_jax.testing import tiny_config
+from unimed_jax.training.data_loader import Batches
+
+STEPS = {
+    "num_train_steps": 6,
+    "checkpoint__every_steps": 3,
+    "evals": {},
+    "model__visual__layers": 1,
+    "model__text__layers": 1,
+}
+TOLERANCE = 2e-5  # relative: other meshes add in another order
+NUM_STREAMS = 4
+
+
+def train_here(corpus: Path, workdir: Path, mesh: tuple[int, int, int]) -> None:
+    """Trains in this process on a mesh (data, fsdp, tensor) of as many devices as it takes."""
+    axes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
+    with pytest.MonkeyPatch.context() as patch, quick_compilation():
+        patch.setattr(Batches, "read", recording(Batches.read, workdir / "batches"))
+        config = tiny_config(str(corpus), {**STEPS, **axes})
+        train.train(config, workdir, jax.devices()[: math.prod(mesh)])
+
+
+def train_in_processes(corpora: list[Path], workdir: Path, devices_each: int) -> None:
+    """Trains in one process per corpus directory, all of them parts of one job."""
+    processes = [
+        start(
+            write_recipe(workdir.parent / f"{workdir.name}-{index}.py", corpus, **STEPS),
+            workdir,
+            program=("tests/helpers/recorded_train.py",),
+            RECORD=str(workdir / "batches"),
+            PYTHONPATH=str(ROOT),
+            **environment,
+        )
+        for index, (corpus, environment) in enumerate(
+            zip(corpora, job_environment(len(corpora), devices_each), strict=True)
+        )
+    ]
+    try:
+        for process in processes:
+            finish(process)
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def only_own_shards(corpus: Path, copy: Path, host: int, num_hosts: int) -> Path:
+    """A copy in which the shards that other hosts read in the first epoch are zeros."""
+    shutil.copytree(corpus, copy)
+    shards = manifest.load(corpus).splits["train"].shards
+    streams = range(NUM_STREAMS)[host * NUM_STREAMS // num_hosts :][: NUM_STREAMS // num_hosts]
+    own = {
+        s
+        for k in streams
+        for s in sampling_order.epoch_shards(len(shards), NUM_STREAMS, 0, 0, 0, k)
+    }
+    for index in set(range(len(shards))) - own:
+        path = copy / shards[index].file
+        path.write_bytes(bytes(path.stat().st_size))
+    return copy
+
+
+def assert_same_losses(workdir: Path, reference: Path) -> None:
+    losses, expected = losses_of(workdir), losses_of(reference)
+    assert list(losses) == list(expected) == [1, 2, 3, 4, 5, 6]
+    for step, loss in losses.items():
+        assert loss == pytest.approx(expected[step], rel=TOLERANCE), step
+
+
+@pytest.fixture(scope="module")
+def one_process(phantom_corpus, tmp_path_factory) -> Path:
+    """The work directory of a run on eight devices of one process, never interrupted."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    train_here(phantom_corpus, workdir, (8, 1, 1))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def four_processes(phantom_corpus, tmp_path_factory) -> Path:
+    """The same by four processes with two devices each, which can read their own shards only."""
+    directory = tmp_path_factory.mktemp("four")
+    corpora = [
+        only_own_shards(phantom_corpus, directory / f"corpus{host}", host, 4) for host in range(4)
+    ]
+    train_in_processes(corpora, directory / "run", devices_each=2)
+    return directory / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 4, 1), (2, 2, 2)])
+def test_the_loss_curve_is_the_same_on_every_mesh(one_process, phantom_corpus, tmp_path, mesh):
+    train_here(phantom_corpus, tmp_path, mesh)
+    assert_same_losses(tmp_path, one_process)
+
+
+@pytest.mark.slow
+def test_four_processes_that_read_only_their_own_shards_train_like_one(four_processes, one_process):
+    assert recorded(four_processes / "batches") == recorded(one_process / "batches")
+    assert len(list((four_processes / "batches").iterdir())) == 4
+    assert_same_losses(four_processes, one_process)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["1 x 8", "fsdp and tensor", "2 x 2"])
+def test_what_four_processes_saved_goes_on_elsewhere(
+    four_processes, one_process, phantom_corpus, tmp_path, target
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(four_processes, workdir)
+    shutil.rmtree(workdir / "batches")
+    shutil.rmtree(workdir / "checkpoints" / "6")  # as if it had been killed after step 3
+    if target == "2 x 2":
+        train_in_processes([phantom_corpus] * 2, workdir, devices_each=2)
+    else:
+        train_here(phantom_corpus, workdir, (8, 1, 1) if target == "1 x 8" else (2, 2, 2))
+    expected = recorded(one_process / "batches")
+    assert recorded(workdir / "batches") == {step: expected[step] for step in (4, 5, 6)}
+    assert_same_losses(workdir, one_process)

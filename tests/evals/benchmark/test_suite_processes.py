@@ -1,0 +1,157 @@
+"""The suite as real processes: on other numbers of devices and hosts, killed and started again."""
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.small_model import write_export
+from helpers.suite_archive import write_archive, write_large_pcam
+
+from unimed_jax.evals.benchmark.image_embeddings import PART_SIZE
+
+pytestmark = pytest.mark.slow
+NUM_LARGE = 2 * PART_SIZE + 300
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_export(tmp_path_factory.mktemp("export"), text={"context_length": 32})
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-ins, PCAM being larger than a part of the embeddings."""
+    root = tmp_path_factory.mktemp("sets")
+    write_archive(root)
+    write_large_pcam(root, NUM_LARGE)
+    return root
+
+
+def start(
+    checkpoint: Path, archive: Path, out: Path, *arguments: str, **environment: str
+) -> subprocess.Popen:
+    command = [sys.executable, "-m", "unimed_jax.evaluate", "--suite=unimed21"]
+    flags = [f"--checkpoint={checkpoint}", f"--data={archive}", f"--out={out}"]
+    return subprocess.Popen(
+        [*command, *flags, *arguments],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def on_hosts(
+    num_hosts: int, devices: int, checkpoint: Path, archive: Path, out: Path, *arguments: str
+) -> list[str]:
+    """Runs the command on so many processes, each with so many devices; what each printed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    job = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(num_hosts),
+    }
+    several = num_hosts > 1
+    processes = [
+        start(
+            checkpoint,
+            archive,
+            out if i == 0 else out / f"of_host_{i}",  # where no other host may write
+            *arguments,
+            XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+            **({**job, "JAX_PROCESS_ID": str(i)} if several else {}),
+        )
+        for i in range(num_hosts)
+    ]
+    return [finish(process) for process in processes]
+
+
+def embeddings(out: Path) -> dict[str, np.ndarray]:
+    files = sorted((out / "embeddings").rglob("*.npz"))
+    return {f"{p.parent.name}/{p.name}": np.load(p)["rows"] for p in files}
+
+
+def test_any_number_of_devices_and_hosts_gives_the_same_to_the_last_digit(
+    checkpoint, large, tmp_path
+):
+    sets = "--suite.sets=acl_mri,thyroid_us,CT_axial,PCAM,skin_tumor"
+    for hosts, devices in ((1, 1), (1, 8), (2, 2), (4, 1)):
+        outputs = on_hosts(hosts, devices, checkpoint, large, tmp_path / f"{hosts}x{devices}", sets)
+        assert f"PCAM: {NUM_LARGE:,} images" in outputs[0]
+        assert all("PCAM" not in output for output in outputs[1:])
+        assert not list(tmp_path.rglob("of_host_*"))
+    results = (tmp_path / "1x1" / "results.json").read_bytes()
+    expected = embeddings(tmp_path / "1x1")
+    assert len(expected) == 4 + 3  # PCAM in three parts
+    for other in ("1x8", "2x2", "4x1"):
+        assert (tmp_path / other / "results.json").read_bytes() == results
+        found = embeddings(tmp_path / other)
+        assert found.keys() == expected.keys()
+        for name, rows in expected.items():
+            assert found[name].tobytes() == rows.tobytes(), (other, name)
+    pcam = next(s for s in json.loads(results)["sets"] if s["dataset"] == "PCAM")
+    assert pcam["as_published"]["num_images"] == NUM_LARGE
+
+    # two hosts, of which only the first can see the files, take what one host kept
+    cache = f"--cache={tmp_path / '1x1' / 'embeddings'}"
+    first, _ = on_hosts(2, 1, checkpoint, large, tmp_path / "again", sets, cache)
+    assert f"PCAM: {NUM_LARGE:,} images, {NUM_LARGE:,} of them embedded before" in first
+    assert (tmp_path / "again" / "results.json").read_bytes() == results
+
+
+def test_a_killed_run_goes_on_where_it_was(checkpoint, large, tmp_path):
+    sets = "--suite.sets=acl_mri,PCAM,skin_tumor"
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = start(checkpoint, large, killed, sets)
+    deadline = time.monotonic() + 300
+    while not list(killed.rglob("PCAM/*.npz")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (killed / "results.json").exists()
+    entry = json.loads((killed / "clip_benchmark" / "acl_mri.json").read_text())
+    assert entry["dataset"] == "acl_mri" and entry["metrics"]["auc"] >= 0  # a finished set's result
+    before = {p: p.stat().st_mtime_ns for p in killed.rglob("*.npz")}
+    kept = len([p for p in before if p.parent.name == "PCAM"]) * PART_SIZE
+    assert PART_SIZE <= kept < NUM_LARGE, "the run was killed too late to tell anything"
+
+    output = finish(start(checkpoint, large, killed, sets))
+    assert "acl_mri: 6 images, 6 of them embedded before" in output
+    assert f"PCAM: {NUM_LARGE:,} images, {kept:,} of them embedded before" in output
+    assert "skin_tumor: 4 images\n" in output
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    finish(start(checkpoint, large, whole, sets))
+    assert (killed / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+
+
+def test_clip_benchmark_reads_the_results(checkpoint, large, tmp_path):
+    """What `clip_benchmark build` makes of the files is results.csv (docs/measurements.md)."""
+    out = tmp_path / "out"
+    finish(start(checkpoint, large, out, "--suite.sets=acl_mri,CT_axial"))
+    rows = []
+    for file in sorted((out / "clip_benchmark").glob("*.json")):
+        entry = json.loads(file.read_text())
+        assert list(entry) == ["dataset", "model", "pretrained", "task", "language", "metrics"]
+        full = {"model_fullname": f"{entry['model']} {entry['pretrained']}"}
+        rows.append({**entry.pop("metrics"), **entry, **full})
+    with (out / "results.csv").open() as file:
+        table = sorted(csv.DictReader(file), key=lambda row: row["dataset"])
+    expected = [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
+    assert table == sorted(expected, key=lambda row: row["dataset"])
+    assert table[0]["model"] == "ViT-W32-8-32"  # what their notebook splits at '-'

@@ -1,0 +1,117 @@
+"""Starting real training processes and reading what they leave, for several test files."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+
+from unimed_jax.monitoring import metrics
+from unimed_jax.training.data_loader import Batches
+
+ROOT = Path(__file__).parents[2]
+
+
+def losses_of(workdir: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in metrics.read_metrics(workdir / "metrics.jsonl")}
+
+
+def write_recipe(path: Path, corpus: Path, **changes: object) -> Path:
+    path.write_text(
+        "from unimed_jax.testing import tiny_config\n\n\n"
+        f"def get_config():\n    return tiny_config({str(corpus)!r}, {changes!r})\n"
+    )
+    return path
+
+
+def start(
+    recipe: Path,
+    workdir: Path,
+    *arguments: str,
+    program: Sequence[str] = ("-m", "unimed_jax.train"),
+    **environment: str,
+) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *program, f"--config={recipe}", f"--workdir={workdir}", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@contextlib.contextmanager
+def quick_compilation() -> Iterator[None]:
+    """Compiles in half the time what then runs for some steps only; as in ``job_environment``."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def job_environment(count: int, devices_each: int = 1) -> list[dict[str, str]]:
+    """The variables that make ``count`` processes on this machine one job."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [
+        {
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(index),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices_each}",
+        }
+        for index in range(count)
+    ]
+
+
+def wait_for_row(process: subprocess.Popen, workdir: Path, step: int) -> None:
+    """Returns as soon as metrics.jsonl holds a row of ``step`` or later."""
+    path, deadline = workdir / "metrics.jsonl", time.monotonic() + 240
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        if path.is_file() and any(s >= step for s in losses_of(workdir)):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no row of step {step} within 240 s")
+
+
+def finish(process: subprocess.Popen, status: int = 0) -> str:
+    output = process.communicate(timeout=900)[0]
+    assert process.returncode == status, output
+    return output
+
+
+# --- which records a process was given ------------------------------------------------------------
+
+
+def recording(read, directory: Path):
+    """``Batches.read``, which also writes down the ids of every batch: ``<process>.jsonl``."""
+
+    def read_and_record(self: Batches, start: int, stop: int):
+        directory.mkdir(parents=True, exist_ok=True)
+        with (directory / f"{jax.process_index()}.jsonl").open("a", buffering=1) as file:
+            for step, (ids, batch) in enumerate(read(self, start, stop), start + 1):
+                file.write(json.dumps([step, ids]) + "\n")
+                yield ids, batch
+
+    return read_and_record
+
+
+def recorded(directory: Path) -> dict[int, list[str]]:
+    """step -> ids of the global batch, hosts in order; what was read twice was the same twice."""
+    batches: dict[int, list[str]] = {}
+    for file in sorted(directory.iterdir()):
+        own: dict[int, list[str]] = {}
+        for step, ids in map(json.loads, file.read_text().splitlines()):
+            assert own.setdefault(step, ids) == ids
+        for step, ids in own.items():
+            batches[step] = batches.get(step, []) + ids
+    return batches

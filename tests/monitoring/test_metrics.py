@@ -1,0 +1,194 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from input_pipeline.io.errors import UserError
+from unimed_jax.monitoring import metrics
+
+
+def lines(workdir):
+    return (workdir / "metrics.jsonl").read_text().splitlines()
+
+
+def events(workdir):
+    """All events in the order in which TensorBoard reads them."""
+    found = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        for record in tf.data.TFRecordDataset(str(path)):
+            found.append(tf.compat.v1.Event.FromString(record.numpy()))
+    return found
+
+
+def scalars(workdir):
+    return [(e.step, v.tag, v.simple_value) for e in events(workdir) for v in e.summary.value]
+
+
+def test_a_row_is_readable_as_soon_as_it_is_written(tmp_path):
+    writer = metrics.MetricWriter(tmp_path / "new" / "run")
+    writer.write(10, {"loss": np.float32(1.5), "images_per_sec": 12})
+    writer.write(20, {"loss": 0.25, "zero_shot/modality/auc": 0.75})
+    assert [json.loads(line) for line in lines(tmp_path / "new" / "run")] == [
+        {"step": 10, "loss": 1.5, "images_per_sec": 12.0},
+        {"step": 20, "loss": 0.25, "zero_shot/modality/auc": 0.75},
+    ]
+    assert scalars(tmp_path / "new" / "run") == [
+        (10, "loss", 1.5),
+        (10, "images_per_sec", 12.0),
+        (20, "loss", 0.25),
+        (20, "zero_shot/modality/auc", 0.75),
+    ]
+    writer.close()
+
+
+def test_non_finite_numbers_are_strict_json_and_come_back(tmp_path):
+    with metrics.MetricWriter(tmp_path) as writer:
+        writer.write(1, {"a": float("nan"), "b": float("inf"), "c": -float("inf"), "d": 1.0})
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    assert json.loads(lines(tmp_path)[0], parse_constant=refuse) == {
+        "step": 1, "a": "NaN", "b": "Infinity", "c": "-Infinity", "d": 1.0,
+    }  # fmt: skip
+    (row,) = metrics.read_metrics(tmp_path / "metrics.jsonl")
+    assert np.isnan(row["a"]) and row["b"] == np.inf and row["c"] == -np.inf and row["d"] == 1.0
+
+
+def test_resume_drops_the_later_rows_and_a_torn_last_line(tmp_path):
+    with metrics.MetricWriter(tmp_path) as writer:
+        for step in (10, 20, 30, 40):
+            writer.write(step, {"loss": step / 10})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 50, "lo')
+    before = lines(tmp_path)
+    with metrics.MetricWriter(tmp_path, resume_step=20) as writer:
+        assert lines(tmp_path) == before[:2]
+        writer.write(30, {"loss": 3.5})
+    assert [row["loss"] for row in metrics.read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3.5]
+    starts = [e.step for e in events(tmp_path) if e.HasField("session_log")]
+    assert starts == [0, 21]  # TensorBoard hides what it read before at step 21 and later
+    assert scalars(tmp_path)[-1] == (30, "loss", 3.5)
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith("tmp")] == []
+
+
+def test_a_complete_last_row_that_lost_only_its_newline_is_kept(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}')
+    with metrics.MetricWriter(tmp_path, resume_step=2) as writer:
+        writer.write(3, {"loss": 0.5})
+    assert [json.loads(line)["step"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
+def test_a_fresh_start_keeps_nothing(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 2.0}\n')
+    metrics.MetricWriter(tmp_path).close()
+    assert lines(tmp_path) == []
+
+
+@pytest.mark.parametrize("bad", ["\x00\x00", "[1]", '{"loss": 1.0}', ""])
+def test_a_broken_line_in_the_middle_is_named(tmp_path, bad):
+    content = f'{{"step": 1}}\n{bad}\n{{"step": 2}}\n'
+    (tmp_path / "metrics.jsonl").write_text(content)
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: not a metric row"):
+        metrics.MetricWriter(tmp_path, resume_step=5)
+    assert (tmp_path / "metrics.jsonl").read_text() == content
+
+
+def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file/run/metrics\.jsonl"):
+        metrics.MetricWriter(tmp_path / "file" / "run")
+    (tmp_path / "tensorboard").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*tensorboard"):
+        metrics.MetricWriter(tmp_path)
+
+
+KILLED = """
+import os, sys
+from unimed_jax.metrics import MetricWriter
+writer = MetricWriter(sys.argv[1])
+for step in range(1, 6):
+    writer.write(step, {"loss": 1.0 / step})
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.slow
+def test_rows_outlive_kill_9_of_the_process(tmp_path):
+    """Nothing is left in a buffer: 5 rows written, 5 rows read, in both formats."""
+    process = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert process.returncode == -9
+    assert len(metrics.read_metrics(tmp_path / "metrics.jsonl")) == 5
+    assert [step for step, _, _ in scalars(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_importing_the_module_imports_neither_tensorflow_nor_torch():
+    code = "import sys, unimed_jax.metrics; print({'tensorflow', 'torch'} & set(sys.modules))"
+    process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert process.stdout.strip() == b"set()"
+
+
+def test_format_line():
+    values = {"loss": 1.23456, "learning_rate": 3e-5, "images_per_sec": 845.21, "n": float("nan")}
+    expected = "step 1200 | loss 1.235 | learning_rate 3e-05 | images_per_sec 845.2 | n nan"
+    assert metrics.format_line(1200, values) == expected
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_throughput_by_hand():
+    clock = Clock()
+    throughput = metrics.Throughput(batch_size=32, clock=clock)
+    for _ in range(4):
+        with throughput.waiting_for_data():
+            clock.now += 0.5
+        clock.now += 1.5
+        throughput.step_done()
+    with throughput.paused():
+        clock.now += 1000.0
+    figures = {"images_per_sec": 16.0, "step_seconds": 2.0, "data_wait_fraction": 0.25}
+    assert throughput.window() == pytest.approx(figures)
+    assert throughput.window() == {}  # the next window starts empty
+    clock.now += 1.0
+    throughput.step_done()
+    figures = {"images_per_sec": 32.0, "step_seconds": 1.0, "data_wait_fraction": 0.0}
+    assert throughput.window() == pytest.approx(figures)
+
+
+def test_throughput_on_the_real_clock_counts_the_wait_even_when_the_iterator_ends():
+    throughput = metrics.Throughput(batch_size=1)
+    with pytest.raises(StopIteration), throughput.waiting_for_data():
+        time.sleep(0.1)
+        next(iter(()))
+    throughput.step_done()
+    window = throughput.window()
+    assert 0.09 < window["step_seconds"] < 5
+    assert window["data_wait_fraction"] > 0.9
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="compares with Linux's own account in /proc")
+def test_host_memory_peak_is_the_kernels_figure_in_gib():
+    status = Path("/proc/self/status").read_text().split()
+    kibibytes = int(status[status.index("VmHWM:") + 1])
+    assert metrics.memory()["host_memory_peak_gib"] == pytest.approx(kibibytes / 2**20, rel=0.02)
+
+
+def test_mfu():
+    # 4 chips that do the work of 2 at their peak
+    assert metrics.mfu(4 * 275e12, 2.0, "TPU v4", num_devices=4) == pytest.approx(0.5)
+    # one TPU7x chip is two devices: 2307 TFLOP/s need both
+    assert metrics.mfu(2307e12, 1.0, "TPU7x", num_devices=2) == pytest.approx(1.0)
+    assert metrics.mfu(1e12, 1.0, "cpu", 8) is None
+    assert metrics.mfu(1e12, 1.0, "NVIDIA A100-SXM4-40GB MIG 1g.5gb", 1) is None

@@ -1,0 +1,225 @@
+import base64
+import io
+
+import numpy as np
+import pytest
+from helpers.html_page import Page
+from PIL import Image
+
+from input_pipeline.io.errors import UserError
+from unimed_jax.evals.classification import ClassificationResult
+from unimed_jax.reporting import html_report
+
+
+def classification(task="brain", classes=("glioma", "no tumor", "meningioma"), num_left_out=7):
+    # true 0 0 0 0 1 1, predicted 0 0 0 1 1 1: recalls 0.75 and 1, the third class does not occur
+    logits = np.array([[4, 0, 0]] * 3 + [[0, 4, 0]] * 3, np.float32)
+    labels = np.array([0, 0, 0, 0, 1, 1], np.int32)
+    ids = tuple(f"{task}/{i}" for i in range(6))
+    return ClassificationResult(task, classes, ids, labels, logits, num_left_out)
+
+
+HISTORY = [
+    {"step": 10, "loss": 2.5, "learning_rate": 1e-4},
+    {"step": 20, "loss": float("nan")},
+    {"step": 20, "zero_shot/brain/balanced_accuracy": 0.5, "zero_shot/a<b/balanced_accuracy": 0.25},
+    {"step": 30, "loss": 1.5},
+]
+
+
+def write(tmp_path, *sections, title="a title"):
+    path = tmp_path / "report.html"
+    html_report.write_report(path, title, sections)
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_scores_and_counts_are_in_the_tables(tmp_path):
+    results = [classification()]
+    page = write(
+        tmp_path,
+        html_report.classification_section(results),
+        html_report.confusion_section(results),
+    )
+    # class 0: positives 4 4 4 -4ish, negatives -4ish: 3 of 4 pairs right, one tied -> 0.875;
+    # class 1 mirrors it
+    brain = ["brain", "0.875", "0.333", "0.833", "0.875", "3", "6", "7"]
+    assert page.rows[:2] == [
+        ["Task", "Balanced accuracy", "Chance", "Accuracy", "AUC", "Classes", "Images", "Left out"],
+        brain,
+    ]
+    assert page.rows[2] == [
+        "true \\ predicted",
+        "glioma",
+        "no tumor",
+        "meningioma",
+        "recall",
+        "images",
+    ]
+    assert page.rows[3:] == [
+        ["glioma", "3", "1", "·", "0.75", "4"],
+        ["no tumor", "·", "2", "·", "1.00", "2"],
+        ["meningioma", "·", "·", "·", "—", "0"],
+    ]
+
+
+def test_the_file_is_self_contained_and_well_formed(tmp_path):
+    image = np.zeros((4, 6, 3), np.uint8)
+    item = html_report.GalleryItem("brain", "id", image, "glioma", (("glioma", 0.9),))
+    page = write(
+        tmp_path,
+        html_report.summary_section({"Steps": "400"}),
+        html_report.curves_section(HISTORY),
+        html_report.gallery_section([item]),
+        html_report.config_section({"seed": 0}),
+    )
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe")
+        for name in ("src", "href"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,"))
+    style = (tmp_path / "report.html").read_text().split("<style>")[1].split("</style>")[0]
+    assert "url(" not in style and "@import" not in style and "prefers-color-scheme" in style
+    targets = [a["href"][1:] for t, a in page.tags if t == "a"]
+    assert targets == [a["id"] for t, a in page.tags if t == "section"] and len(targets) == 4
+    assert "Steps" in page.text and "400" in page.text
+
+
+def test_everything_that_is_not_ours_is_escaped(tmp_path):
+    evil = "<script>alert('\"&x')</script>"
+    results = [classification(evil, (evil + "0", evil + "1", "c"))]
+    image = np.zeros((2, 2, 3), np.uint8)
+    page = write(
+        tmp_path,
+        html_report.summary_section({evil: evil}, title=evil),
+        html_report.classification_section(results),
+        html_report.confusion_section(results),
+        html_report.curves_section(
+            [{"step": 1, f"zero_shot/{n}/balanced_accuracy": 0.5} for n in (evil, "x")]
+        ),
+        html_report.gallery_section(
+            [html_report.GalleryItem(evil, evil, image, evil, ((evil, 0.5),))]
+        ),
+        html_report.config_section({evil: evil}),
+        title=evil,
+    )
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert sum(evil in text for text in page.text) >= 14
+    assert page.images[0]["alt"] == evil
+
+
+def test_curves_draw_what_was_logged_and_only_that(tmp_path):
+    page = write(tmp_path, html_report.curves_section(HISTORY))
+    captions = [t for t in page.text if t in {c.title for c in html_report.TRAINING_CHARTS}]
+    assert captions == ["Loss", "Balanced accuracy", "Learning rate"]
+    assert "1.5" in page.text  # the last loss stands beside its caption
+    assert {"brain", "a<b"} <= set(page.text)  # the legend names what the wildcard stands for
+    tips = [t for t in page.text if ", step " in t]
+    assert tips == [
+        "loss, step 10: 2.5",
+        "loss, step 30: 1.5",
+        "brain, step 20: 0.5",
+        "a<b, step 20: 0.25",
+        "learning_rate, step 10: 0.0001",
+    ]
+
+
+def test_a_task_can_choose_its_own_charts(tmp_path):
+    history = [{"step": 1, "val/liver/dice": 0.25, "val/all/dice": 0.5, "val/all/dice2": 1.0}]
+    section = html_report.curves_section(
+        history, [html_report.Chart("Dice", "val/*/dice")], title="Curves"
+    )
+    pair = html_report.curves_section(history, [html_report.Chart("Any", "v*/*/dice")])
+    assert "<title>al / liver, step 1: 0.25</title>" in pair.html
+    page = write(tmp_path, section, html_report.Section("Mine", "<p>own <b>html</b></p>"))
+    tips = [t for t in page.text if ", step " in t]
+    assert tips == ["liver, step 1: 0.25", "all, step 1: 0.5"]
+    assert {"Curves", "Dice", "Mine", "html"} <= set(page.text)
+
+
+def test_the_gallery_marks_right_and_wrong_and_keeps_pixels(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (8, 12, 3)).astype(np.uint8)
+    items = [
+        html_report.GalleryItem("t", "a", image, "ct", (("ct", 0.7), ("mri", 0.3))),
+        html_report.GalleryItem("t", "b", image, "ct", (("mri", 0.6), ("ct", 0.4))),
+    ]
+    page = write(tmp_path, html_report.gallery_section(items))
+    cards = [a["class"] for tag, a in page.tags if tag == "article"]
+    assert cards == ["hit", "miss"]
+    assert [t for t in page.text if t in ("✓ right", "✗ wrong")] == ["✓ right", "✗ wrong"]
+    assert [t for t in page.text if t.endswith("%")] == ["70%", "30%", "60%", "40%"]
+    assert [a["class"] for tag, a in page.tags if tag == "li"] == ["true", "other", "other", "true"]
+    png = base64.b64decode(page.images[0]["src"].split(",")[1])
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), image)
+
+
+def test_large_images_are_scaled_down():
+    def embedded(image):
+        return Image.open(io.BytesIO(base64.b64decode(html_report.image_uri(image).split(",")[1])))
+
+    assert embedded(np.zeros((512, 1024, 3), np.uint8)).size == (256, 128)
+    with pytest.raises(ValueError, match=r"got float32 \(4, 4, 3\)"):
+        html_report.image_uri(np.zeros((4, 4, 3), np.float32))
+
+
+def test_empty_inputs_say_so(tmp_path):
+    page = write(
+        tmp_path,
+        html_report.curves_section([]),
+        html_report.classification_section([]),
+        html_report.gallery_section([]),
+    )
+    expected = {"Nothing was logged.", "No task was evaluated.", "No image was kept."}
+    assert expected <= set(page.text)
+
+
+def test_a_task_without_samples_is_shown_with_dashes(tmp_path):
+    empty = ClassificationResult(
+        "none", ("a", "b"), (), np.zeros(0, np.int32), np.zeros((0, 2), np.float32), 3
+    )
+    page = write(
+        tmp_path,
+        html_report.classification_section([empty]),
+        html_report.confusion_section([empty]),
+    )
+    assert page.rows[1] == ["none", "—", "0.500", "—", "—", "2", "0", "3"]
+
+
+def names(directory):
+    return [path.name for path in directory.iterdir()]
+
+
+def test_a_failed_write_leaves_the_old_report(tmp_path):
+    path = tmp_path / "report.html"
+    html_report.write_report(path, "old", [])
+    old = path.read_bytes()
+    with pytest.raises(UnicodeEncodeError):  # dies while the temporary file is being written
+        html_report.write_report(path, "lone surrogate \ud800", [])
+    assert path.read_bytes() == old and names(tmp_path) == ["report.html"]
+    html_report.write_report(path, "new", [])
+    assert b"<h1>new</h1>" in path.read_bytes() and names(tmp_path) == ["report.html"]
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file/report\.html: "):
+        html_report.write_report(tmp_path / "file" / "report.html", "t", [])
+
+
+def test_same_arguments_give_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        sections = [
+            html_report.curves_section(HISTORY),
+            html_report.classification_section([classification()]),
+        ]
+        html_report.write_report(tmp_path / name, "t", sections)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_results_table():
+    logits = np.zeros((1, 2), np.float32)
+    lone = ClassificationResult("x", ("a", "b"), ("i",), np.zeros(1, np.int32), logits)
+    assert html_report.results_table([classification(), lone]).splitlines() == [
+        "task   classes  images  left out  chance  bal. acc.  accuracy    AUC",
+        "--------------------------------------------------------------------",
+        "brain        3       6         7   0.333      0.875     0.833  0.875",
+        "x            2       1         0   0.500      1.000     1.000      -",
+    ]

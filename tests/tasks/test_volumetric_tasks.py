@@ -1,0 +1,286 @@
+"""Both volumetric tasks on the trainer: terms, stages, transfer, resumption, meshes, NIfTI out."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import nibabel
+import numpy as np
+import pytest
+from helpers.recipes import load
+from helpers.runs import ROOT, losses_of, quick_compilation
+
+from input_pipeline.io.errors import ConfigError, UserError
+from unimed_jax import config as config_lib
+from unimed_jax import tasks, train, trees
+from unimed_jax.distributed import sharding
+from unimed_jax.training import stages, train_step
+from unimed_jax.weights import checkpoint
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compilation():
+    with quick_compilation():
+        yield
+
+
+def tiny(variant="smoke,network=unetr", **changes):
+    """A network of a few thousand parameters; ``changes``: keys with ``__`` for dots."""
+    config = load("lwi_vms", variant)
+    config.update_from_flattened_dict(
+        {
+            "crop": (32, 16, 16),
+            "num_train_steps": 4,
+            "log_every_steps": 1,
+            "checkpoint.every_steps": 2,
+            "model.unetr.width": 8,
+            "model.unetr.mlp_width": 8,
+            "model.unetr.features": 2,
+            "model.unetr_pp.stem": (1, 2, 2),
+            "model.unetr_pp.features": 2,
+            "model.unetr_pp.widths": (4, 4, 8, 8),
+            **{key.replace("__", "."): value for key, value in changes.items()},
+        }
+    )
+    with config_lib.edit(config):
+        for settings in config.data.raw.values():
+            settings.update({"num_volumes": 4, "voxels": 24})
+        if config.stages:
+            config.stages.init.num_train_steps = 2
+        if config.evals:
+            config.evals.segmentation.batch_size = 8
+    return config
+
+
+def paths(tree):
+    return {sharding.path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.random((2, 1, 32, 16, 16, 1)).astype(np.float32),
+        "label": rng.integers(0, 3, (2, 1, 32, 16, 16)).astype(np.uint8),
+        "seed": rng.integers(0, 2**32, (2, 3)).astype(np.uint32),
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of both stages on one device."""
+    workdir = tmp_path_factory.mktemp("runs") / "learned"
+    assert train.train_stages(tiny(), workdir, jax.devices()[:1])
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["unetr", "unetr_pp"])
+def test_the_first_stage_is_the_weighted_sum_of_both_objectives(batch, network):
+    config = tiny(f"smoke,only=init,network={network}")
+    config.weights.update({"reconstruction": 0.5, "order": 2.0})
+    config.sub_volumes = 2
+    config_lib.validate(config, 1)
+    task = tasks.create(config, "")
+    params = task.init(jax.random.key(0))
+    (loss, terms), grads = jax.jit(jax.value_and_grad(task.loss, has_aux=True))(
+        params, batch, jax.random.key(1)
+    )
+    want = 0.5 * terms["reconstruction"] + 2 * terms["order"]
+    assert float(loss) == pytest.approx(float(want), rel=1e-5)
+    # four heads that know nothing yet
+    assert float(terms["order"]) == pytest.approx(4 * np.log(2), rel=0.5)
+    moved = {p for p in paths(grads) if np.any(_at(grads, p))}
+    assert {f"order_heads/head{i}/kernel" for i in range(4)} <= moved
+    assert "network/out1/kernel" in moved
+    # the reconstruction is of the full resolution alone
+    assert not {"network/out2/kernel", "network/out3/kernel"} & moved
+
+
+def _at(tree, path):
+    for key in path.split("/"):
+        tree = tree[key]
+    return np.asarray(tree)
+
+
+def test_what_is_seen_is_shuffled_and_masked_and_the_visit_alone_decides(batch):
+    task = tasks.create(tiny("smoke,only=init,network=unetr"), "")
+    images = batch["image"][:, 0]
+    keys = jax.random.split(jax.random.key(0), 2)
+    shuffled, seen, order = map(np.asarray, task.disturbed(images, keys))
+    for b in range(2):
+        want = np.concatenate([images[b, 16 * s : 16 * s + 16] for s in order[b]])
+        np.testing.assert_array_equal(shuffled[b], want)
+        hidden = seen[b] == 0
+        np.testing.assert_array_equal(seen[b][~hidden], shuffled[b][~hidden])
+        assert hidden.mean() == 0  # floor(0.4 * 2) cubes of 16 x 16 x 16
+    config = tiny("smoke,only=init,network=unetr", mask__cube=(8, 4, 4))
+    _, seen, _ = tasks.create(config, "").disturbed(images, keys)
+    assert np.mean(np.asarray(seen) == 0) == pytest.approx(25 / 64)  # floor(0.4 * 64)
+    alone = tasks.create(config, "").disturbed(images[1:], keys[1:])
+    np.testing.assert_array_equal(alone[1][0], seen[1])
+
+
+@pytest.mark.slow
+def test_the_second_stage_weighs_every_resolution(batch):
+    config = tiny("smoke,network=unetr_pp,init=random", loss__outputs=(1.0, 0.5, 0.25))
+    task = tasks.create(config, "")
+    params = task.init(jax.random.key(0))
+    loss, terms = jax.jit(task.loss)(params, batch, jax.random.key(1))
+    want = sum(w / 7 * terms[f"segmentation_{n}"] for n, w in ((1, 4), (2, 2), (3, 1)))
+    assert float(loss) == pytest.approx(float(want), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_one_command_runs_both_stages_and_lists_what_is_transferred(finished):
+    first = finished / "stages" / "init"
+    assert len(losses_of(first)) == 2 and len(losses_of(finished)) == 4
+    results = json.loads((finished / "results.json").read_text())
+    for name in ("lung", "lesion", "mean"):
+        assert {f"segmentation/{name}/dice", f"segmentation/{name}/hd95_mm"} <= set(results)
+    splits = json.loads((finished / "splits" / "segmentation.json").read_text())
+    assert splits["evaluated"] == ["val"]
+    assert len(splits["patients"]["val"]) == 1 and len(splits["patients"]["train"]) == 3
+    report = (finished / "report.html").read_text()
+    assert "Overlays" in report and "data:image" in report
+
+    listed = json.loads((finished / "transfer.json").read_text())
+    assert listed["new"] == ["network/out1/bias", "network/out1/kernel"]
+    assert {n.split("/")[0] for n in listed["left"]} == {"network", "order_heads"}
+    task = tasks.create(tiny(), str(finished))
+    abstract = jax.eval_shape(task.init, jax.random.key(0))
+    assert set(listed["transferred"]) | set(listed["new"]) == paths(abstract)
+    # the run began with these very weights
+    learned = task.pretrained(abstract)
+    stage = tasks.create(checkpoint.load_config(first, 2), str(first))
+    own = checkpoint.load_params(first, 2, jax.eval_shape(stage.init, jax.random.key(0)))
+    assert paths(learned) == set(listed["transferred"])
+    for path in listed["transferred"]:
+        np.testing.assert_array_equal(_at(learned, path), _at(own, path))
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    state = train.initial_state(task, train_step.Program(task, tiny(), 4, mesh))
+    start = trees.part(state["params"], lambda path: path in set(listed["transferred"]))
+    for path in listed["transferred"]:
+        np.testing.assert_array_equal(_at(start, path), _at(own, path))
+
+
+@pytest.mark.slow
+def test_a_finished_stage_is_passed_over_and_the_rest_goes_on_on_other_devices(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    before = (workdir / "stages" / "init" / "report.html").stat().st_mtime_ns
+    assert train.train_stages(tiny(), workdir, jax.devices()[:2])
+    assert (workdir / "stages" / "init" / "report.html").stat().st_mtime_ns == before
+    once, again = losses_of(finished), losses_of(workdir)
+    assert again.keys() == once.keys()
+    for step in (3, 4):
+        assert again[step] == pytest.approx(once[step], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_an_interrupted_first_stage_goes_on_before_the_second_begins(finished, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    for name in ("config.json", "corpora", "stages"):
+        source = finished / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, workdir / name)
+    (workdir / "stages" / "init" / "results.json").unlink()
+    assert train.train_stages(tiny(), workdir, jax.devices()[:1])
+    for path in (workdir, workdir / "stages" / "init"):
+        assert losses_of(path) == losses_of(finished / path.relative_to(workdir))
+
+
+@pytest.mark.slow
+def test_volumes_are_segmented_in_their_own_space(finished, tmp_path):
+    rng = np.random.default_rng(0)
+    affine = np.diag([-3.0, 4.0, 5.0, 1.0])
+    for name in ("a.nii.gz", "b.nii"):
+        nibabel.save(
+            nibabel.Nifti1Image(rng.random((20, 30, 18)).astype(np.float32), affine),
+            tmp_path / name,
+        )
+    command = [sys.executable, "-m", "unimed_jax.segment", f"--checkpoint={finished}",
+               f"--out={tmp_path / 'out'}", "--set=evals.segmentation.overlap=0.0",
+               str(tmp_path / "a.nii.gz"), str(tmp_path / "b.nii")]  # fmt: skip
+    subprocess.run(command, check=True, cwd=ROOT, timeout=600)
+    for name in ("a.nii.gz", "b.nii"):
+        found, given = nibabel.load(tmp_path / "out" / name), nibabel.load(tmp_path / name)
+        assert found.shape == given.shape and found.get_data_dtype() == np.uint8
+        np.testing.assert_array_equal(found.affine, given.affine)
+        assert set(np.unique(np.asarray(found.dataobj))) <= {0, 1, 2}
+
+
+def test_a_stage_has_the_keys_of_the_run_but_for_its_own(tmp_path):
+    config = tiny(seed=5, optimizer__learning_rate=0.5, data__root="there")
+    stage = stages.derived(config, "init", tmp_path)
+    assert stage.task == "volumetric_init" and stage.num_train_steps == 2
+    assert stage.seed == 5 and stage.optimizer.learning_rate == 0.5
+    assert tuple(stage.crop) == (32, 16, 16) and stage.model.unetr.width == 8
+    assert stage.data.root == str(tmp_path) and not stage.data.raw
+    assert not stage.evals and not stage.stages and not stage.init.network
+    with config_lib.edit(config):
+        config.stages.init.colour = "red"
+    with pytest.raises(ConfigError, match=r"config.stages.init.*config.colour"):
+        stages.derived(config, "init", tmp_path)
+
+
+def test_weights_that_do_not_fit_are_named(finished):
+    task = tasks.create(tiny(init__network=str(finished), crop=(32, 32, 16)), "")
+    abstract = jax.eval_shape(task.init, jax.random.key(0))
+    with pytest.raises(UserError, match=r"positional_embedding has shape \(2, 8\).*\(4, 8\)"):
+        task.pretrained(abstract)
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "message"),
+    [
+        ("smoke", {"crop": (32, 24, 16)}, r"crop=\(32, 24, 16\).*multiples of \(8, 16, 16\)"),
+        ("smoke,network=unetr", {"crop": (24, 16, 16)}, r"multiples of \(16, 16, 16\)"),
+        ("smoke", {"model__network": "vnet"}, "model.network='vnet'"),
+        ("smoke", {"spacing": (1.0, -1.0, 1.0)}, "spacing"),
+        ("smoke", {"augmentation__turn": 0.5, "crop": (32, 16, 32)}, "augmentation.turn"),
+        ("smoke", {"loss__dice": "cubed"}, "loss.dice='cubed'"),
+        ("smoke", {"optimizer__accumulate_steps": 2}, "accumulate_steps"),
+        ("smoke,only=init", {"sub_volumes": 3}, "sub_volumes=3"),
+        ("smoke,only=init", {"mask__cube": (5, 4, 4)}, "mask.cube"),
+        ("smoke,only=init", {"mask__ratio": 1.0}, "mask.ratio"),
+        ("smoke,only=init", {"order_grouping": "height"}, "order_grouping='height'"),
+        (
+            "smoke,only=init",
+            {"weights__order": 0.0, "weights__reconstruction": 0.0},
+            "weights=",
+        ),
+    ],
+)
+def test_an_impossible_config_is_named(variant, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        config_lib.validate(tiny(variant, **changes), 1)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    ["data=nothing", "network=vnet", "init=found", "data=covid_ct,fold=3", "only=both", "tiny"],
+)
+def test_a_variant_that_there_is_not_is_refused(variant):
+    with pytest.raises(ConfigError, match="no variant"):
+        load("lwi_vms", variant)
+
+
+@pytest.mark.parametrize(
+    "data", ["covid_ct", "brain_tissue", "spleen_ct", "spinal_cord", "synapse", "lung", "phantoms"]
+)
+@pytest.mark.parametrize("network", ["unetr", "unetr_pp"])
+def test_every_data_set_makes_valid_configs(data, network, tmp_path):
+    for more in ("", ",smoke", ",init=random", ",only=init"):
+        config = load("lwi_vms", f"data={data},network={network}{more}")
+        config_lib.validate(config, 1)
+        for name in config.stages:
+            config_lib.validate(stages.derived(config, name, tmp_path), 1)
+    total = load("lwi_vms", f"data={data},network={network},init=random").num_train_steps
+    learned = load("lwi_vms", f"data={data},network={network},init=learned")
+    first = learned.stages.init.get("num_train_steps", 0)
+    assert learned.num_train_steps + first == total  # an equal budget

@@ -1,0 +1,346 @@
+"""A train step compiled for a TPU that is not there, and what the compiler says of it.
+
+Needs libtpu, which compiles on any Linux machine; no TPU, data or weights.
+"""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import itertools
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from ml_collections import ConfigDict
+
+from input_pipeline.io.errors import UserError
+from unimed_jax import config as config_lib
+from unimed_jax import tasks
+from unimed_jax.aot import hlo, hlo_cost
+from unimed_jax.distributed import process, sharding
+from unimed_jax.monitoring.hardware import CHIPS, Chip
+from unimed_jax.training import train_step
+
+KNOWN_TOPOLOGIES = (
+    "v4:2x2x2 v4:4x4x4 v4:8x8x8 v5e:2x2 v5e:2x4 v5e:4x4 v5e:8x8 v5e:16x16 v5p:2x2x2 v5p:4x4x4 "
+    "v5p:8x8x8 v5p:8x8x16 v6e:2x2 v6e:4x4 v6e:8x8 v6e:16x16 tpu7x:2x2x2 tpu7x:4x4x4"
+)
+
+# what libtpu reads when it is loaded: there is no TPU, and no cloud to ask about one
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several may compile at once: none of them holds a TPU
+}
+
+_REMAT = ("none", "dots", "full")  # the later, the more is computed again
+
+Report = dict[str, Any]
+
+
+def topology_devices(name: str) -> Sequence[jax.Device]:
+    """Descriptions of the devices of a slice, e.g. "v5e:4x4": 16 chips.
+
+    Raises:
+      UserError: libtpu is not installed, or does not know the topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"libtpu, the TPU's compiler, is not installed: pip install '{wanted_libtpu()}' "
+            "(with --target=DIR and DIR on PYTHONPATH it stays out of the environment)"
+        )
+    os.environ.update(ENVIRONMENT | process.compiler_environment())
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except Exception as error:
+        raise UserError(
+            f"libtpu knows no topology {name!r} ({str(error).splitlines()[0]}); names that it "
+            f"knows: {KNOWN_TOPOLOGIES}"
+        ) from error
+
+
+def wanted_libtpu() -> str:
+    """The requirement that this version of JAX states for its TPU extra."""
+    stated = importlib.metadata.requires("jax") or []
+    found = next((r for r in stated if r.startswith("libtpu")), "libtpu")
+    return found.partition(";")[0].strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What of a config may change without changing what is learned."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    accumulate_steps: int
+    remat: str
+
+    @classmethod
+    def of(cls, config: ConfigDict, num_devices: int) -> "Variant":
+        mesh = config_lib.mesh_shape(config, num_devices)
+        return cls(**mesh, accumulate_steps=config.optimizer.accumulate_steps,
+                   remat=config.model.remat)  # fmt: skip
+
+    def apply(self, config: ConfigDict) -> ConfigDict:
+        changed = config.copy_and_resolve_references()
+        changed.mesh.data, changed.mesh.fsdp, changed.mesh.tensor = (
+            self.data,
+            self.fsdp,
+            self.tensor,
+        )
+        changed.optimizer.accumulate_steps = self.accumulate_steps
+        changed.model.remat = self.remat
+        return changed
+
+    def does_less_again(self, other: "Variant") -> bool:
+        """On the same mesh, is what this one recomputes a part of what the other does?"""
+        same_mesh = (self.data, self.fsdp, self.tensor) == (other.data, other.fsdp, other.tensor)
+        return (
+            self != other
+            and same_mesh
+            and self.accumulate_steps <= other.accumulate_steps
+            and _REMAT.index(self.remat) <= _REMAT.index(other.remat)
+        )
+
+
+def variants(
+    config: ConfigDict,
+    num_devices: int,
+    remat: Sequence[str],
+    accumulate_steps: Sequence[int],
+    meshes: Sequence[tuple[int, int, int]],
+) -> Iterator[Variant]:
+    """All combinations that the batch size allows, those that recompute least first."""
+    for mesh, count, policy in itertools.product(meshes, accumulate_steps, remat):
+        variant = Variant(*mesh, accumulate_steps=count, remat=policy)
+        try:
+            config_lib.validate(variant.apply(config), num_devices)
+        except UserError:
+            continue
+        yield variant
+
+
+def default_meshes(num_devices: int) -> list[tuple[int, int, int]]:
+    """data x fsdp x tensor: copies only, groups of about the square root, and one group of all."""
+    sizes = [d for d in range(1, num_devices + 1) if num_devices % d == 0]
+    middle = min(sizes, key=lambda size: abs(size * size - num_devices))
+    return [(num_devices // fsdp, fsdp, 1) for fsdp in dict.fromkeys((1, middle, num_devices))]
+
+
+def compile_report(
+    config: ConfigDict, topology: str, devices: Sequence[jax.Device], hlo_file: str | None = None
+) -> Report:
+    """Compiles the train step of a config and reports what the compiler says; see docs/tpu.md.
+
+    Args:
+      config: complete, as for training; its mesh must fit the devices.
+      topology: the name of the topology, for the record.
+      devices: of the topology.
+      hlo_file: where to write the text of the compiled program.
+
+    Raises:
+      UserError: the config does not fit the devices, or their chip is not in chips.py.
+    """
+    num_devices = len(devices)
+    num_hosts = len({device.process_index for device in devices})
+    config_lib.validate(config, num_devices, num_hosts)
+    kind = devices[0].device_kind
+    chip = CHIPS.get(kind)
+    if chip is None:
+        raise UserError(f"chips.py has no figures of {kind!r}; known: {', '.join(CHIPS)}")
+    mesh = sharding.make_mesh(config_lib.mesh_shape(config, num_devices), devices)
+    program = train_step.Program(tasks.create(config, ""), config, 1_000_000, mesh)
+    model_flops = program.model_flops()
+    report: Report = {
+        "topology": topology,
+        "device_kind": kind,
+        "num_chips": len({tuple(device.coords) for device in devices}),
+        "num_devices": num_devices,
+        "batch_size": config.batch_size,
+        "mesh": dict(mesh.shape),
+        "accumulate_steps": config.optimizer.accumulate_steps,
+        "remat": config.model.remat,
+        "versions": {"jax": jax.__version__, "libtpu": importlib.metadata.version("libtpu")},
+        "model_flops": model_flops,
+    }
+    start = time.perf_counter()
+    try:
+        compiled = program.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return report | refusal(str(error))
+    seconds = time.perf_counter() - start
+    text = compiled.as_text()
+    if hlo_file:
+        Path(hlo_file).write_text(text)
+    cost = hlo_cost.cost(hlo.parse(text), num_devices)
+    memory = compiled.memory_analysis()
+    kinds = {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+    }
+    total = sum(kinds.values()) / 2**30
+    if total > chip.hbm_gb:  # the compiler may accept what leaves no room for the arguments
+        return report | refusal(
+            f"arguments, temporaries and code need {total:.2f}G of {chip.hbm_gb:.2f}G memory"
+        )
+    return (
+        report
+        | {
+            "fits": True,
+            "refusal": None,
+            "hbm_gib": {"total": total, **{k: v / 2**30 for k, v in kinds.items()}},
+            "compiled_flops": cost.flops * num_devices,
+            "compiled_over_model_flops": cost.flops * num_devices / model_flops,
+            "memory_bytes": cost.memory_bytes,
+            "collective_bytes": dict(cost.collective_bytes),
+            "compiler_cycles": cost.compiler_cycles,
+            "compile_seconds": seconds,
+        }
+        | bounds(cost, chip, model_flops, config.batch_size, num_devices)
+    )
+
+
+def bounds(
+    cost: hlo_cost.Cost, chip: Chip, model_flops: float, batch_size: int, num_devices: int
+) -> Report:
+    """The roofline: no step is faster than its slowest resource at the chip's public peak.
+
+    Seconds of compute are FLOPs over the peak of the matrix unit, of memory the bytes read and
+    written over the bandwidth of the HBM, of network the bytes that a chip sends over the bandwidth
+    of all its links, except that a collective-permute, which goes to one neighbour, has one link.
+    """
+    permuted = cost.collective_bytes.get("collective-permute", 0.0)
+    others = sum(cost.collective_bytes.values()) - permuted
+    seconds = {
+        "compute": cost.matrix_unit_flops / chip.bf16_flops,
+        "memory": cost.memory_bytes / chip.hbm_bandwidth,
+        "network": (others / chip.links + permuted) / chip.link_bandwidth,
+    }
+    slowest = max(seconds.values())
+    return {
+        "roofline_seconds": {**seconds, "bound": slowest, "sum": sum(seconds.values())},
+        "bound_images_per_sec": batch_size / slowest,
+        "bound_mfu": model_flops / (slowest * num_devices * chip.bf16_flops),
+    }
+
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def refusal(message: str) -> Report:
+    """What is known of a step that the compiler refused for want of memory."""
+    # "(36.92G) exceeds available HBM (15.75G)", "Used 52.54G of 15.75G hbm"
+    used = re.search(r"([\d.]+)([KMGT])\)? (?:exceeds|of)\D*([\d.]+)([KMGT])", message)
+    total, limit = (
+        (float(used[i]) * _UNITS[used[i + 1]] / 2**30 for i in (1, 3)) if used else (None, None)
+    )
+    line = next((line for line in message.splitlines() if "memory" in line), message)
+    return {
+        "fits": False,
+        "refusal": line.partition("RESOURCE_EXHAUSTED: ")[2] or line,
+        "hbm_gib": {"total": total, "limit": limit},
+        "compiled_flops": None,
+        "compiled_over_model_flops": None,
+        "memory_bytes": None,
+        "collective_bytes": None,
+        "compiler_cycles": None,
+        "compile_seconds": None,
+        "roofline_seconds": None,
+        "bound_images_per_sec": None,
+        "bound_mfu": None,
+    }
+
+
+def sweep(
+    config: ConfigDict,
+    topology: str,
+    devices: Sequence[jax.Device],
+    candidates: Iterable[Variant],
+) -> Iterator[Report]:
+    """Reports of the candidates, except of those that cannot be the fastest.
+
+    A candidate that computes again all that a fitting one of the same mesh does, and more, is not
+    compiled.
+    """
+    fitting: list[Variant] = []
+    for candidate in candidates:
+        if any(better.does_less_again(candidate) for better in fitting):
+            continue
+        report = compile_report(candidate.apply(config), topology, devices)
+        if report["fits"]:
+            fitting.append(candidate)
+        yield report
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+COLUMNS = (
+    "topology", "batch", "mesh", "accumulate", "remat", "fits", "HBM GiB", "args", "temps",
+    "FLOPs/model", "sent MB", "compute ms", "memory ms", "network ms", "Mcycles",
+    "images/s <=", "MFU <=",
+)  # fmt: skip
+
+
+def row(report: Mapping[str, Any]) -> list[str]:
+    """One line of a table."""
+    hbm, mesh = report["hbm_gib"], report["mesh"]
+    start = [
+        report["topology"],
+        f"{report['batch_size']:,}",
+        f"{mesh['data']}x{mesh['fsdp']}x{mesh['tensor']}",
+        str(report["accumulate_steps"]),
+        report["remat"],
+        "yes" if report["fits"] else "no",
+        "?" if hbm["total"] is None else f"{hbm['total']:.2f}",
+    ]
+    if not report["fits"]:
+        return start + ["-"] * (len(COLUMNS) - len(start))
+    seconds = report["roofline_seconds"]
+    return [
+        *start,
+        f"{hbm['arguments']:.2f}",
+        f"{hbm['temporaries']:.2f}",
+        f"{report['compiled_over_model_flops']:.2f}",
+        f"{sum(report['collective_bytes'].values()) / 1e6:,.0f}",
+        *(f"{1e3 * seconds[term]:.1f}" for term in ("compute", "memory", "network")),
+        f"{report['compiler_cycles'] / 1e6:,.0f}",
+        f"{report['bound_images_per_sec']:,.0f}",
+        f"{report['bound_mfu']:.2f}",
+    ]
+
+
+def table(reports: Iterable[Mapping[str, Any]]) -> str:
+    """Markdown, one line per report."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *(row(report) for report in reports)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def details(report: Mapping[str, Any]) -> str:
+    """The figures of one report that a table has no room for, as a Markdown list."""
+    if not report["fits"]:
+        return f"- does not fit: {report['refusal']}"
+    hbm, sent = report["hbm_gib"], report["collective_bytes"]
+    chip = CHIPS[report["device_kind"]]
+    return "\n".join(
+        f"- {line}"
+        for line in (
+            f"HBM per device, GiB: {', '.join(f'{kind} {x:.3f}' for kind, x in hbm.items())}",
+            f"sent per device and step, MB: "
+            f"{', '.join(f'{kind} {x / 1e6:,.1f}' for kind, x in sorted(sent.items()))}",
+            f"FLOPs per step: model {report['model_flops']:.4g}, compiled "
+            f"{report['compiled_flops']:.4g}",
+            f"roofline of {report['device_kind']}: {chip.bf16_flops / 1e12:.0f} TFLOP/s, HBM "
+            f"{chip.hbm_bandwidth / 1e9:,.0f} GB/s, {chip.links} links of "
+            f"{chip.link_bandwidth / 1e9:.0f} GB/s",
+        )
+    )

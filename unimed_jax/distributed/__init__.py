@@ -1,0 +1,1 @@
+"""Devices and processes: meshes and sharding, start-up, failure detection, compiler options."""

@@ -1,0 +1,176 @@
+"""The process: start-up, messages, signals, and errors as one line."""
+
+import collections
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+from jax._src import distributed  # barriers without a device have no public name
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from input_pipeline.io.errors import UserError
+from input_pipeline.io.files import store_errors
+from unimed_jax import config as config_lib
+from unimed_jax.distributed import cpu_allocator, preemption_notice
+from unimed_jax.distributed.failure_detector import Peers, join
+
+_PATIENCE_MS = 60 * 60 * 1000
+
+_peers: Peers | None = None  # of a job of several processes
+_times_waited: collections.Counter[str] = collections.Counter()
+
+# where compiled programs are kept between runs, unless JAX_COMPILATION_CACHE_DIR names a place
+_COMPILED = Path("~/.cache/unimed_jax/compiled")
+
+
+def compiler_environment() -> dict[str, str]:
+    """Variables for libtpu, which reads them when JAX first looks for devices.
+
+    Its compiler overflows its stack of 64 KiB on products fused into products, as in the last block
+    of the text tower with rematerialisation (libtpu 0.0.42.1: a segmentation fault).
+    """
+    given = os.environ.get("LIBTPU_INIT_ARGS", "")
+    stack = "--fibers_default_thread_stack_size"
+    if stack in given:
+        return {}
+    return {"LIBTPU_INIT_ARGS": f"{given} {stack}={2**20}".strip()}
+
+
+def initialize() -> None:
+    """Joins the job's other processes if there are any; TensorFlow never takes an accelerator, and
+    on CPUs memory is kept.
+
+    Compiled programs are kept for the next run; JAX_ENABLE_COMPILATION_CACHE=false switches that
+    off.
+    """
+    global _peers
+    os.environ.update(compiler_environment())
+    cpu_allocator.keep()
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(_COMPILED.expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    _peers = join()
+    if _peers:  # lost during a save, one lets Orbax log a traceback of what it raises as well
+        absl_logging.set_verbosity(absl_logging.FATAL)
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has called it as often with the same name.
+
+    Unlike a collective it has the patience for hosts of different speed: on CPUs, a collective
+    whose partners come more than 30 seconds apart fails.
+    """
+    if jax.process_count() > 1:
+        _times_waited[what] += 1  # a barrier's name can be used only once
+        name = f"unimed_jax/{what}/{_times_waited[what]}"
+        distributed.global_state.client.wait_at_barrier(name, _PATIENCE_MS)
+
+
+def say(text: str) -> None:
+    """Prints a line for people, above the progress bar; on the first host only."""
+    if jax.process_index() == 0:
+        tqdm.write(text)
+
+
+class StopSignal:
+    """Remembers SIGTERM and SIGINT, so that the loop can save and leave between two steps.
+
+    In a job of several processes JAX's preemption service watches SIGTERM, and all stop at the same
+    step, whichever of them is told. The notice of a cloud's maintenance becomes a SIGTERM.
+    """
+
+    def __init__(self) -> None:
+        self._received = False
+        if jax.process_count() == 1:
+            handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), self._remember)
+        else:
+            self.name = "a signal to one of the processes"
+            handlers = {signal.SIGINT: lambda *_: _terminate_self()}
+        self._previous = {number: signal.signal(number, f) for number, f in handlers.items()}
+        self._stop_watching = preemption_notice.watch(self._announce)
+
+    def _remember(self, number: int, frame: Any) -> None:
+        del frame
+        self.name, self._received = signal.Signals(number).name, True
+
+    def _announce(self, notice: str) -> None:
+        print(f"this host will be taken away: {notice}", file=sys.stderr, flush=True)
+        _terminate_self()
+
+    def received(self, step: int) -> bool:
+        """Whether to stop before ``step``; every process answers the same at the same step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received
+
+    def restore(self) -> None:
+        """Puts the handlers back that were there before."""
+        self._stop_watching()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Runs a command, which may return an exit status; an error of the user's ends it with one
+    line and status 2. An error in one process of several ends them all, see ``peers``.
+    """
+
+    def guarded(argv: list[str]) -> int | None:
+        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is meant to be
+        try:
+            with store_errors():
+                status = main(argv)
+        except UserError as error:
+            if _peers:
+                print(f"error: {error}", file=sys.stderr)
+                _peers.give_up(str(error), status=2)
+            _exit(str(error))
+        except Exception as error:
+            if not _peers:
+                raise
+            _peers.await_verdict()
+            traceback.print_exc()
+            _peers.give_up(repr(error), status=1)
+        if _peers:
+            _peers.leave()
+        return status
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _terminate_self() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _exit(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """As absl's own parser, but what it raises about a recipe or a key becomes one line."""
+    try:
+        return app.parse_flags_with_usage(argv) if _wants_help(argv) else flags.FLAGS(argv)
+    except (AttributeError, KeyError, TypeError) as error:  # of an override that does not fit
+        recipe = next((a for a in argv if a.startswith("--config=")), "").partition("=")[2]
+        keys = [a[len("--config.") :] for a in argv if a.startswith("--config.")]
+        _exit(config_lib.explain_override(recipe, keys) or str(error))
+    except flags.Error as error:
+        # ml_collections puts a recipe's traceback into its message; its last line is the cause
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        _exit(lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}")
+
+
+def _wants_help(argv: list[str]) -> bool:
+    return any(argument.lstrip("-").startswith("help") for argument in argv[1:])

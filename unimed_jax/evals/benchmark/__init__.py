@@ -1,0 +1,1 @@
+"""Zero-shot evaluation on suites of public test sets."""

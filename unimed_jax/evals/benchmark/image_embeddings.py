@@ -1,0 +1,174 @@
+"""The embeddings of a set's images: made by all devices of all hosts, part by part, and kept.
+
+Of each part, every host embeds an equal run of images with its own devices. They always run the
+same program on the same shape, so that an embedding is the same to the last digit on any number of
+devices and hosts. Only the first host reads and writes the files, so that hosts need share nothing
+but the images.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from input_pipeline import device_prefetch
+from input_pipeline.io import images as image_files
+from input_pipeline.io.errors import CorpusError, UserError
+from input_pipeline.io.files import AnyPath
+from unimed_jax.evals.benchmark.images import LabelledImages
+from unimed_jax.inference import embedding_cache
+from unimed_jax.inference.dual_encoder import Model, preprocess
+
+PART_SIZE = 2048  # images; what an interruption can cost
+_DECODE_AHEAD = 64  # images
+_PREPROCESSING = "8 bit, RGB, shortest side bicubic, centre crop; version 1"
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What became of the N images of a set.
+
+    Attributes:
+      vectors: (N, E) float32, of unit length; zero where an image cannot be decoded.
+      digests: (N, 32) uint8, SHA-256 of the files.
+      problems: number of an image -> why it cannot be decoded.
+      num_kept: images that had been embedded before.
+    """
+
+    vectors: np.ndarray
+    digests: np.ndarray
+    problems: dict[int, str]
+    num_kept: int
+
+
+def embed(model: Model, images: LabelledImages, folder: AnyPath) -> Embedded:
+    """Embeds what is not in `folder` yet, and puts it there. All hosts call it, and get the same.
+
+    What is kept counts as long as the bytes of its images are the same, which are read each time.
+
+    Raises:
+      CorpusError: an image file cannot be read.
+      UserError: a file in `folder` is not one of embeddings.
+    """
+    kind = np.dtype(
+        [
+            ("vector", np.float32, (model.config.embed_dim,)),
+            ("sha256", np.uint8, (32,)),
+            ("problem", "S240"),  # UTF-8, cut off there
+        ]
+    )
+    parts, num_kept = [], 0
+    for begin in range(0, len(images.ids), PART_SIZE):
+        end = min(begin + PART_SIZE, len(images.ids))
+        path = folder / f"{begin:08d}.npz"
+        names = "\0".join((_PREPROCESSING, str(kind), *images.ids[begin:end]))
+        stamp = hashlib.sha256(names.encode()).hexdigest()
+        rows = _kept(path, stamp, kind, end - begin)
+        if rows is not None and _is_of(rows, images, begin, end):
+            num_kept += len(rows)
+        else:
+            rows = _from_all_hosts(_compute(model, images, kind, begin, end), end - begin)
+            if jax.process_index() == 0:
+                embedding_cache.save(path, stamp, rows=rows)
+        parts.append(rows)
+    rows = np.concatenate(parts)
+    return Embedded(
+        vectors=rows["vector"],
+        digests=rows["sha256"],
+        problems={
+            int(i): rows["problem"][i].decode("utf-8", "replace")
+            for i in np.flatnonzero(rows["problem"] != b"")
+        },
+        num_kept=num_kept,
+    )
+
+
+def _share(begin: int, end: int) -> tuple[int, int, int]:
+    """(first, last, length): the images of this host, and how many each host has at most."""
+    length = -(-(end - begin) // jax.process_count())
+    first = min(begin + jax.process_index() * length, end)
+    return first, min(first + length, end), length
+
+
+def _compute(
+    model: Model, images: LabelledImages, kind: np.dtype, begin: int, end: int
+) -> np.ndarray:
+    """The rows of this host, filled up to the length of a share."""
+    first, last, length = _share(begin, end)
+    rows = np.zeros(length, kind)
+    size = model.config.visual.image_size
+    prepared = device_prefetch.in_threads(
+        lambda data: _prepare(data, size), _contents(images, first, last), depth=_DECODE_AHEAD
+    )
+
+    def pixels() -> Iterator[np.ndarray]:
+        for row, (digest, problem, picture) in zip(rows[: last - first], prepared, strict=True):
+            row["sha256"], row["problem"] = digest, problem
+            yield picture
+
+    vectors = model.encode_pixels(pixels(), whole_batches=True)
+    rows["vector"][: last - first] = vectors
+    rows["vector"][rows["problem"] != b""] = 0
+    return rows
+
+
+def _prepare(data: bytes, size: int) -> tuple[np.ndarray, bytes, np.ndarray]:
+    """(SHA-256, problem or b"", pixels (size, size, 3)) of an image file."""
+    digest = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+    try:
+        return digest, b"", preprocess(image_files.decode(data)[0], size)
+    except UserError:  # a package for the format is not installed: no property of the image
+        raise
+    except ValueError as error:
+        problem = str(error).encode()[:240] or b"unknown"
+        return digest, problem, np.zeros((size, size, 3), np.uint8)
+
+
+def _contents(images: LabelledImages, begin: int, end: int) -> Iterator[bytes]:
+    try:
+        yield from images.read(begin, end)
+    except OSError as error:
+        file = error.filename or images.source
+        raise CorpusError(f"cannot read {file}: {error.strerror}") from error
+
+
+def _is_of(rows: np.ndarray, images: LabelledImages, begin: int, end: int) -> bool:
+    """Whether the rows are of files of the same bytes."""
+    first, last, _ = _share(begin, end)
+    digests = (hashlib.sha256(data).digest() for data in _contents(images, first, last))
+    expected = rows["sha256"][first - begin : last - begin]
+    same = all(d == e.tobytes() for d, e in zip(digests, expected, strict=True))
+    return bool(multihost_utils.process_allgather(np.array([same]), tiled=True).all())
+
+
+def _from_all_hosts(rows: np.ndarray, count: int) -> np.ndarray:
+    """The `count` rows of a part, each host giving its share."""
+    width = rows.dtype.itemsize
+    gathered = multihost_utils.process_allgather(
+        rows.view(np.uint8).reshape(len(rows), width), tiled=True
+    )
+    return np.ascontiguousarray(gathered).view(rows.dtype).reshape(-1)[:count]
+
+
+def _kept(path: AnyPath, stamp: str, kind: np.dtype, count: int) -> np.ndarray | None:
+    """The rows of a file, on every host; None if the first has none of this stamp."""
+    found, problem = None, None
+    if jax.process_index() == 0:
+        try:
+            kept = embedding_cache.load(path, stamp)
+            found = kept and kept["rows"]
+        except UserError as error:  # the other hosts must not be left waiting
+            problem = error
+    is_there, is_wrong = multihost_utils.broadcast_one_to_all(
+        np.array([found is not None, problem is not None])
+    )
+    if is_wrong:
+        raise problem or UserError(f"{path}, of the first host, is not a file of embeddings")
+    if not is_there:
+        return None
+    rows = np.zeros(count, kind) if found is None else found
+    sent = multihost_utils.broadcast_one_to_all(rows.view(np.uint8).reshape(count, kind.itemsize))
+    return np.ascontiguousarray(sent).view(kind).reshape(-1)

@@ -1,0 +1,246 @@
+"""The files of an evaluation set: its images with their labels, or what of it is not there."""
+
+import collections
+import csv
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from input_pipeline.io.cell_text import literal_texts
+from input_pipeline.io.errors import CorpusError
+from input_pipeline.io.tabular_files import MAX_FIELD
+from unimed_jax.evals.benchmark.spec import CsvLayout, FilesLayout, SetSpec, TfdsLayout
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """The N distinct images of a set, in the order of its files.
+
+    Attributes:
+      ids: paths relative to the data root, or DATASET/SPLIT/NUMBER of TFDS.
+      labels: (N,) int32 class of each.
+      counts: (N,) int32 how often each is listed.
+      groups: patient or exam of each; its id where the set does not tell.
+      places: of each, for messages.
+      ignored: label -> rows that are in the files but not in the set.
+      source: what was read.
+      read: (begin, end) -> the encoded images of these numbers, in order.
+    """
+
+    ids: tuple[str, ...]
+    labels: np.ndarray
+    counts: np.ndarray
+    groups: tuple[str, ...]
+    places: tuple[str, ...]
+    ignored: Mapping[str, int]
+    source: str
+    read: Callable[[int, int], Iterator[bytes]]
+
+
+@dataclass(frozen=True)
+class _Row:
+    path: Path
+    label: str
+    place: str
+
+
+def missing(spec: SetSpec, root: Path) -> str:
+    """What of a set is not below `root`; '' if its files are there."""
+    if _find(spec.layout, root) or (spec.tfds and _find_tfds(spec.tfds, root)):
+        return ""
+    wanted = " or ".join(spec.layout.path)
+    return wanted + (f", or {spec.tfds.dataset} as TFDS prepares it" if spec.tfds else "")
+
+
+def open_set(spec: SetSpec, root: Path) -> LabelledImages:
+    """Reads the list of a set's images; the archive's layout comes before TFDS.
+
+    Raises:
+      CorpusError: nothing there; or a row, a label or an image file is not what it should be. The
+        message names the file and the row.
+    """
+    root = Path(os.path.normpath(root))
+    found = _find(spec.layout, root)
+    if found is None:
+        prepared = _find_tfds(spec.tfds, root) if spec.tfds else None
+        if prepared is None:
+            raise CorpusError(f"{spec.key}: {missing(spec, root)} is not in {root}")
+        return _open_tfds(spec, prepared)
+    rows = (_csv_rows if isinstance(spec.layout, CsvLayout) else _file_rows)(
+        spec.layout, found, root
+    )
+    return _collect(spec, root, found, rows)
+
+
+def _find(layout: CsvLayout | FilesLayout, root: Path) -> Path | None:
+    """The table or folder of a layout."""
+    paths = (root / path for path in layout.path)
+    wanted = Path.is_file if isinstance(layout, CsvLayout) else Path.is_dir
+    return next(filter(wanted, paths), None)
+
+
+def _csv_rows(layout: CsvLayout, table: Path, root: Path) -> Iterator[_Row]:
+    csv.field_size_limit(MAX_FIELD)
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, []) if layout.header else None
+            wanted = [layout.image, layout.label, *layout.one_hot, *layout.where]
+            columns = {name: _column(name, header, table) for name in wanted if name is not None}
+            for cells in reader:
+                place = f"{table}, line {reader.line_num}"
+                if not cells:
+                    continue
+                if len(cells) <= max(columns.values()) or (header and len(cells) != len(header)):
+                    expected = len(header) if header else max(columns.values()) + 1
+                    raise CorpusError(f"{place}: {len(cells)} fields, expected {expected}")
+                row = {name: cells[column].strip() for name, column in columns.items()}
+                if any(row[name] != value for name, value in layout.where.items()):
+                    continue
+                label = _one_hot(layout, row, place) if layout.one_hot else row[layout.label]
+                label = _only_text(label, place)
+                folder = table.parent if layout.images is None else root / layout.images
+                folder = Path(str(folder).replace("{label}", label))
+                path = folder / _only_text(row[layout.image], place)
+                # without '..', so that a file has one name and stays below the data root
+                yield _Row(Path(os.path.normpath(path)), label, place)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CorpusError(f"cannot read {table}: {error}") from error
+
+
+def _column(name: str | int, header: list[str] | None, table: Path) -> int:
+    if isinstance(name, int):
+        return name
+    assert header is not None, "suite_files checks that a layout without header has positions"
+    if name not in header:
+        raise CorpusError(f"{table} has no column {name!r}; found {', '.join(header)}")
+    return header.index(name)
+
+
+def _one_hot(layout: CsvLayout, row: Mapping[str | int, str], place: str) -> str:
+    """The class number of a row whose class columns hold one 1."""
+    try:
+        values = [float(row[name] or 0) for name in layout.one_hot]
+    except ValueError as error:
+        raise CorpusError(f"{place}: the class columns must hold numbers: {error}") from error
+    if sorted(values) != [0.0] * (len(values) - 1) + [1.0]:
+        found = ", ".join(f"{n}={v:g}" for n, v in zip(layout.one_hot, values, strict=True) if v)
+        raise CorpusError(f"{place}: exactly one class column must be 1; found {found or 'none'}")
+    return str(values.index(1.0))
+
+
+def _only_text(cell: str, place: str) -> str:
+    """The text of a cell, which some published tables write as a Python list of one."""
+    texts = literal_texts(cell)
+    if len(texts) != 1 or not texts[0]:
+        raise CorpusError(f"{place}: expected one text, found {cell[:60]!r}")
+    return texts[0]
+
+
+def _file_rows(layout: FilesLayout, folder: Path, root: Path) -> Iterator[_Row]:
+    del root
+    pattern = re.compile(layout.pattern)
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_dir() or any(part.startswith(".") for part in name.parts):
+            continue
+        found = pattern.fullmatch(name.as_posix())
+        if found is None:
+            raise CorpusError(f"{path}: the path does not say the class as {layout.pattern} wants")
+        yield _Row(path, found["label"], str(path))
+
+
+def _collect(spec: SetSpec, root: Path, source: Path, rows: Iterable[_Row]) -> LabelledImages:
+    by_index = spec.layout.labels == "index" or getattr(spec.layout, "one_hot", ())
+    labels = [str(i) if by_index else c.label for i, c in enumerate(spec.classes)]
+    index = {label: i for i, label in enumerate(labels)}
+    first: dict[Path, _Row] = {}
+    counts: collections.Counter[Path] = collections.Counter()
+    ignored: collections.Counter[str] = collections.Counter()
+    for row in rows:
+        if row.label in spec.layout.ignore:
+            ignored[row.label] += 1
+            continue
+        if row.label not in index:
+            raise CorpusError(
+                f"{row.place}: label {row.label!r} is none of {spec.key}'s: "
+                f"{', '.join(labels[:20])}{', ...' if len(labels) > 20 else ''}"
+            )
+        known = first.setdefault(row.path, row)
+        if known.label != row.label:
+            raise CorpusError(
+                f"{row.place}: {row.path.name} has label {row.label!r}, but {known.label!r} in "
+                f"{known.place}"
+            )
+        counts[row.path] += 1
+    if not first:
+        raise CorpusError(f"{source} holds no image of {spec.key}")
+    for path, row in first.items():
+        if not path.is_relative_to(root):
+            raise CorpusError(f"{row.place}: image {path}: it is outside the data root")
+        if not path.is_file():
+            raise CorpusError(f"{row.place}: image {path}: no such file")
+    paths = tuple(first)
+    ids = tuple(path.relative_to(root).as_posix() for path in paths)
+    group = re.compile(spec.layout.group) if spec.layout.group else None
+    found = [group.search(name) if group else None for name in ids]
+    return LabelledImages(
+        ids=ids,
+        labels=np.array([index[first[path].label] for path in paths], np.int32),
+        counts=np.array([counts[path] for path in paths], np.int32),
+        groups=tuple(m[1] if m else name for m, name in zip(found, ids, strict=True)),
+        places=tuple(row.place for row in first.values()),
+        ignored=dict(ignored),
+        source=source.relative_to(root).as_posix(),
+        read=lambda begin, end: (path.read_bytes() for path in paths[begin:end]),
+    )
+
+
+def _find_tfds(layout: TfdsLayout, root: Path) -> Path | None:
+    """The folder of the newest version that TFDS has prepared below `root`."""
+    found = sorted((root / layout.dataset).rglob("dataset_info.json"))
+    return found[-1].parent if found else None
+
+
+def _open_tfds(spec: SetSpec, folder: Path) -> LabelledImages:
+    import tensorflow_datasets as tfds
+
+    layout = spec.tfds
+    builder = tfds.builder_from_directory(folder)
+    if layout.split not in builder.info.splits:
+        raise CorpusError(
+            f"{folder} has no split {layout.split!r}; found {', '.join(builder.info.splits)}"
+        )
+
+    def samples(begin: int, end: int) -> Iterator[Mapping[str, np.ndarray]]:
+        dataset = builder.as_dataset(
+            split=f"{layout.split}[{begin}:{end}]",
+            decoders={"image": tfds.decode.SkipDecoding()},
+            read_config=tfds.ReadConfig(interleave_cycle_length=1),  # the order of the files
+        )
+        return dataset.as_numpy_iterator()
+
+    count = builder.info.splits[layout.split].num_examples
+    if not count:
+        raise CorpusError(f"{folder}: split {layout.split!r} is empty")
+    labels = np.array([sample["label"] for sample in samples(0, count)], np.int32)
+    if labels.min() < 0 or labels.max() >= len(spec.classes):
+        raise CorpusError(
+            f"{folder}: labels {labels.min()} to {labels.max()}, but {spec.key} has "
+            f"{len(spec.classes)} classes, numbered from 0"
+        )
+    ids = tuple(f"{layout.dataset}/{layout.split}/{i:08d}" for i in range(len(labels)))
+    return LabelledImages(
+        ids=ids,
+        labels=labels,
+        counts=np.ones(len(ids), np.int32),
+        groups=ids,
+        places=tuple(f"{folder}, split {layout.split}, row {i}" for i in range(len(ids))),
+        ignored={},
+        source=f"TFDS {builder.info.full_name}, split {layout.split}",
+        read=lambda begin, end: (sample["image"] for sample in samples(begin, end)),
+    )

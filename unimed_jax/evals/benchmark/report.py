@@ -1,0 +1,270 @@
+"""What was found on a suite, for people: the table on the terminal, report.html."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.io import images as image_files
+from input_pipeline.io.files import AnyPath
+from unimed_jax.distributed import process
+from unimed_jax.evals import classification, statistics
+from unimed_jax.evals.benchmark import results as suite_results
+from unimed_jax.evals.benchmark.results import ModelName
+from unimed_jax.evals.benchmark.run import PROTOCOLS, Scored, SetResult, SuiteResult
+from unimed_jax.evals.benchmark.spec import Suite
+from unimed_jax.reporting import charts, html_report
+
+_GALLERY_PER_SET, _GALLERY_SIDE = 3, 160
+_MAX_MATRIX = 20  # classes; larger confusion matrices are in results.json only
+_MODALITIES = {
+    "xray": "X-ray",
+    "ct": "CT",
+    "mri": "MRI",
+    "ultrasound": "Ultrasound",
+    "fundus": "Fundus",
+    "histopathology": "Histopathology",
+    "mixed": "Mixed",
+    "mean": "Mean",
+}
+
+
+def write(
+    directory: AnyPath, found: SuiteResult, model: ModelName, settings: Mapping[str, str]
+) -> None:
+    """Prints the table and writes the files, beside those of `suite_results.write_set`.
+
+    Args:
+      directory: where they go.
+      found: the results.
+      model: its names.
+      settings: of the command, shown in the report.
+    """
+    suite_results.write(directory, found, model)
+    html_report.write_report(
+        directory / "report.html",
+        title=f"{found.suite.title}: {model.checkpoint}",
+        sections=_sections(found, settings),
+        subtitle=f"Protocol {found.protocol}: {PROTOCOLS[found.protocol]}. It shows pictures of "
+        "the sets: their terms apply.",
+    )
+    process.say(table(found))
+    process.say(f"\nresults: {directory / 'results.json'}\nreport:  {directory / 'report.html'}")
+
+
+def table(found: SuiteResult) -> str:
+    """The scores as plain text, in percent, one line per set, absent sets among them."""
+    results = {r.spec.key: r for r in found.sets}
+    lines = []
+    for spec in found.suite.sets:
+        if spec.key in found.absent:
+            lines.append(f"{spec.key:<20} absent: {found.absent[spec.key]}")
+            continue
+        r = results[spec.key]
+        lines.append(
+            f"{spec.key:<20} {spec.metric:<9} {_percent(r.scored, spec.metric):<22} "
+            f"n={r.scored.num_images:,}{''.join(f'  ! {text}' for text in _problems(r))}"
+        )
+    for title, leak_free in (("as published", False), ("leak-free", True)):
+        mean = found.means(leak_free)["mean"]
+        lines.append(f"mean {title}: {_mean_text(mean)}")
+        for word in ("without", "incomplete"):
+            if mean[word]:
+                lines.append(f"  {word} {', '.join(mean[word])}")
+    lines += [f"does not decode: {bad.place}: {bad.id}" for r in found.sets for bad in r.bad_images]
+    return "\n".join(lines)
+
+
+def _problems(r: SetResult) -> list[str]:
+    """What is wrong with the images of a set, for people."""
+    bad = f"{len(r.bad_images):,} images do not decode" if r.bad_images else ""
+    return [text for text in (r.count_problem, bad) if text]
+
+
+def listing(suite: Suite, missing: Mapping[str, str]) -> str:
+    """One line per set: key, modality, metric, what is missing, classes."""
+    lines = []
+    for spec in suite.sets:
+        classes = ", ".join(c.name for c in spec.classes)
+        shown = classes if len(classes) < 120 else f"{classes[:117]}..."
+        state = f"absent ({missing[spec.key]})" if missing.get(spec.key) else "present"
+        lines.append(
+            f"{spec.key:<20} {spec.modality:<14} {spec.metric:<8} {state}  "
+            f"{len(spec.classes)} classes: {shown}"
+        )
+    return "\n".join(lines)
+
+
+def _sections(found: SuiteResult, settings: Mapping[str, str]) -> list[html_report.Section]:
+    published, leak_free = found.means(leak_free=False), found.means(leak_free=True)
+    results = [r.result for r in found.sets]
+    small = [result for result in results if len(result.classes) <= _MAX_MATRIX]
+    return [
+        html_report.summary_section(
+            {
+                "mean, as published": _mean_text(published["mean"]),
+                "mean, leak-free": _mean_text(leak_free["mean"]),
+            }
+        ),
+        html_report.Section("Sets", _sets_html(found)),
+        html_report.Section("Modalities", _modalities_html(found.suite, published, leak_free)),
+        html_report.Section("Plot", _plot(found)),
+        *([_left_out(published, leak_free)] if leak_free["mean"]["without"] else []),
+        *([_bad_images(found)] if any(r.bad_images for r in found.sets) else []),
+        html_report.classification_section(results, "Other scores"),
+        html_report.confusion_section(small),
+        html_report.gallery_section(_wrong_answers(found), "Wrong answers"),
+        html_report.config_section(settings, "Settings"),
+    ]
+
+
+def _sets_html(found: SuiteResult) -> str:
+    models = list(dict.fromkeys(name for s in found.suite.sets for name in s.published))
+    header = [
+        "Set",
+        "Metric",
+        "Score [95 %]",
+        "Leak-free",
+        "Majority",
+        "One prompt: min, median, max",
+    ]
+    header += ["Images", *models]
+    results = {r.spec.key: r for r in found.sets}
+    rows = []
+    for spec in found.suite.sets:
+        printed = [f"{spec.published[m]:.2f}" if m in spec.published else "—" for m in models]
+        if spec.key in found.absent:
+            rows.append([spec.key, spec.metric, "absent", "—", "—", "—", "—", *printed])
+            continue
+        r = results[spec.key]
+        spread = statistics.prompt_spread(r.single_prompts)
+        count = f"{r.scored.num_images:,}"
+        if r.count_problem and r.scored.num_images == r.num_rows:
+            count = ""  # the problem tells it
+        rows.append(
+            [
+                spec.key,
+                spec.metric,
+                _percent(r.scored, spec.metric),
+                _leak_free(r),
+                f"{100 * r.majority:.1f}",
+                ", ".join(f"{100 * value:.1f}" for value in spread.values()),
+                "; ".join(filter(None, (count, *_problems(r)))),
+                *printed,
+            ]
+        )
+    note = "Percent. Published scores were made with the paper's prompts: they are not comparable."
+    return html_report.table(header, rows, compact=True) + f'<p class="note">{note}</p>'
+
+
+def _leak_free(r: SetResult) -> str:
+    """The score without known training images; its interval where it is another than that with."""
+    if not r.leak_free:
+        return "—"
+    if r.leak_free.num_images < r.scored.num_images:
+        return _percent(r.leak_free, r.spec.metric)
+    return f"{100 * r.leak_free.values[r.spec.metric]:.2f}"
+
+
+def _plot(found: SuiteResult) -> str:
+    """Scores with their intervals, those without the known training images, and published ones."""
+
+    def point(scored: Scored, metric: str) -> tuple[float, float, float]:
+        return (scored.values[metric], *scored.intervals[metric])
+
+    series = {"as published": [point(r.scored, r.spec.metric) for r in found.sets]}
+    fewer = [r.leak_free and r.leak_free.num_images < r.scored.num_images for r in found.sets]
+    if any(fewer):
+        series["leak-free"] = [
+            point(r.leak_free, r.spec.metric) if is_other else None
+            for r, is_other in zip(found.sets, fewer, strict=True)
+        ]
+    for model in dict.fromkeys(name for r in found.sets for name in r.spec.published):
+        values = [r.spec.published.get(model, math.nan) / 100 for r in found.sets]
+        series[model] = [(value, value, value) for value in values]
+    names = [f"{r.spec.key} ({r.spec.metric})" for r in found.sets]
+    note = "Percent; bars are 95 % intervals. Published scores were made with other prompts."
+    return (
+        charts.interval_chart(names, series)
+        + html_report.legend(list(series))
+        + f'<p class="note">{note}</p>'
+    )
+
+
+def _modalities_html(suite: Suite, published: Mapping, leak_free: Mapping) -> str:
+    header = ["", *(_MODALITIES[name] for name in published)]
+    rows = [
+        [title, *map(_mean_text, means.values())]
+        for title, means in (("as published", published), ("leak-free", leak_free))
+    ]
+    for model, printed in suite.published.items():
+        rows.append([model, *(f"{printed[n]:.2f}" if n in printed else "—" for n in published)])
+    return html_report.table(header, rows, compact=True)
+
+
+def _left_out(published: Mapping, leak_free: Mapping) -> html_report.Section:
+    rows = [
+        [column, key, reason]
+        for column, means in (("as published", published), ("leak-free", leak_free))
+        for key, reason in means["mean"]["without"].items()
+    ]
+    return html_report.Section(
+        "Left out of the means", html_report.table(["Mean", "Set", "Reason"], rows)
+    )
+
+
+def _bad_images(found: SuiteResult) -> html_report.Section:
+    rows = [[r.spec.key, bad.id, bad.place, bad.reason] for r in found.sets for bad in r.bad_images]
+    note = "They are in no score, and their sets count as incomplete."
+    return html_report.Section(
+        "Images that do not decode",
+        html_report.table(["Set", "Image", "Listed in", "Reason"], rows, compact=True)
+        + f'<p class="note">{note}</p>',
+    )
+
+
+def _mean_text(mean: Mapping[str, Any]) -> str:
+    """'61.6', or '61.6 (3 of 4 sets, 1 incomplete)': a mean over fewer sets or images says so."""
+    if not mean["over"]:
+        return "—"
+    total = len(mean["over"]) + len(mean["without"])
+    notes = [f"{len(mean['over'])} of {total} sets"] if mean["without"] else []
+    notes += [f"{len(mean['incomplete'])} incomplete"] if mean["incomplete"] else []
+    return f"{100 * mean['value']:.2f}" + (f" ({', '.join(notes)})" if notes else "")
+
+
+def _percent(scored: Scored, metric: str) -> str:
+    if math.isnan(scored.values[metric]):
+        return "undefined"
+    low, high = scored.intervals[metric]
+    return f"{100 * scored.values[metric]:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _wrong_answers(found: SuiteResult) -> list[html_report.GalleryItem]:
+    """The first images of each set that are classified wrongly."""
+    items = []
+    for r in found.sets:
+        result = r.result
+        wrong = np.flatnonzero(result.predictions != result.labels)
+        place = {result.ids[i]: i for i in reversed(wrong)}
+        wanted = {r.images.ids.index(result.ids[i]) for i in wrong[:_GALLERY_PER_SET]}
+        probabilities = classification.probabilities(result)
+        for number in sorted(wanted):
+            data = next(iter(r.images.read(number, number + 1)))
+            image = image_files.decode(data)[0].convert("RGB")
+            image.thumbnail((_GALLERY_SIDE, _GALLERY_SIDE))
+            index = place[r.images.ids[number]]
+            order = np.argsort(-probabilities[index], kind="stable")[:3]
+            items.append(
+                html_report.GalleryItem(
+                    task=r.spec.key,
+                    id=result.ids[index],
+                    image=np.asarray(image),
+                    true_class=result.classes[result.labels[index]],
+                    top_classes=tuple(
+                        (result.classes[c], float(probabilities[index, c])) for c in order
+                    ),
+                )
+            )
+    return items

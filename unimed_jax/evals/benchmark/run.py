@@ -1,0 +1,341 @@
+"""Zero-shot evaluation of a model on a suite of sets, on one host or many.
+
+Per set: one pass over the images, whose embeddings are kept in files; then class vectors from the
+prompts, logits, scores. Images are divided over the hosts; what follows is little, and every host
+does it. Nothing here is random but the bootstrap, which is seeded.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.experimental import multihost_utils
+
+from input_pipeline.io.errors import CorpusError, UserError
+from input_pipeline.io.files import AnyPath
+from unimed_jax.distributed import process
+from unimed_jax.evals import classification, statistics
+from unimed_jax.evals.benchmark import image_embeddings
+from unimed_jax.evals.benchmark import images as set_files
+from unimed_jax.evals.benchmark.image_embeddings import Embedded
+from unimed_jax.evals.benchmark.images import LabelledImages
+from unimed_jax.evals.benchmark.spec import SetSpec, Suite
+from unimed_jax.evals.classification import ClassificationResult
+from unimed_jax.evals.prompt_sets import PromptTask
+from unimed_jax.inference.dual_encoder import Model
+
+PROTOCOLS = {
+    "ours": "all prompts of every class; an image that is listed twice counts once",
+    "paper": "prompts per class as in the published code (rsna_pneumonia: the first only); an "
+    "image that is listed twice counts twice",
+}
+CLASS_VECTOR = "normalised mean of the normalised prompt embeddings"
+SCORE = (
+    "cosine of image and class vector, times the model's logit scale; binary AUC by the difference "
+    "of class 1 and class 0"
+)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of some images of a set: score -> value, and score -> 95 % interval."""
+
+    num_images: int
+    values: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that does not decode: its id, file and row, and why."""
+
+    id: str
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """What was found on one set.
+
+    Attributes:
+      images: what was read.
+      bad_images: those of them that do not decode; they are in no score.
+      digest: SHA-256 of ids, labels and bytes of all images.
+      same_bytes: images whose file equals that of an earlier one.
+      result: the logits; its samples are the distinct images in our protocol, rows in the paper's.
+      prompts: what was given, before the protocol took its share.
+      num_prompts: per class, as used.
+      prompts_sha256: of the prompt file, or of the set's own file.
+      own_prompts: whether the sentences came from `--prompts`.
+      scored: as published.
+      leak_free: without images that are known to be in the training data; None where that is not
+        known or nothing remains, and then `leak_free_reason` says so.
+      single_prompts: the set's metric with one prompt per class, prompt after prompt.
+    """
+
+    spec: SetSpec
+    images: LabelledImages
+    bad_images: tuple[BadImage, ...]
+    digest: str
+    same_bytes: int
+    result: ClassificationResult
+    prompts: PromptTask
+    num_prompts: tuple[int, ...]
+    prompts_sha256: str
+    own_prompts: bool
+    scored: Scored
+    leak_free: Scored | None
+    leak_free_reason: str
+    single_prompts: tuple[float, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the set's files, duplicates among them."""
+        return int(self.images.counts.sum())
+
+    @property
+    def count_problem(self) -> str:
+        """What is wrong with the number of rows; '' if nothing is, or none is known."""
+        if self.spec.num_images in (None, self.num_rows):
+            return ""
+        return f"{self.num_rows:,} rows, expected {self.spec.num_images:,}"
+
+    @property
+    def majority(self) -> float:
+        """Accuracy of always saying the most frequent class."""
+        counts = np.bincount(self.result.labels)
+        return float(counts.max() / counts.sum())
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """What was found on a suite; `absent` has key -> what was looked for."""
+
+    suite: Suite
+    protocol: str
+    sets: tuple[SetResult, ...]
+    absent: Mapping[str, str]
+
+    def means(self, leak_free: bool) -> dict[str, dict[str, Any]]:
+        """Of all sets and per modality.
+
+        {'value', 'over': keys, 'incomplete': those of them with images that do not decode,
+        'without': {key: reason}}. Each set counts once with its own metric, as in the published
+        averages.
+        """
+        specs = (*self.suite.sets, *self.suite.not_chosen)
+        modalities = dict.fromkeys(spec.modality for spec in specs)
+        return {
+            name: self._mean(leak_free, None if name == "mean" else name)
+            for name in ("mean", *modalities)
+        }
+
+    def _mean(self, leak_free: bool, modality: str | None) -> dict[str, Any]:
+        found = {r.spec.key: r for r in self.sets}
+        values: dict[str, float] = {}
+        without: dict[str, str] = {}
+        for spec in self.suite.sets:
+            if modality not in (None, spec.modality):
+                continue
+            if spec.key in self.absent:
+                without[spec.key] = f"absent: {self.absent[spec.key]}"
+                continue
+            result = found[spec.key]
+            scored = result.leak_free if leak_free else result.scored
+            value = scored.values[spec.metric] if scored else float("nan")
+            if np.isfinite(value):
+                values[spec.key] = value
+            else:
+                without[spec.key] = result.leak_free_reason or f"its {spec.metric} is undefined"
+        for spec in self.suite.not_chosen:
+            if modality in (None, spec.modality):
+                without[spec.key] = "not among --suite.sets"
+        value = float(np.mean(list(values.values()))) if values else float("nan")
+        incomplete = [key for key in values if found[key].bad_images]
+        return {
+            "value": value,
+            "over": list(values),
+            "incomplete": incomplete,
+            "without": without,
+        }
+
+
+def evaluate_suite(
+    model: Model,
+    suite: Suite,
+    root: Path,
+    cache: AnyPath,
+    *,
+    protocol: str = "ours",
+    prompts: Mapping[str, PromptTask] | None = None,
+    prompts_sha256: str = "",
+    excluded: Mapping[str, str] | None = None,
+    when_done: Callable[[SetResult], None] = lambda result: None,
+) -> SuiteResult:
+    """Evaluates every set whose files are there. All hosts call it, and get the same.
+
+    Args:
+      model: with both towers.
+      root: the folder of the test sets.
+      cache: where image embeddings are kept; what is there is not computed again.
+      protocol: one of PROTOCOLS.
+      prompts: key -> sentences in place of the packaged ones.
+      prompts_sha256: of the file that `prompts` came from.
+      excluded: ids of images that the model was trained on, with reasons.
+      when_done: is told of every set as soon as it is scored.
+
+    Raises:
+      UserError: no set is there at all; a set's files are not what they should be; hosts see
+        different files.
+    """
+    assert protocol in PROTOCOLS
+    absent = {s.key: m for s in suite.sets if (m := set_files.missing(s, root))}
+    if len(absent) == len(suite.sets):
+        raise UserError(
+            f"{root} holds none of the sets of {suite.name}; --list says what is looked for"
+        )
+    specs = [spec for spec in suite.sets if spec.key not in absent]
+    opened = {spec.key: set_files.open_set(spec, root) for spec in specs}  # errors come first
+    _check_same_on_all_hosts(opened, root)
+    own = prompts or {}
+    tasks = {spec.key: own.get(spec.key) or spec.prompts for spec in specs}
+    texts = _encode_texts(model, tasks.values())
+    cache = cache / model.image_tower_digest()[:16]
+    found = []
+    for spec in specs:
+        images = opened[spec.key]
+        embedded = image_embeddings.embed(model, images, cache / spec.key)
+        before = f", {embedded.num_kept:,} of them embedded before" if embedded.num_kept else ""
+        process.say(f"{spec.key}: {len(images.ids):,} images{before}")
+        found.append(
+            _score_set(
+                spec,
+                images,
+                embedded,
+                _bad_images(images, embedded, suite.on_bad_image),
+                tasks[spec.key],
+                texts,
+                model.logit_scale,
+                protocol,
+                prompts_sha256=prompts_sha256 if spec.key in own else spec.sha256,
+                own_prompts=spec.key in own,
+                excluded=excluded,
+            )
+        )
+        when_done(found[-1])
+    return SuiteResult(suite, protocol, tuple(found), absent)
+
+
+def _check_same_on_all_hosts(opened: Mapping[str, LabelledImages], root: Path) -> None:
+    listed = "\n".join(f"{key}\0{i}" for key, images in opened.items() for i in images.ids)
+    digest = np.frombuffer(hashlib.sha256(listed.encode()).digest(), np.uint8)
+    if len(np.unique(multihost_utils.process_allgather(digest[None], tiled=True), axis=0)) > 1:
+        raise UserError(f"the hosts see different files below {root}")
+
+
+def _encode_texts(model: Model, tasks: Iterable[PromptTask]) -> dict[str, np.ndarray]:
+    """Unit vectors of all sentences; many occur in several sets."""
+    sentences = list(dict.fromkeys(s for task in tasks for s in task.sentences))
+    vectors = model.encode_text(sentences, whole_batches=True)
+    return dict(zip(sentences, vectors, strict=True))
+
+
+def _bad_images(images: LabelledImages, embedded: Embedded, rule: str) -> tuple[BadImage, ...]:
+    bad = tuple(
+        BadImage(images.ids[i], images.places[i], reason) for i, reason in embedded.problems.items()
+    )
+    if bad and (rule == "stop" or len(bad) == len(images.ids)):
+        first = f"{bad[0].place}: image {bad[0].id}: {bad[0].reason}"
+        raise CorpusError(f"{len(bad)} of {len(images.ids)} images do not decode; first {first}")
+    return bad
+
+
+def _score_set(
+    spec: SetSpec,
+    images: LabelledImages,
+    embedded: Embedded,
+    bad_images: tuple[BadImage, ...],
+    task: PromptTask,
+    texts: Mapping[str, np.ndarray],
+    logit_scale: float,
+    protocol: str,
+    *,
+    prompts_sha256: str,
+    own_prompts: bool,
+    excluded: Mapping[str, str] | None,
+) -> SetResult:
+    prompts = np.stack([texts[sentence] for sentence in task.sentences])
+    index = np.array(task.class_index)
+    place = np.concatenate([np.arange(len(group)) for group in task.prompts])
+    limit = spec.paper_prompts if protocol == "paper" else None
+    used = place < (limit or len(place))
+    good = np.setdiff1d(np.arange(len(images.ids)), list(embedded.problems))
+
+    def logits(rows: np.ndarray, of: np.ndarray) -> np.ndarray:
+        vectors = classification.class_embeddings(prompts[of], index[of])
+        return classification.zero_shot_logits(embedded.vectors[rows], vectors, logit_scale)
+
+    singles = [
+        statistics.point_scores(images.labels[good], logits(good, place == j))[spec.metric]
+        for j in range(min(map(len, task.prompts)))
+    ]
+    rows = np.repeat(good, images.counts[good]) if protocol == "paper" else good
+    result = ClassificationResult(
+        task=spec.key,
+        classes=task.classes,
+        ids=tuple(images.ids[i] for i in rows),
+        labels=images.labels[rows],
+        logits=logits(rows, used),
+        num_left_out=sum(images.ignored.values()) + len(bad_images),
+    )
+    groups = [images.groups[i] for i in rows]
+    leaked = np.array([name in (excluded or {}) for name in result.ids])
+    reason = _no_leak_free(spec, leaked, excluded is not None)
+    return SetResult(
+        spec=spec,
+        images=images,
+        bad_images=bad_images,
+        digest=_digest(images, embedded.digests),
+        same_bytes=len(images.ids) - len(np.unique(embedded.digests, axis=0)),
+        result=result,
+        prompts=task,
+        num_prompts=tuple(np.bincount(index[used]).tolist()),
+        prompts_sha256=prompts_sha256,
+        own_prompts=own_prompts,
+        scored=_scored(result, groups, np.ones(len(rows), bool)),
+        leak_free=None if reason else _scored(result, groups, ~leaked),
+        leak_free_reason=reason,
+        single_prompts=tuple(singles),
+    )
+
+
+def _digest(images: LabelledImages, digests: np.ndarray) -> str:
+    whole = hashlib.sha256()
+    for name, label, digest in zip(images.ids, images.labels, digests, strict=True):
+        whole.update(f"{name}\0{label}\0{digest.tobytes().hex()}\n".encode())
+    return whole.hexdigest()
+
+
+def _no_leak_free(spec: SetSpec, leaked: np.ndarray, has_list: bool) -> str:
+    """Why a set has no leak-free score; '' if it has one."""
+    if leaked.all():
+        return "all of its images are in the training data"
+    if spec.leak and not leaked.any():
+        if has_list:
+            return "overlaps UniMed's training data, and --exclude lists none of its images"
+        return "overlaps UniMed's training data; --exclude can say by which images"
+    return ""
+
+
+def _scored(result: ClassificationResult, groups: Sequence[str], keep: np.ndarray) -> Scored:
+    labels, logits = result.labels[keep], result.logits[keep]
+    kept = [group for group, k in zip(groups, keep, strict=True) if k]
+    return Scored(
+        num_images=len(kept),
+        values=statistics.point_scores(labels, logits),
+        intervals=statistics.intervals(labels, logits, kept),
+    )

@@ -1,0 +1,303 @@
+"""Benchmark suites as data: `suites/NAME.toml` lists sets, `suites/sets/KEY.toml` describes one.
+
+A set's file says which classes it has, in label order, with which sentences each is described,
+where its files are in a test archive, what is measured, and what is known of it. Sentences of a
+class are the set's `templates`, filled with the class' `phrase`, then its own `prompts`.
+"""
+
+import dataclasses
+import hashlib
+import importlib.resources
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from input_pipeline.io.errors import ConfigError
+from unimed_jax.evals.prompt_sets import PromptSet, PromptTask
+
+METRICS = ("accuracy", "auc")
+ON_BAD_IMAGE = ("stop", "count")
+
+
+@dataclass(frozen=True)
+class CsvLayout:
+    """A table with a row per image.
+
+    Attributes:
+      path: of the table, relative to the data root; of several, the first that exists is read.
+      image: column of the image path: its name, or its position from 0 where names are not public.
+      label: column of the label; not with `one_hot`.
+      one_hot: columns of which the one that is 1 is the class; they are in label order.
+      labels: 'names' (each class says its own) or 'index' (class numbers).
+      images: folder of the image paths, relative to the data root; '{label}' stands for the label.
+        None: the table's own folder.
+      where: column -> value that a row must have to belong to the set.
+      ignore: labels that are in the table but not in the set.
+      header: whether the first line names the columns.
+      group: regular expression whose first group, found in an image path, is the patient or exam.
+    """
+
+    path: tuple[str, ...]
+    image: str | int
+    label: str | int | None = None
+    one_hot: tuple[str, ...] = ()
+    labels: str = "names"
+    images: str | None = None
+    where: Mapping[str, str] = field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
+    header: bool = True
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class FilesLayout:
+    """A folder in which the path of an image says its class.
+
+    Attributes:
+      path: of the folder, relative to the data root; of several, the first that exists is read.
+      pattern: regular expression of a whole path below it, with a group named `label`.
+      labels, ignore, group: as in CsvLayout.
+    """
+
+    path: tuple[str, ...]
+    pattern: str
+    labels: str = "names"
+    ignore: tuple[str, ...] = ()
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class TfdsLayout:
+    """A data set of TFDS, prepared below the data root; labels are numbered as the classes are."""
+
+    dataset: str
+    split: str
+
+
+@dataclass(frozen=True)
+class SetClass:
+    """A class. `label` is what the files call it, `modality` its own where a set mixes them."""
+
+    name: str
+    label: str
+    prompts: tuple[str, ...]
+    modality: str = ""
+
+
+@dataclass(frozen=True)
+class SetSpec:
+    """One evaluation set.
+
+    Attributes:
+      key: name in suites, results and file names.
+      metric: the score that is published for it: 'accuracy', or 'auc' of two classes.
+      num_images: rows that the set is known to have; None: not known.
+      paper_prompts: prompts per class in the paper's protocol, if not all.
+      leak: which of its images are in UniMed's training data; '' if none are known to be.
+      published: model -> score in percent.
+      sha256: of the file.
+    """
+
+    key: str
+    title: str
+    modality: str
+    metric: str
+    classes: tuple[SetClass, ...]
+    layout: CsvLayout | FilesLayout
+    access: str
+    tfds: TfdsLayout | None = None
+    num_images: int | None = None
+    paper_prompts: int | None = None
+    leak: str = ""
+    notes: str = ""
+    published: Mapping[str, float] = field(default_factory=dict)
+    sha256: str = ""
+
+    @property
+    def prompts(self) -> PromptTask:
+        """The packaged sentences as a zero-shot task."""
+        return PromptTask(
+            name=self.key,
+            field="label",
+            source=None,
+            classes=tuple(c.name for c in self.classes),
+            prompts=tuple(c.prompts for c in self.classes),
+        )
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Sets in order.
+
+    Attributes:
+      sets: to evaluate.
+      not_chosen: its other sets, which means must name.
+      on_bad_image: what an image that does not decode does: 'stop' the run, or 'count': it is left
+        out of the scores and listed, and its set is called incomplete.
+      published: model -> {modality or 'mean': percent}.
+    """
+
+    name: str
+    title: str
+    sets: tuple[SetSpec, ...]
+    not_chosen: tuple[SetSpec, ...] = ()
+    on_bad_image: str = "count"
+    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+def suite_names() -> tuple[str, ...]:
+    """The suites that are installed with the package."""
+    return tuple(sorted(f.name[:-5] for f in _folder().iterdir() if f.name.endswith(".toml")))
+
+
+def load_suite(name: str, keys: Sequence[str] = ()) -> Suite:
+    """A packaged suite.
+
+    Args:
+      name: one of `suite_names()`.
+      keys: of the sets to keep; all if empty.
+
+    Raises:
+      ConfigError: no such suite, or it has no set of such a key.
+    """
+    if name not in suite_names():
+        raise ConfigError(f"--suite={name}: no such suite; there are {', '.join(suite_names())}")
+    content = tomllib.loads((_folder() / f"{name}.toml").read_text("utf-8"))
+    if unknown := [key for key in keys if key not in content["sets"]]:
+        known = ", ".join(content["sets"])
+        raise ConfigError(f"--suite.sets={unknown[0]}: {name} has no such set; it has {known}")
+    specs = [
+        parse_set((_folder() / "sets" / f"{key}.toml").read_bytes(), f"{key}.toml")
+        for key in content["sets"]
+    ]
+    return Suite(
+        name,
+        content["title"],
+        sets=tuple(spec for spec in specs if not keys or spec.key in keys),
+        not_chosen=tuple(spec for spec in specs if keys and spec.key not in keys),
+        on_bad_image=content["on_bad_image"],
+        published=content.get("published", {}),
+    )
+
+
+def parse_set(content: bytes, file: str) -> SetSpec:
+    """Validates the bytes of a set's file; `file` is KEY.toml and named in error messages.
+
+    Raises:
+      ConfigError: what is wrong, by file and key.
+    """
+    try:
+        data = tomllib.loads(content.decode("utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from error
+    templates = data.pop("templates", ())
+    layout = data.get("layout")
+    kinds = {"csv": CsvLayout, "files": FilesLayout}
+    if not isinstance(layout, dict) or layout.get("kind") not in kinds:
+        raise ConfigError(f"{file}: layout.kind must be one of {', '.join(kinds)}")
+    kind = kinds[layout.pop("kind")]
+    if isinstance(layout.get("path"), str):
+        layout["path"] = (layout["path"],)
+    data["layout"] = _build(kind, layout, f"{file}: layout")
+    if "tfds" in data:
+        data["tfds"] = _build(TfdsLayout, data["tfds"], f"{file}: tfds")
+    data["classes"] = tuple(
+        _class(item, templates, f"{file}: classes[{i}]")
+        for i, item in enumerate(data.get("classes", ()))
+    )
+    digest = hashlib.sha256(content).hexdigest()
+    spec = _build(SetSpec, data, file, key=file.removesuffix(".toml"), sha256=digest)
+    _check(spec, file)
+    return spec
+
+
+def replace_prompts(suite: Suite, prompts: PromptSet, file: str) -> dict[str, PromptTask]:
+    """Key -> task for the sets that a prompt file names; its classes are put into label order.
+
+    Raises:
+      ConfigError: a task is no set of the suite, or its classes are not those of the set.
+    """
+    specs = {spec.key: spec for spec in suite.sets}
+    tasks = {}
+    for task in prompts.tasks:
+        if task.name not in specs:
+            known = ", ".join(specs)
+            raise ConfigError(f"{file}: tasks.{task.name}: no set of this run; there are {known}")
+        names = specs[task.name].prompts.classes
+        if set(names) != set(task.classes):
+            raise ConfigError(
+                f"{file}: tasks.{task.name}.classes: must be {', '.join(names)}; "
+                f"found {', '.join(task.classes)}"
+            )
+        by_name = dict(zip(task.classes, task.prompts, strict=True))
+        tasks[task.name] = dataclasses.replace(
+            task, classes=names, prompts=tuple(by_name[name] for name in names)
+        )
+    return tasks
+
+
+def _folder() -> Any:
+    return importlib.resources.files("unimed_jax.evals.benchmark") / "suites"
+
+
+def _class(item: Any, templates: Sequence[str], where: str) -> SetClass:
+    if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+        raise ConfigError(f"{where}: must be a table with a name")
+    item = dict(item)
+    phrase = item.pop("phrase", "")
+    if bool(templates) != bool(phrase):
+        raise ConfigError(f"{where} ({item['name']}): phrase and templates need each other")
+    filled = (template.replace("{phrase}", phrase) for template in templates)
+    prompts = [text[0].upper() + text[1:] for text in filled] + list(item.pop("prompts", ()))
+    if not prompts:
+        raise ConfigError(f"{where} ({item['name']}): no prompts")
+    item.setdefault("label", item["name"])
+    return _build(SetClass, item | {"prompts": prompts}, where)
+
+
+def _build(kind: type, values: Mapping[str, Any], where: str, **derived: Any) -> Any:
+    """A dataclass of a TOML table: no unknown keys, none missing, lists as tuples.
+
+    `derived` are the fields that do not come from the table.
+    """
+    known = {f.name: f for f in dataclasses.fields(kind) if f.name not in derived}
+    if unknown := sorted(values.keys() - known.keys()):
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
+    required = {
+        name
+        for name, f in known.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    if missing := sorted(required - values.keys()):
+        raise ConfigError(f"{where}: misses {missing[0]!r}")
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return kind(**given, **derived)
+
+
+def _check(spec: SetSpec, file: str) -> None:
+    names, labels = [c.name for c in spec.classes], [c.label for c in spec.classes]
+    if len(names) < 2 or len(set(names)) < len(names) or len(set(labels)) < len(labels):
+        raise ConfigError(f"{file}: classes: need at least two, of different names and labels")
+    if spec.metric not in METRICS or (spec.metric == "auc" and len(names) != 2):
+        raise ConfigError(f"{file}: metric: must be accuracy or, for two classes, auc")
+    layout = spec.layout
+    if layout.labels not in ("names", "index"):
+        raise ConfigError(f"{file}: layout.labels: is {layout.labels!r}, must be names or index")
+    try:
+        groups = re.compile(layout.group).groups if layout.group else 1
+        if isinstance(layout, FilesLayout) and "label" not in re.compile(layout.pattern).groupindex:
+            raise re.error("it has no group named label")
+    except re.error as error:
+        raise ConfigError(f"{file}: layout: bad regular expression: {error}") from error
+    if groups < 1:
+        raise ConfigError(f"{file}: layout.group: has no group in parentheses")
+    if isinstance(layout, CsvLayout):
+        if (layout.label is None) == (not layout.one_hot):
+            raise ConfigError(f"{file}: layout: needs either label or one_hot")
+        if layout.one_hot and len(layout.one_hot) != len(names):
+            raise ConfigError(f"{file}: layout.one_hot: must name {len(names)} columns")
+        by_name = [c for c in (layout.image, layout.label) if isinstance(c, str)]
+        if not layout.header and (by_name or layout.where or layout.one_hot):
+            raise ConfigError(f"{file}: layout: without a header, columns are positions")

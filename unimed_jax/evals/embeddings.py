@@ -1,0 +1,288 @@
+"""The embeddings of a corpus: computed once per set of parameters, whoever asks for them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from input_pipeline import device_prefetch, manifest, records
+from input_pipeline.io.errors import ConfigError, UserError
+from input_pipeline.io.files import AnyPath, under
+from unimed_jax.distributed import process, sharding, xla_options
+from unimed_jax.inference import embedding_cache
+from unimed_jax.losses import contrastive
+from unimed_jax.models.dual_encoder import DualEncoder
+from unimed_jax.training.task import Params
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_PREPROCESSING = "8 bit, RGB, shortest side bicubic, centre crop, in TensorFlow; version 1"
+
+
+@dataclass(frozen=True)
+class Described:
+    """What is known of a sample besides its pixels; `texts` are all captions, own ones first."""
+
+    id: str
+    modality: str
+    source: str
+    labels: tuple[str, ...]
+    group: str
+    texts: tuple[str, ...]
+    num_own_texts: int
+
+    @property
+    def group_key(self) -> str:
+        """Equal for samples of one patient or study; of its own where the group is unknown."""
+        return f"{self.source}\0{self.group}" if self.group else self.id
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a corpus directory, whose shards are there."""
+
+    directory: AnyPath
+    manifest: manifest.Manifest
+    name: str
+
+    def samples(self) -> Iterator[records.Sample]:
+        """Every sample, in file order."""
+        import tensorflow as tf
+
+        for shard in self.manifest.splits[self.name].shards:
+            path = str(self.directory / shard.file)
+            for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+                yield records.decode(record)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The samples of a split whose image decodes, in file order, and their unit vectors (N, E)."""
+
+    samples: tuple[Described, ...]
+    embeddings: np.ndarray
+
+
+class Features:
+    """Embeds splits and texts over all devices of a mesh, and keeps what it embedded.
+
+    They are kept in memory as long as the parameters stay the same object, and, with a `cache`, in
+    files, named by a digest of the tower and of the corpus. Every device gets `batch_size` rows at
+    a time, so that a row's embedding does not depend on the number of devices; the rows that fill
+    the last batch are dropped again.
+    """
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        tokenize: Callable[[Sequence[str]], np.ndarray],
+        root: AnyPath,
+        mesh: Mesh,
+        cache: AnyPath | None = None,
+    ) -> None:
+        """
+        Args:
+          model: the dual encoder whose parameters will be given.
+          tokenize: texts -> ids, int32 (N, T).
+          root: what the paths of corpora are relative to.
+          mesh: over the devices of all hosts.
+          cache: folder of the files; None: none are read or written.
+        """
+        self._config, self._tokenize = model.config, tokenize
+        self._root, self._cache = root, cache
+        self._num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        self._sharding = sharding.batch_sharding(mesh)
+        whole = sharding.replicated(mesh)  # every host gets the embeddings of all rows
+        self._encode = {
+            tower: jax.jit(
+                lambda p, x, f=f: contrastive.normalize(f(p, x)),
+                out_shardings=whole,
+                compiler_options=xla_options.options(mesh),
+            )
+            for tower, f in (("visual", model.encode_image), ("text", model.encode_text))
+        }
+        self._params: Params = None
+        self._kept: dict[Any, Any] = {}
+        self._digests: dict[str, str] = {}
+
+    def split(self, path: str, name: str) -> Split:
+        """A split of the corpus at `path`.
+
+        Raises:
+          CorpusError: there is no such corpus or split, or its shards are not whole.
+        """
+        directory = under(self._root, path)
+        content = manifest.load(directory)
+        manifest.verify(directory, content, name)
+        return Split(directory, content, name)
+
+    def images(self, params: Params, split: Split, batch_size: int) -> Embedded:
+        """The split's samples with their embeddings. An image that does not decode is left out.
+
+        Args:
+          params: of the model; at least its image tower.
+          split: of a corpus.
+          batch_size: rows per device and step.
+        """
+        stamp = f"{_PREPROCESSING}; {split.name}; {split.manifest.fingerprint}"
+
+        def embedded() -> Embedded:
+            described = {sample.id: _described(sample) for sample in split.samples()}
+            name = f"{split.manifest.name}-{split.name}-{split.manifest.fingerprint[:12]}"
+            ids, embeddings = self._from_file(
+                params,
+                "visual",
+                name,
+                stamp,
+                lambda: self._embed_images(params, split, list(described), batch_size),
+            )
+            return Embedded(tuple(described[i] for i in ids), embeddings)
+
+        return self._once(params, (str(split.directory), stamp), embedded)
+
+    def texts(self, params: Params, texts: Sequence[str], batch_size: int) -> np.ndarray:
+        """Unit vectors (len(texts), E), float32."""
+
+        def embedded() -> np.ndarray:
+            _require(params, "text")
+            ids = self._tokenize(texts)
+            stamp = hashlib.sha256(np.ascontiguousarray(ids).data).hexdigest()
+            name = f"texts-{stamp[:12]}"
+            return self._from_file(
+                params,
+                "text",
+                name,
+                stamp,
+                lambda: ((), self._embed_texts(params, ids, batch_size)),
+            )[1]
+
+        return self._once(params, tuple(texts), embedded)
+
+    def logit_scale(self, params: Params) -> float:
+        """exp(s), the factor of cosines; 1 where the parameters hold none."""
+        if "logit_scale" not in params:
+            return 1.0
+        return float(np.exp(jax.device_get(params["logit_scale"])))
+
+    # --- what is kept -----------------------------------------------------------------------------
+
+    def _once(self, params: Params, key: Any, compute: Callable[[], Any]) -> Any:
+        if params is not self._params:
+            self._params, self._kept, self._digests = params, {}, {}
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return self._kept[key]
+
+    def _from_file(
+        self,
+        params: Params,
+        tower: str,
+        name: str,
+        stamp: str,
+        compute: Callable[[], tuple[tuple[str, ...], np.ndarray]],
+    ) -> tuple[tuple[str, ...], np.ndarray]:
+        _require(params, tower)
+        if self._cache is None:
+            return compute()
+        if tower not in self._digests:
+            self._digests[tower] = embedding_cache.tower_digest(self._config, params, tower)
+        path = self._cache / self._digests[tower][:16] / f"{name}.npz"
+        kept = embedding_cache.load(path, stamp)
+        # a file that only some hosts see is of no use: computing takes all of them
+        everywhere = multihost_utils.process_allgather(np.array(kept is not None)).all()
+        if kept and everywhere:
+            return tuple(kept["ids"].tolist()), kept["embeddings"]
+        ids, embeddings = compute()
+        if jax.process_index() == 0:
+            embedding_cache.save(path, stamp, ids=np.array(ids, str), embeddings=embeddings)
+        return ids, embeddings
+
+    # --- the passes -------------------------------------------------------------------------------
+
+    def _embed_images(
+        self, params: Params, split: Split, ids: Sequence[str], batch_size: int
+    ) -> tuple[tuple[str, ...], np.ndarray]:
+        from input_pipeline import dataset
+
+        batches = dataset.evaluation_dataset(
+            str(split.directory),
+            split.manifest,
+            split.name,
+            self._decode,
+            batch_size=self._global_rows(batch_size),
+            host=jax.process_index(),
+            num_hosts=jax.process_count(),
+        )
+        rows, valid = [], []
+        directories = {str(split.directory): split.manifest}
+        for batch in device_prefetch.prefetch(dataset.numpy_batches(batches, directories)):
+            arrays = device_prefetch.to_global(
+                {"image": batch["image"], "valid": batch["valid"]}, self._sharding
+            )
+            rows.append(np.asarray(self._encode["visual"](params, arrays["image"])))
+            valid.append(multihost_utils.process_allgather(arrays["valid"], tiled=True))
+        embeddings = np.concatenate(rows)[: len(ids)]
+        keep = np.concatenate(valid)[: len(ids)]
+        for index in np.flatnonzero(~keep):
+            process.say(f"sample {ids[index]!r} cannot be decoded: left out")
+        return tuple(name for name, k in zip(ids, keep, strict=True) if k), embeddings[keep]
+
+    def _decode(
+        self, record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor
+    ) -> Mapping[str, tf.Tensor]:
+        from input_pipeline import transforms
+
+        del seed, source
+        sample = records.parse(record)
+        size = self._config.visual.image_size
+        return {
+            "id": sample["id"],
+            "image": transforms.resize_and_center_crop(sample["image"], size),
+        }
+
+    def _embed_texts(self, params: Params, ids: np.ndarray, batch_size: int) -> np.ndarray:
+        size = self._global_rows(batch_size)
+        padded = np.concatenate([ids, np.repeat(ids[-1:], -len(ids) % size, axis=0)])
+        rows = size // jax.process_count()
+        begin = jax.process_index() * rows
+        encoded = []
+        for batch in padded.reshape(-1, size, ids.shape[1]):
+            arrays = device_prefetch.to_global(
+                {"text": batch[begin : begin + rows]}, self._sharding
+            )
+            encoded.append(np.asarray(self._encode["text"](params, arrays["text"])))
+        return np.concatenate(encoded)[: len(ids)]
+
+    def _global_rows(self, batch_size: int) -> int:
+        rows = batch_size * self._num_shards
+        if batch_size < 1 or rows % jax.process_count():
+            raise ConfigError(
+                f"batch_size={batch_size} of an evaluator is not possible; valid: at least 1, and, "
+                f"times {self._num_shards} devices, a multiple of the {jax.process_count()} hosts"
+            )
+        return rows
+
+
+def _described(sample: records.Sample) -> Described:
+    return Described(
+        id=sample.id,
+        modality=sample.modality,
+        source=sample.source,
+        labels=sample.labels,
+        group=sample.group,
+        texts=sample.captions,
+        num_own_texts=sample.num_original_captions,
+    )
+
+
+def _require(params: Params, tower: str) -> None:
+    if tower not in params:
+        raise UserError(f"the weights have no {tower} tower, which this evaluator needs")

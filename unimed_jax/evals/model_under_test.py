@@ -1,0 +1,87 @@
+"""What an evaluation is of: a run of ours, or weights of anybody's with a config made for them."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from input_pipeline.io.files import AnyPath
+from unimed_jax import config as config_lib
+from unimed_jax.distributed import sharding
+from unimed_jax.training.task import Params, Task
+from unimed_jax.weights import checkpoint, formats
+from unimed_jax.weights.pretrained import part_of
+from unimed_jax.weights.uri import resolve
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model that is about to be evaluated.
+
+    Attributes:
+      title: for people.
+      config: that of the run; of other weights the defaults, with their model and tokenizer.
+      workdir: where `config` finds what is its own.
+      parts: of "visual", "text", "logits" those that there are; None: all that the task has.
+      read: (abstract parameters, shardings) -> the parameters, there.
+    """
+
+    title: str
+    config: ConfigDict
+    workdir: str
+    parts: tuple[str, ...] | None
+    read: Callable[[Any, Any], Params]
+
+    def params(self, task: Task, mesh: Mesh) -> Params:
+        """The parameters on a mesh, as far as there are any."""
+        abstract = jax.eval_shape(task.init, jax.random.key(0))
+        if self.parts is not None:
+            abstract = {key: x for key, x in abstract.items() if part_of(key) in self.parts}
+        state = {"params": abstract}
+        shardings = sharding.state_shardings(state, task.parameter_axes, mesh)
+        return self.read(abstract, shardings["params"])
+
+
+def open_subject(uri: str, out: AnyPath, model: Mapping[str, Any]) -> Subject:
+    """Opens a work directory or checkpoint of ours, or any weights that can be imported.
+
+    Args:
+      uri: see `weights.open_weights`.
+      out: directory of the results; the work directory of weights that have none.
+      model: dotted keys of the model's config to set.
+
+    Raises:
+      UserError: nothing there, or not what it should be.
+    """
+    path = resolve(uri)
+    if checkpoint.is_ours(path):
+        workdir, step = checkpoint.find(path)
+        meta = checkpoint.load_meta(workdir, step)
+        config = config_lib.from_json(json.dumps(meta["config"]))
+        for key, value in model.items():
+            config_lib.assign(config, f"model.{key}", value)
+        return Subject(
+            title=f"{workdir.name}, step {step}",
+            config=config,
+            workdir=str(workdir),
+            parts=tuple(meta["parts"]) if "parts" in meta else None,
+            read=lambda abstract, where: checkpoint.load_params(workdir, step, abstract, where),
+        )
+    pretrained = formats.open_pretrained(path)
+    model_config = pretrained.model_config(model)
+    config = config_lib.base_config("contrastive")
+    config.model.update(dataclasses.asdict(model_config))
+    config.tokenizer = pretrained.tokenizer
+    return Subject(
+        title=uri,
+        config=config,
+        workdir=str(out),
+        parts=tuple(pretrained.parts),
+        read=lambda abstract, where: sharding.place_like(
+            pretrained.params(abstract, model_config), where
+        ),
+    )

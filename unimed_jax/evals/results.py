@@ -1,0 +1,59 @@
+"""What a run leaves for people: tables on the terminal, results.json, report.html."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from input_pipeline.io.files import AnyPath, write_text_atomically
+from unimed_jax import config as config_lib
+from unimed_jax.distributed import process
+from unimed_jax.monitoring import metrics
+from unimed_jax.reporting import html_report
+from unimed_jax.training.task import Evaluation, Evaluator
+
+
+def evaluate(evaluators: Mapping[str, Evaluator], params: Any) -> dict[str, Evaluation]:
+    """Runs every evaluator on the parameters."""
+    return {name: evaluator(params) for name, evaluator in evaluators.items()}
+
+
+def named_metrics(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
+    """``<evaluator>/<metric>`` -> value, as in metrics.jsonl and results.json."""
+    return {
+        f"{name}/{metric}": value
+        for name, evaluation in evaluations.items()
+        for metric, value in evaluation.metrics.items()
+    }
+
+
+def write_results(
+    directory: AnyPath,
+    title: str,
+    config: ConfigDict,
+    evaluations: Mapping[str, Evaluation],
+    history: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Prints the tables; writes results.json (flat: metric -> value), report.html, and the files
+    that the evaluators made.
+
+    Args:
+      directory: where they go.
+      title: of the report.
+      config: the resolved config, shown in the report.
+      evaluations: by evaluator name.
+      history: rows of metrics.jsonl for the training curves; none outside training.
+    """
+    results = {k: metrics.finite_or_name(v) for k, v in named_metrics(evaluations).items()}
+    content = json.dumps(results, indent=2, sort_keys=True) + "\n"
+    write_text_atomically(directory / "results.json", content)
+    sections = [html_report.curves_section(history)] if history else []
+    for name, evaluation in evaluations.items():
+        process.say(f"\n{name}\n{evaluation.table}")
+        for folder, text in evaluation.files.items():
+            write_text_atomically(directory / folder / f"{name}.json", text)
+        sections += evaluation.sections()
+    sections.append(html_report.config_section(json.loads(config_lib.to_json(config))))
+    html_report.write_report(directory / "report.html", title=title, sections=sections)
+    process.say(f"\nresults: {directory / 'results.json'}\nreport:  {directory / 'report.html'}")

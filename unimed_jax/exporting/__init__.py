@@ -1,0 +1,1 @@
+"""Weights out: directories that PyTorch libraries open, verified before they appear."""

@@ -1,0 +1,122 @@
+"""The model card of an exported checkpoint: what it is, how to open it, how good it is."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from input_pipeline.conversion.unimed_parts import PARTS
+from unimed_jax.models.config import ModelConfig
+from unimed_jax.version import __version__
+from unimed_jax.weights.pretrained import Pretrained
+
+_TEMPLATE = """\
+---
+library_name: open_clip
+pipeline_tag: zero-shot-image-classification
+tags: [clip, medical, unimed_jax]
+---
+
+# {name}
+
+A medical CLIP: {visual}, with a BERT of {text.layers} layers of width {text.width}, embeddings of
+{config.embed_dim}. Exported by unimed_jax {version} from {source}.
+
+For research. It is no medical device, and its probabilities are no diagnoses.
+
+## Opening it
+
+```python
+import open_clip
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{out}")
+tokenizer = open_clip.get_tokenizer("local-dir:{out}")
+```
+
+After a move to the directory `d`, as open_clip looks BERT's configuration up by the absolute path
+that was written (the tokenizer needs no change):
+
+```python
+import json, open_clip
+text = json.load(open(f"{{d}}/open_clip_config.json"))["model_cfg"]["text_cfg"]
+text["hf_model_name"] = d
+model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{{d}}", text_cfg=text)
+```
+
+In JAX, wherever it lies: `unimed_jax.load("{out}")`.
+
+## Evaluation
+
+{scores}
+
+## Data
+
+{data}
+
+## Configuration
+
+```json
+{model}
+```
+"""
+
+
+def text(pretrained: Pretrained, config: ModelConfig, out: Path) -> str:
+    """The content of README.md.
+
+    Args:
+        pretrained: the weights; `record` says what is known of their training.
+        config: of the model.
+        out: the directory that the export will be.
+    """
+    visual = config.visual
+    return _TEMPLATE.format(
+        name=out.name,
+        visual=f"a vision transformer of {visual.layers} layers of width {visual.width}, "
+        f"patch {visual.patch_size} at {visual.image_size} px",
+        text=config.text,
+        config=config,
+        version=__version__,
+        source=_source(pretrained),
+        out=out,
+        scores=_scores(pretrained.record.get("scores", {})),
+        data=_data(pretrained.record.get("config", {})),
+        model=json.dumps(dataclasses.asdict(config), indent=2),
+    )
+
+
+def _source(pretrained: Pretrained) -> str:
+    if "step" in pretrained.record:
+        return f"step {pretrained.record['step']} of a run of its own"
+    return f"`{Path(pretrained.source).name}` ({pretrained.kind})"
+
+
+def _scores(scores: Mapping[str, float]) -> str:
+    """A table of the evaluators' metrics; those of one task are in one row."""
+    rows: dict[str, dict[str, float]] = {}
+    for key, value in scores.items():
+        task, _, metric = key.rpartition("/")
+        if task:
+            rows.setdefault(task, {})[metric] = value
+    if not rows:
+        return "This checkpoint was not evaluated."
+    columns = list(dict.fromkeys(metric for row in rows.values() for metric in row))
+    lines = [f"| task | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for task, row in rows.items():
+        cells = (f"{row[column]:.4g}" if column in row else "" for column in columns)
+        lines.append(f"| {task} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _data(config: Mapping[str, Any]) -> str:
+    sources = config.get("data", {}).get("sources", {})
+    if not sources:
+        return "What it was trained on is not recorded in the weights; see their source."
+    lines = ["Trained on these sources; their licences bind the use of the weights as well:", ""]
+    for name in sources:
+        part = PARTS.get(name)
+        lines.append(f"- `{name}`" + (f": {part.title}; {part.licence}" if part else ""))
+    starts = {k: v for k, v in config.get("init", {}).items() if v and k != "expected"}
+    if starts:
+        lines += ["", "It started from: " + ", ".join(f"{k} `{v}`" for k, v in starts.items())]
+    return "\n".join(lines)

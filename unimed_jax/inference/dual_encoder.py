@@ -1,0 +1,330 @@
+"""A model for notebooks: images and texts in, embeddings and probabilities out.
+
+import unimed_jax
+model = unimed_jax.load("runs/quickstart")
+model.classify(["scan.png"], {"CT": ["a CT slice"], "MRI": ["an MRI slice", "a T1 image"]})
+"""
+
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from input_pipeline import device_prefetch
+from input_pipeline.io.errors import UserError, WeightsError
+from input_pipeline.io.files import read_bytes, to_path
+from input_pipeline.tokenizer import Tokenizer
+from unimed_jax.distributed import sharding, xla_options
+from unimed_jax.inference import embedding_cache
+from unimed_jax.losses import contrastive
+from unimed_jax.models import dual_encoder
+from unimed_jax.models.config import ModelConfig
+from unimed_jax.weights.loader import open_weights
+from unimed_jax.weights.pretrained import Pretrained, part_of
+from unimed_jax.weights.uri import resolve
+
+_CPU_TOKENS = 1024  # of a step on a CPU (docs/measurements.md, "Speed of evaluation")
+_DECODE_AHEAD = 64  # images
+
+ImageLike = Image.Image | np.ndarray | str | PathLike[str]
+
+
+def load(
+    path_or_hub_id: str | PathLike[str],
+    *,
+    step: int | None = None,
+    tokenizer: str | PathLike[str] = "",
+    overrides: Mapping[str, Any] | None = None,
+) -> "Model":
+    """Loads a dual encoder of any kind that can be read (docs/weights.md), onto all devices.
+
+    Args:
+        path_or_hub_id: a work directory or checkpoint of ours, a weights file or directory of CLIP,
+            open_clip, UniMed-CLIP, BiomedCLIP or BERT, pkg:PACKAGE/PATH, hf:ORG/NAME or ORG/NAME.
+        step: of a work directory; None: the newest.
+        tokenizer: directory, file or URI in place of the one that the weights name.
+        overrides: dotted keys of the model's config that the weights do not tell, such as
+            {"visual.activation": "quick_gelu"}, or that should differ, such as
+            {"compute_dtype": "bfloat16"}.
+
+    Raises:
+        UserError: no such weights, or not what they should be; the message says which tensor.
+    """
+    pretrained = open_weights(path_or_hub_id, step)
+    return from_pretrained(pretrained, pretrained.model_config(overrides), str(tokenizer))
+
+
+def from_pretrained(pretrained: Pretrained, config: ModelConfig, tokenizer: str = "") -> "Model":
+    """A model from opened weights; see `load`."""
+    model = dual_encoder.build(config)
+    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    abstract = {k: v for k, v in abstract.items() if part_of(k) in pretrained.parts}
+    params = pretrained.params(abstract, config)
+    return Model(model, params, tokenizer or pretrained.tokenizer, pretrained.source)
+
+
+class Model:
+    """A loaded dual encoder.
+
+    Attributes:
+        config: sizes of both towers; `config.embed_dim` is the width E of the embeddings.
+        logit_scale: exp(s), the factor of cosines in `classify`; 1 where the weights hold none.
+    """
+
+    def __init__(
+        self,
+        model: dual_encoder.DualEncoder,
+        params: dual_encoder.Params,
+        tokenizer: str,
+        source: str,
+    ) -> None:
+        """Use `load`. `tokenizer` is a path or URI, opened when the first text comes."""
+        self.config: ModelConfig = model.config
+        self.logit_scale = float(np.exp(params["logit_scale"])) if "logit_scale" in params else 1.0
+        self._source, self._tokenizer_uri = source, tokenizer
+        self._tokenizer: Tokenizer | None = None
+        devices = jax.local_devices()
+        mesh = sharding.make_mesh({"data": len(devices), "fsdp": 1, "tensor": 1}, devices)
+        self._num_devices = len(devices)
+        self._batches = sharding.batch_sharding(mesh)
+        whole = sharding.replicated(mesh)
+        self._params = jax.device_put(params, whole)
+        self._encode = {
+            name: _jitted(encode, mesh)
+            for name, encode in (("visual", model.encode_image), ("text", model.encode_text))
+        }
+
+    def encode_image(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        normalize: bool = True,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Embeddings of images, float32 (N, E).
+
+        Images are resized (bicubic, antialiased) so that the shorter side is the model's size, and
+        cropped to the central square, as open_clip does.
+
+        Args:
+            images: one or any number of PIL images, uint8 arrays (H, W) or (H, W, 3), or paths.
+            normalize: to unit length.
+            batch_size: images per device and step; None: what is fast there.
+        """
+        one = isinstance(images, Image.Image | np.ndarray | str | PathLike)
+        size = self.config.visual.image_size
+        pixels = device_prefetch.in_threads(
+            lambda image: preprocess(image, size), [images] if one else images, depth=_DECODE_AHEAD
+        )
+        return self.encode_pixels(pixels, normalize=normalize, batch_size=batch_size)
+
+    def encode_pixels(
+        self,
+        pixels: Iterable[np.ndarray],
+        *,
+        normalize: bool = True,
+        batch_size: int | None = None,
+        whole_batches: bool = False,
+    ) -> np.ndarray:
+        """Embeddings of images that `preprocess` has made, uint8 (S, S, 3); as `encode_image`.
+
+        Args:
+            pixels: any number of images; they are taken while the devices are at work.
+            normalize: to unit length.
+            batch_size: as in `encode_image`.
+            whole_batches: fill the last batch up, so that all steps are alike and an embedding does
+                not depend, in its last digit, on the number of images or devices.
+        """
+        return self._run("visual", pixels, normalize, batch_size, whole_batches)
+
+    def encode_text(
+        self,
+        texts: str | Iterable[str],
+        *,
+        normalize: bool = True,
+        batch_size: int | None = None,
+        whole_batches: bool = False,
+    ) -> np.ndarray:
+        """Embeddings of one or any number of texts, float32 (N, E); as `encode_pixels`."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        ids = self.tokenizer(texts) if texts else []
+        return self._run("text", iter(ids), normalize, batch_size, whole_batches)
+
+    def classify(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        classes: Mapping[str, str | Sequence[str]],
+        *,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Zero-shot class probabilities, float32 (N, C), columns in the order of `classes`.
+
+        The embedding of a class is the renormalised mean of its normalised prompts; probabilities
+        are the softmax of logit_scale times the cosines (arXiv 2103.00020, section 3.1).
+
+        Args:
+            images: as in `encode_image`.
+            classes: name -> prompt or prompts.
+            batch_size: as in `encode_image`.
+        """
+        if not classes:
+            raise ValueError("classes is empty: give {name: prompts}")
+        groups = [[p] if isinstance(p, str) else list(p) for p in classes.values()]
+        if not all(groups):
+            raise ValueError(f"a class has no prompt: {dict(classes)}")
+        vectors = self.encode_text([prompt for group in groups for prompt in group])
+        ends = np.cumsum([len(group) for group in groups])
+        means = [part.mean(0) for part in np.split(vectors, ends[:-1])]
+        centres = np.asarray(contrastive.normalize(jnp.stack(means)))
+        logits = self.logit_scale * self.encode_image(images, batch_size=batch_size) @ centres.T
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+    @property
+    def architecture(self) -> str:
+        """The image tower by open_clip's naming: 'ViT-B-16', 'ViT-L-14-336'."""
+        sizes = self.config.visual
+        letters = {192: "Ti", 384: "S", 768: "B", 1024: "L", 1280: "H"}
+        size = letters.get(sizes.width, f"W{sizes.width}")
+        resolution = "" if sizes.image_size == 224 else f"-{sizes.image_size}"
+        return f"ViT-{size}-{sizes.patch_size}{resolution}"
+
+    @property
+    def source(self) -> str:
+        """Where the weights came from."""
+        return self._source
+
+    def image_tower_digest(self) -> str:
+        """SHA-256 of what image embeddings depend on besides the pixels: config and parameters."""
+        if "visual" not in self._params:
+            raise UserError(f"{self._source} has no visual tower")
+        return embedding_cache.tower_digest(self.config, self._params, "visual")
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Texts -> ids, int32 (N, context_length)."""
+        if self._tokenizer is None:
+            if not self._tokenizer_uri:
+                raise UserError(
+                    f"{self._source} has no tokenizer: give load(..., tokenizer=DIRECTORY)"
+                )
+            text = self.config.text
+            found = Tokenizer(resolve(self._tokenizer_uri, weights=False), text.context_length)
+            if (found.vocab_size, found.pad_id) != (text.vocab_size, text.pad_id):
+                raise WeightsError(
+                    f"the tokenizer {self._tokenizer_uri} has {found.vocab_size} entries and pad "
+                    f"id {found.pad_id}, the model {text.vocab_size} and {text.pad_id}"
+                )
+            self._tokenizer = found
+        return self._tokenizer
+
+    def _fast_batch_size(self, tower: str) -> int:
+        """Rows per device and step. A CPU multiplies matrices faster that stay in its caches."""
+        if jax.default_backend() != "cpu":
+            return 64
+        text = self.config.text.context_length
+        tokens = self.config.visual.num_tokens if tower == "visual" else text
+        return 1 << (max(_CPU_TOKENS // tokens, 1).bit_length() - 1)
+
+    def _run(
+        self,
+        tower: str,
+        rows: Iterable[np.ndarray],
+        normalize: bool,
+        batch_size: int | None,
+        whole_batches: bool,
+    ) -> np.ndarray:
+        if tower not in self._params:
+            raise UserError(f"{self._source} has no {tower} tower")
+        batch_size = batch_size or self._fast_batch_size(tower)
+        limit = batch_size * self._num_devices
+        found: list[np.ndarray] = []
+        running: tuple[jax.Array, int] | None = None
+        batch: list[np.ndarray] = []
+
+        def start() -> tuple[jax.Array, int]:
+            # The next power of two per device: few shapes, so few compilations, little padding.
+            per_device = -(-len(batch) // self._num_devices)
+            padded = min(1 << (per_device - 1).bit_length(), batch_size) * self._num_devices
+            padded = limit if whole_batches else padded
+            stacked = np.stack(batch + [batch[-1]] * (padded - len(batch)))
+            inputs = jax.device_put(stacked, self._batches)
+            params = {tower: self._params[tower]}
+            return self._encode[tower](params, inputs, normalize), len(batch)
+
+        def finish(embeddings: jax.Array, count: int) -> None:
+            found.append(np.asarray(embeddings)[:count])
+
+        for row in rows:
+            batch.append(row)
+            if len(batch) == limit:
+                # The devices have one batch while the rows of the next are taken.
+                if running:
+                    finish(*running)
+                running = start()
+                batch = []
+        if running:
+            finish(*running)
+        if batch:
+            finish(*start())
+        if not found:
+            return np.zeros((0, self.config.embed_dim), np.float32)
+        return np.concatenate(found)
+
+
+def _jitted(
+    encode: Callable[[dual_encoder.Params, jax.Array], jax.Array], mesh: Mesh
+) -> Callable[[dual_encoder.Params, jax.Array, bool], jax.Array]:
+    """(parameters, rows, normalize) -> embeddings.
+
+    They are normalised within, in steps of equal shape: the last digit depends on the shape.
+    """
+
+    def embed(params: dual_encoder.Params, rows: jax.Array, normalize: bool) -> jax.Array:
+        embeddings = encode(params, rows)
+        return contrastive.normalize(embeddings) if normalize else embeddings
+
+    return jax.jit(
+        embed,
+        static_argnums=2,
+        out_shardings=sharding.replicated(mesh),
+        compiler_options=xla_options.options(mesh),
+    )
+
+
+def preprocess(image: ImageLike, size: int) -> np.ndarray:
+    """One image as the image tower takes it: uint8 (size, size, 3).
+
+    Raises UserError for a file that cannot be read and for pixels that are not of 8 bits: how
+    those map to grey levels (a CT window, say) is not for this function to guess.
+    """
+    name = "image"
+    if isinstance(image, str | PathLike):
+        name = str(image)
+        try:
+            image = Image.open(io.BytesIO(read_bytes(to_path(image))))
+            image.load()
+        except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+            raise UserError(f"cannot read the image {name}: {error}") from error
+    elif isinstance(image, np.ndarray):
+        grey = image.ndim == 2
+        if image.dtype != np.uint8 or not (grey or (image.ndim == 3 and image.shape[2] == 3)):
+            raise UserError(
+                f"{name}: expected uint8 (H, W) or (H, W, 3), got {image.dtype} {image.shape}"
+            )
+        image = Image.fromarray(image)
+    if image.mode.startswith(("I", "F")):
+        raise UserError(f"{name} has pixels of mode {image.mode}: scale them to 8 bits first")
+    image = image.convert("RGB")
+    width, height = image.size
+    short = min(width, height)
+    width, height = size * width // short, size * height // short
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)))

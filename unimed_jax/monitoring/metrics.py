@@ -1,0 +1,257 @@
+"""What a run reports while it trains: metric files, throughput, memory, model FLOP utilisation."""
+
+import contextlib
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from input_pipeline.io.errors import UserError
+from input_pipeline.io.files import GrowingFile, PathLike, reason, to_path
+from unimed_jax.monitoring.hardware import CHIPS
+
+Row = dict[str, Any]
+
+
+class MetricWriter:
+    """Appends metrics to `workdir/metrics.jsonl` and to TensorBoard files in `workdir/tensorboard`.
+
+    Of a multi-process job only process 0 makes one. Every row is flushed, so that after a kill at
+    most the last line of metrics.jsonl is torn; in a bucket both files are replaced at every row.
+    The event files are plain TFRecords of TensorFlow's Event message and are written with
+    TensorFlow, which the input pipeline needs anyway: the usual light writers import torch where it
+    is installed, and the two do not live in one process.
+    """
+
+    def __init__(self, workdir: PathLike, resume_step: int | None = None) -> None:
+        """Opens both files.
+
+        Args:
+          workdir: the run's directory; made if missing.
+          resume_step: the number of finished steps the run continues from. Rows of later steps,
+            written by the run that was killed, are removed from metrics.jsonl and purged from
+            TensorBoard; a torn last line is dropped. None: the run starts afresh, nothing is kept.
+
+        Raises:
+          UserError: workdir cannot be written, or metrics.jsonl holds a line in the middle that is
+            not a metric row.
+        """
+        import tensorflow as tf
+
+        workdir = to_path(workdir)
+        path = workdir / "metrics.jsonl"
+        kept = []
+        if resume_step is not None and path.exists():
+            kept = [row for row in read_metrics(path) if row["step"] <= resume_step]
+        content = "".join(_to_json(row) + "\n" for row in kept)
+        self._rows_file = GrowingFile(path, content.encode())
+        self._tf = tf
+        self._rows = self._rows_file.local.open("a", encoding="utf-8")
+        # TensorBoard reads the event files of a directory in the order of their names.
+        events = workdir / "tensorboard" / f"events.out.tfevents.{time.time():.6f}"
+        try:
+            self._events_file = GrowingFile(events)
+            self._events = tf.io.TFRecordWriter(str(self._events_file.local))
+        except (OSError, tf.errors.OpError) as error:
+            raise UserError(f"cannot write {events}: {error}") from error
+        self._write_event(file_version="brain.Event:2")
+        # A START event hides the events at and after its step.
+        start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+        first_step = 0 if resume_step is None else resume_step + 1
+        self._write_event(step=first_step, session_log=start)
+        self._events.flush()
+        self._events_file.publish()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends one row: `step`, then `values` in their order (anything float() accepts)."""
+        row = {"step": int(step), **{key: float(value) for key, value in values.items()}}
+        self._rows.write(_to_json(row) + "\n")
+        self._rows.flush()
+        self._rows_file.publish()
+        summary = self._tf.compat.v1.Summary()
+        for key, value in values.items():
+            summary.value.add(tag=key, simple_value=float(value))
+        self._write_event(step=int(step), summary=summary)
+        self._events.flush()
+        self._events_file.publish()
+
+    def close(self) -> None:
+        self._rows.close()
+        self._events.close()
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write_event(self, **fields: Any) -> None:
+        event = self._tf.compat.v1.Event(wall_time=time.time(), **fields)
+        self._events.write(event.SerializeToString())
+
+
+def read_metrics(path: PathLike) -> list[Row]:
+    """Reads the rows of a metrics.jsonl, in order; non-finite numbers come back as floats.
+
+    A last line without its newline that is no complete row (a run was killed while writing it) is
+    left out.
+
+    Raises:
+      UserError: the file cannot be read, or another line is not a JSON object with a "step".
+    """
+    try:
+        content = to_path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    *lines, tail = content.split(b"\n")
+    rows = [_from_json(line) for line in lines]
+    if None in rows:
+        raise UserError(
+            f"{path}:{rows.index(None) + 1}: not a metric row (a JSON object with an integer "
+            '"step"); mend or delete the file'
+        )
+    return rows + [row for row in [_from_json(tail)] if row is not None]
+
+
+def _to_json(row: Mapping[str, Any]) -> str:
+    """Strict JSON, in which NaN and infinities are the strings "NaN", "Infinity", "-Infinity"."""
+    # JSON has no such numbers; these are the names that protobuf's JSON mapping gives them.
+    return json.dumps({key: finite_or_name(value) for key, value in row.items()}, allow_nan=False)
+
+
+def finite_or_name(value: Any) -> Any:
+    """`value`, or its name where it is a float that JSON cannot hold: "NaN", "Infinity", ..."""
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _from_json(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    names = ("NaN", "Infinity", "-Infinity")
+    return {key: float(value) if value in names else value for key, value in row.items()}
+
+
+def format_line(step: int, values: Mapping[str, float]) -> str:
+    """One line for stdout: 'step 120 | loss 1.234 | images_per_sec 845.2', 4 significant digits."""
+    return " | ".join([f"step {step}", *(f"{key} {value:.4g}" for key, value in values.items())])
+
+
+class Throughput:
+    """Speed of the training loop over a log window.
+
+        throughput = Throughput(batch_size)
+        for step in ...:
+            with throughput.waiting_for_data():
+                batch = next(batches)
+            state, metrics = train_step(state, batch, key)
+            throughput.step_done()
+            if step % log_every_steps == 0:
+                metrics = jax.device_get(metrics)   # the device has caught up: the clock is honest
+                writer.write(step, {**metrics, **throughput.window()})
+                with throughput.paused():
+                    evaluate()
+
+    Steps are dispatched asynchronously, so a window must end after a result of its last step has
+    been fetched, as above. The first window contains compilation; call `window` (and discard it)
+    after the first step to leave that out.
+    """
+
+    def __init__(self, batch_size: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._batch_size = batch_size
+        self._clock = clock
+        self._restart()
+
+    def _restart(self) -> None:
+        self._start = self._clock()
+        self._waited = self._paused = 0.0
+        self._steps = 0
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Counts the time inside as blocked on the input pipeline."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._waited += self._clock() - start
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time inside (evaluation, saving) out of the window."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._paused += self._clock() - start
+
+    def step_done(self) -> None:
+        self._steps += 1
+
+    def window(self) -> dict[str, float]:
+        """Figures since the last call (or construction), and starts the next window.
+
+        Returns:
+          images_per_sec: global batch size * steps / time.
+          step_seconds: time per step.
+          data_wait_fraction: share of the time blocked in `waiting_for_data`, in [0, 1].
+          Empty if no step was done.
+        """
+        seconds = self._clock() - self._start - self._paused
+        steps, waited = self._steps, self._waited
+        self._restart()
+        if not steps or seconds <= 0:
+            return {}
+        return {
+            "images_per_sec": self._batch_size * steps / seconds,
+            "step_seconds": seconds / steps,
+            "data_wait_fraction": min(waited / seconds, 1.0),
+        }
+
+
+def memory() -> dict[str, float]:
+    """Peak memory in GiB since the process began.
+
+    Returns:
+      host_memory_peak_gib: resident set of this process.
+      device_memory_peak_gib: the fullest of this process's devices; absent where the backend does
+        not say (CPU).
+    """
+    # ru_maxrss is in bytes on macOS, in KiB elsewhere.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    figures = {"host_memory_peak_gib": peak / 2**30}
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    device_peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    if device_peaks:
+        figures["device_memory_peak_gib"] = max(device_peaks) / 2**30
+    return figures
+
+
+def mfu(
+    flops_per_step: float, step_seconds: float, device_kind: str, num_devices: int
+) -> float | None:
+    """Model FLOP utilisation (Chowdhery et al. 2022, appendix B).
+
+    Args:
+      flops_per_step: FLOPs that the model's mathematics needs for one step of the global batch,
+        forward and backward, without those that rematerialisation repeats.
+      step_seconds: time of one step.
+      device_kind: `jax.devices()[0].device_kind`.
+      num_devices: devices of the whole job, `jax.device_count()`.
+
+    Returns:
+      Achieved share of the peak bfloat16 FLOP/s, or None where the device's peak is not known.
+    """
+    chip = CHIPS.get(device_kind)
+    return flops_per_step / (step_seconds * num_devices * chip.bf16_flops) if chip else None

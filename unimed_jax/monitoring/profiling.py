@@ -1,0 +1,81 @@
+"""Where the time of a run goes: the parts of its start, and a trace of a few of its steps."""
+
+import pathlib
+import shutil
+import tempfile
+import time
+from typing import Any
+
+import jax
+
+from input_pipeline.io.files import AnyPath, is_local, move_folder
+from unimed_jax.distributed import process
+
+_WARM_UP, _TRACED = 3, 4  # steps
+
+
+class StartUp:
+    """The time from the start of a command to the end of its first step, in named parts."""
+
+    def __init__(self, began: float) -> None:
+        """``began`` is what `time.time` was then."""
+        self._began = self._last = began
+        self._parts: dict[str, float] = {}
+        self._compiling = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, seconds: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self._compiling += seconds
+
+    def part(self, name: str) -> None:
+        """What happened since the last call was ``name``."""
+        now = time.time()
+        self._parts[name] = now - self._last
+        self._last = now
+
+    def line(self) -> str:
+        """'start-up 9.8 s: imports 4.1, corpus 0.2, ...; 2.0 s of it in the compiler'."""
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self._parts.items())
+        return (
+            f"start-up {self._last - self._began:.1f} s: {parts}; "
+            f"{self._compiling:.1f} s of it in the compiler"
+        )
+
+
+class StepTrace:
+    """Traces steps 4 to 7 of a run (counted from where it starts or resumes) into a folder.
+
+    The folder opens in XProf (`xprof --logdir=FOLDER`), and the `perfetto_trace.json.gz` in it at
+    ui.perfetto.dev.
+    """
+
+    def __init__(self, folder: AnyPath, start: int, active: bool) -> None:
+        self._folder = folder
+        self._first = start + _WARM_UP if active else None
+        self._running = False
+
+    def before(self, step: int) -> None:
+        """Starts the trace if ``step``, counted from 0, is the first of those that it shows."""
+        if step == self._first:
+            local = is_local(self._folder)
+            self._written = self._folder if local else pathlib.Path(tempfile.mkdtemp())
+            jax.profiler.start_trace(self._written, create_perfetto_trace=True)
+            self._running = True
+
+    def after(self, step: int, result: Any) -> None:
+        """Ends the trace with its last step; ``result`` is an array that the step made."""
+        if self._running and step == self._first + _TRACED - 1:
+            jax.block_until_ready(result)
+            self.close()
+
+    def close(self) -> None:
+        """Ends a trace that is still running, when the run ends early."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+            if self._written != self._folder:
+                move_folder(self._written, self._folder)
+                shutil.rmtree(self._written)
+            process.say(f"profile: {self._folder}")

@@ -1,0 +1,1 @@
+"""HTML reports and charts. Knows no task: tasks and evaluators bring their sections."""

@@ -1,0 +1,1 @@
+"""The machinery of a run: task interface, train step, optimizer, data loader, stages."""

@@ -1,0 +1,90 @@
+"""Where the files that a config names really are."""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from input_pipeline.conversion.sources import SOURCES
+from input_pipeline.conversion.write_shards import write_corpus
+from input_pipeline.io.errors import ConfigError
+from input_pipeline.io.files import AnyPath, to_path, under
+from unimed_jax.training import stages
+from unimed_jax.weights.uri import resolve
+
+PHANTOMS = "phantoms"  # the value of data.root that stands for the generated corpus
+CONVERTED = "corpora"  # folder of the work directory for what data.raw names
+
+
+def corpus_root(config: ConfigDict, workdir: str) -> AnyPath:
+    """The directory of ``config.data.root``.
+
+    What is generated or converted for a run is in its work directory.
+    """
+    if config.data.get("raw"):  # a checkpoint may be older than the key
+        return to_path(workdir) / CONVERTED
+    if not config.data.root:
+        raise ConfigError(
+            "config.data.root is empty; valid: a directory that tools/convert_corpus.py wrote, "
+            f"or {PHANTOMS!r} for the generated corpus"
+        )
+    if config.data.root == PHANTOMS:
+        return to_path(workdir) / PHANTOMS
+    return to_path(config.data.root)
+
+
+def locate(uri: str, config: ConfigDict, workdir: str, *, weights: bool = True) -> AnyPath:
+    """Path of ``root:PATH`` (in the corpus), of ``stage:NAME`` (an earlier stage of the run), or of
+    what ``porting.resolve`` knows.
+
+    ``weights=False`` leaves weights out of a download.
+    """
+    if uri.startswith("root:"):
+        return under(corpus_root(config, workdir), uri.removeprefix("root:"))
+    if uri.startswith("stage:"):
+        return stages.directory(to_path(workdir), uri.removeprefix("stage:"))
+    return resolve(uri, weights=weights)
+
+
+def prepare(config: ConfigDict, workdir: str) -> AnyPath:
+    """The corpus root, after making what is not there yet.
+
+    That are the phantoms, or the corpora of ``data.raw``: each entry names a source of
+    ``tools/convert_corpus.py`` as ``kind`` and gives its flags; its folder ``raw`` is relative to
+    ``data.root``.
+
+    Raises:
+      CorpusError: the raw data is not what it should be, or has changed since it was converted.
+    """
+    root = corpus_root(config, workdir)
+    for name, settings in config.data.get("raw", {}).items():
+        _convert(name, dict(settings), to_path(config.data.root), root / name)
+    if config.data.root == PHANTOMS:
+        from input_pipeline.conversion.phantom_corpus import write_phantoms
+
+        write_phantoms(root, **config.data.phantoms)
+    return root
+
+
+def _convert(name: str, settings: dict[str, Any], raw_root: AnyPath, out: AnyPath) -> None:
+    source = SOURCES.get(settings.pop("kind", ""))
+    if source is None or source.captioned:
+        valid = ", ".join(key for key, value in SOURCES.items() if not value.captioned)
+        raise ConfigError(f"config.data.raw.{name}.kind is none of: {valid}")
+    known = {field.name for field in dataclasses.fields(source.options)}
+    if unknown := sorted(settings.keys() - known):
+        raise ConfigError(
+            f"config.data.raw.{name} has no key {unknown[0]!r}; valid: {', '.join(sorted(known))}"
+        )
+    if "raw" in settings:
+        settings["raw"] = under(raw_root, settings["raw"])
+    conversion = source.open(source.options(**settings))
+    write_corpus(
+        out,
+        conversion.name,
+        conversion.rows,
+        conversion.make_sample,
+        schema=conversion.schema,
+        threads=conversion.threads,
+        facts=conversion.facts,
+    )

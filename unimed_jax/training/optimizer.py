@@ -1,0 +1,106 @@
+"""AdamW, Adam, SGD, their schedules; decay and freezing by regular expressions over paths."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from unimed_jax.distributed.sharding import path_string
+
+
+def learning_rate_schedule(config: ConfigDict, num_train_steps: int) -> optax.Schedule:
+    """lr(t) of the t-th update, t from 0.
+
+    lr0 (t+1)/w for t < w; then lr0 for a share ``hold`` of what is left, until step h; then lr0,
+    or lr0/2 (1 + cos(pi (t-h)/(T-h))) (cosine), or lr0 (1 - (t-h)/(T-h))^power (polynomial).
+
+    Args:
+      config: ``config.optimizer``.
+      num_train_steps: T.
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    hold = warmup + config.hold * max(num_train_steps - warmup, 0)
+
+    def schedule(count: jax.Array) -> jax.Array:
+        t = jnp.asarray(count, jnp.float32)
+        progress = jnp.clip((t - hold) / max(num_train_steps - hold, 1), 0.0, 1.0)
+        after = {
+            "cosine": peak / 2 * (1 + jnp.cos(jnp.pi * progress)),
+            "polynomial": peak * (1 - progress) ** config.power,
+            "constant": peak,
+        }[config.schedule]
+        return jnp.where(t < warmup, peak * (t + 1) / max(warmup, 1), after)
+
+    return schedule
+
+
+def path_mask(params: Any, patterns: Sequence[str]) -> Any:
+    """A tree of bools: is any of the regular expressions found in the path of the leaf?"""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(re.search(pattern, path_string(path)) for pattern in patterns), params
+    )
+
+
+def decay_mask(params: Any, no_decay: Sequence[str]) -> Any:
+    """A tree of bools: True where weight decay applies."""
+    return jax.tree.map(lambda exempt: not exempt, path_mask(params, no_decay))
+
+
+def scale_by_path(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
+    """Multiplies the update of a parameter by the factor of the first expression found in its path.
+
+    Args:
+      factors: (regular expression, factor); a path without any match keeps its update.
+    """
+
+    def factor(path: Any) -> float:
+        name = path_string(path)
+        return next((scale for pattern, scale in factors if re.search(pattern, name)), 1.0)
+
+    def scale(updates: Any, params: Any = None) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, u: u * factor(path), updates)
+
+    return optax.stateless(scale)
+
+
+def make_optimizer(config: ConfigDict, num_train_steps: int) -> optax.GradientTransformation:
+    """AdamW: p <- p - lr (m / (sqrt(v) + eps) + weight_decay p), moments bias-corrected.
+
+    Loshchilov & Hutter, Decoupled Weight Decay Regularization, arXiv 1711.05101. Or, as torch has
+    them, with g <- g + weight_decay p first: Adam, and SGD with Nesterov's momentum, m <- momentum
+    m + g; p <- p - lr (g + momentum m).
+
+    Args:
+      config: ``config.optimizer``.
+      num_train_steps: length of the schedule.
+    """
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    no_decay = tuple(config.no_decay)
+    decay = optax.add_decayed_weights(
+        config.weight_decay, mask=lambda params: decay_mask(params, no_decay)
+    )
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    rule = {
+        "adamw": (adam, decay),
+        "adam": (decay, adam),
+        "sgd": (decay, optax.trace(config.momentum, nesterov=True)),
+    }[config.kind]
+    optimizer = optax.chain(
+        *clip,
+        *rule,
+        optax.scale_by_learning_rate(learning_rate_schedule(config, num_train_steps)),
+        scale_by_path(config.learning_rate_factors),
+    )
+    if not config.frozen:
+        return optimizer
+
+    def label(params: Any) -> Any:
+        mask = path_mask(params, tuple(config.frozen))
+        return jax.tree.map(lambda frozen: "frozen" if frozen else "trained", mask)
+
+    # frozen parameters have no moments
+    return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, label)

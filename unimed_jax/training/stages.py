@@ -1,0 +1,74 @@
+"""Runs of several stages: what is trained first, in the work directory of what follows.
+
+``config.stages`` maps a name to the task of a stage and to the keys in which it differs; all others
+are those of the run itself. A stage is a run of its own, with its own checkpoints, results and
+report, in WORKDIR/stages/NAME; a later one starts from it by ``config.init`` and ``stage:NAME``.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from input_pipeline.io.errors import ConfigError
+from input_pipeline.io.files import AnyPath
+from unimed_jax import config as config_lib
+
+FOLDER = "stages"
+_OF_THE_RUN = ("task", "stages", "evals", "init")  # not inherited
+_LENGTH = ("num_train_steps", "num_epochs")
+
+
+def directory(workdir: AnyPath, name: str) -> AnyPath:
+    """The work directory of a stage."""
+    return workdir / FOLDER / name
+
+
+def derived(config: ConfigDict, name: str, corpus: AnyPath) -> ConfigDict:
+    """The config of a stage.
+
+    Args:
+      config: of the run.
+      name: of the stage.
+      corpus: where the corpus of the run is, which the stage reads as well.
+
+    Raises:
+      ConfigError: a key of ``config.stages`` is none of the stage's task.
+    """
+    changes = config.stages[name].to_dict()
+    stage = config_lib.base_config(changes.pop("task"))
+    with stage.unlocked():
+        for key in stage:
+            if key in config and key not in _OF_THE_RUN:
+                stage[key] = copy.deepcopy(config[key])
+        stage.data.raw = ConfigDict()
+        stage.data.root = str(corpus)
+        stage.checkpoint.best_metric = ""
+    if any(key in changes for key in _LENGTH):
+        changes = {"num_train_steps": 0, "num_epochs": 0.0, **changes}
+    for key, value in _leaves(changes):
+        try:
+            config_lib.assign(stage, key, value)
+        except ConfigError as error:
+            raise ConfigError(f"config.stages.{name}: {error}") from error
+    return stage
+
+
+def _leaves(changes: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            found += _leaves(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", value))
+    return found
+
+
+def is_finished(stage: ConfigDict, workdir: AnyPath) -> bool:
+    """Whether a stage of this config has been trained to its end."""
+    path = workdir / "config.json"
+    if not path.is_file() or not (workdir / "results.json").is_file():
+        return False
+    return not config_lib.differences(config_lib.from_json(path.read_text()), stage)

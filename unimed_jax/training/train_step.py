@@ -1,0 +1,126 @@
+"""One optimiser step as a pure function (state, batch, key) -> (state, metrics)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from unimed_jax import trees
+from unimed_jax.distributed import sharding, xla_options
+from unimed_jax.monitoring import flops
+from unimed_jax.training import optimizer as optim
+from unimed_jax.training.task import Task
+
+State = dict[str, Any]  # {"params", "opt_state", "step": int32 ()}
+Batch = Mapping[str, jax.Array]
+
+
+def init_state(task: Task, optimizer: optax.GradientTransformation, key: jax.Array) -> State:
+    """The state before the first step; a function of the key alone, whatever the mesh."""
+    params = task.init(key)
+    return {"params": params, "opt_state": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+
+
+def make_train_step(
+    task: Task, optimizer: optax.GradientTransformation, config: ConfigDict, num_train_steps: int
+) -> Callable[[State, Batch, jax.Array], tuple[State, dict[str, jax.Array]]]:
+    """Builds the step of a task.
+
+    Args:
+      task: supplies ``loss`` and ``constrain``.
+      optimizer: from ``optim.make_optimizer``.
+      config: the whole config; ``optimizer`` is read.
+      num_train_steps: length of the schedule, for the reported learning rate.
+
+    Returns:
+      A pure function of the state, a batch and the run's key, which is the same at every step: an
+      argument, so that runs that differ in their seed share one program. Its metrics are float32
+      scalars, among them ``loss``, ``grad_norm`` (before clipping) and ``learning_rate``.
+    """
+    schedule = optim.learning_rate_schedule(config.optimizer, num_train_steps)
+    frozen = tuple(config.optimizer.frozen)
+
+    def loss(params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        if frozen:  # no gradient is computed for what is frozen
+            mask = optim.path_mask(params, frozen)
+            params = jax.tree.map(
+                lambda p, stop: jax.lax.stop_gradient(p) if stop else p, params, mask
+            )
+        return task.loss(params, batch, rng)
+
+    grad = jax.value_and_grad(loss, has_aux=True)
+
+    def train_step(
+        state: State, batch: Batch, key: jax.Array
+    ) -> tuple[State, dict[str, jax.Array]]:
+        rng = jax.random.fold_in(key, state["step"])
+        params = state["params"]
+        (value, metrics), grads = grad(params, batch, rng)
+        updates, opt_state = optimizer.update(grads, state["opt_state"], params)
+        statistics = metrics.pop("statistics", {})
+        params = trees.replaced(optax.apply_updates(params, updates), statistics)
+        params = task.constrain(params)
+        metrics = {
+            **metrics,
+            "loss": value,
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": schedule(state["step"]),
+        }
+        new_state = {"params": params, "opt_state": opt_state, "step": state["step"] + 1}
+        return new_state, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
+
+    return train_step
+
+
+class Program:
+    """The step of a task on a mesh: what a run compiles, and ``tools/compile_report.py`` as well.
+
+    Attributes:
+      mesh: the devices.
+      abstract_state: shapes and dtypes of the state.
+      shardings: where its arrays belong.
+    """
+
+    def __init__(self, task: Task, config: ConfigDict, num_train_steps: int, mesh: Mesh) -> None:
+        self._task, self._config, self.mesh = task, config, mesh
+        self._num_train_steps = num_train_steps
+        self._optimizer = optim.make_optimizer(config.optimizer, num_train_steps)
+        self._batch = task.batch_spec(config.batch_size)
+        self._abstract_key = jax.eval_shape(lambda: jax.random.key(config.seed))
+        self.abstract_state: State = jax.eval_shape(self.init, self._abstract_key)
+        self.shardings = sharding.state_shardings(self.abstract_state, task.parameter_axes, mesh)
+
+    def key(self) -> jax.Array:
+        """What all that is random in the run is drawn from, on every device."""
+        make = jax.jit(
+            lambda: jax.random.key(self._config.seed), out_shardings=sharding.replicated(self.mesh)
+        )
+        return make()
+
+    def init(self, key: jax.Array) -> State:
+        """The state before the first step."""
+        return init_state(self._task, self._optimizer, key)
+
+    def lower(self) -> jax.stages.Lowered:
+        """The step, ready to be compiled; it takes over the memory of the state it is given."""
+        everywhere = sharding.replicated(self.mesh)
+        step = jax.jit(
+            make_train_step(self._task, self._optimizer, self._config, self._num_train_steps),
+            in_shardings=(self.shardings, sharding.batch_sharding(self.mesh), everywhere),
+            out_shardings=(self.shardings, everywhere),
+            donate_argnums=0,
+            compiler_options=xla_options.options(self.mesh),
+        )
+        with jax.set_mesh(self.mesh):  # for what is written per device, as the losses are
+            return step.lower(self.abstract_state, self._batch, self._abstract_key)
+
+    def model_flops(self) -> float:
+        """FLOPs that the mathematics of one step needs, without those that are done again."""
+        # the backward pass takes two matrix products for each of the forward pass
+        return 3 * flops.matmul_flops(
+            self._task.loss, self.abstract_state["params"], self._batch, self._abstract_key
+        )

@@ -1,1 +1,0 @@
-"""Volumes: sub-volumes put out of order and masked; inference window by window."""

@@ -1,0 +1,1 @@
+"""Weights in: checkpoints of this project and the file formats of others."""

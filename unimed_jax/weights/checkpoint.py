@@ -1,0 +1,336 @@
+"""Checkpoints: one folder per step with state, data position and metadata, written by Orbax.
+
+    WORKDIR/checkpoints/STEP/{state, data, meta}
+
+``state`` is {params, opt_state, step}; ``data`` the position of the input stream; ``meta`` the
+resolved config, versions and the task's identity (say, its tokenizer's hash), so that a checkpoint
+can be opened without naming its config. A step folder appears under its name only when it is
+complete; one that is damaged afterwards is passed over and becomes ``damaged-STEP``.
+"""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import SingleDeviceSharding
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers
+
+from input_pipeline.io.errors import UserError
+from input_pipeline.io.files import AnyPath, PathLike, to_path
+from unimed_jax import config as config_lib
+from unimed_jax.distributed import process, sharding
+from unimed_jax.version import __version__
+
+FOLDER = "checkpoints"
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which leaves it to the loop to ask whether a preemption is near.
+
+    JAX agrees on a step to stop at from the step that each host asked for last, and Orbax asks for
+    older ones from its background thread.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint in memory: see the top of this module for its parts."""
+
+    step: int
+    state: Any
+    position: Mapping[str, Any]
+    meta: Mapping[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one work directory."""
+
+    def __init__(
+        self,
+        workdir: PathLike,
+        *,
+        keep: int = 1,
+        best_metric: str = "",
+        read_only: bool = False,
+        asynchronous: bool = True,
+    ) -> None:
+        """Opens the directory.
+
+        Args:
+          workdir: holds ``checkpoints/``.
+          keep: how many of the newest are kept.
+          best_metric: name of an evaluation metric; the checkpoint where it is highest is kept as
+            well.
+          read_only: nothing is created or removed.
+          asynchronous: ``save`` returns before all is on disk, at the price of a second copy of the
+            state in host memory.
+        """
+        policies: list[Any] = [checkpoint_managers.LatestN(keep)]
+        if best_metric:
+            policies.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: metrics[best_metric],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._best_metric = best_metric
+        directory = to_path(workdir).absolute() / FOLDER
+        # before the manager removes what an interrupted save left
+        self._found = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            create=not read_only,
+            read_only=read_only,
+            save_interval_steps=0 if read_only else 1,
+            enable_async_checkpointing=asynchronous,
+            cleanup_tmp_directories=not read_only,
+        )
+        with _without_warnings():  # it warns that a directory opened for reading is read only
+            self._manager = _Manager(
+                str(directory), options=options, item_names=("state", "data", "meta")
+            )
+
+    def latest_step(self) -> int | None:
+        """The newest complete step."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        position: Mapping[str, Any],
+        meta: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Starts writing a step, unless it is there; returns when the state is off the devices."""
+        if step in self._manager.all_steps():
+            return
+        metrics = dict(metrics or {})
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(state),
+                data=ocp.args.JsonSave(dict(position)),
+                meta=ocp.args.JsonSave(dict(meta)),
+            ),
+            metrics=metrics if self._best_metric in metrics else None,
+        )
+
+    def read(self, step: int, item: str) -> dict[str, Any]:
+        """``data`` or ``meta`` of a step."""
+        return ocp.JsonCheckpointHandler().restore(self._item(step, item))
+
+    def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        """Path -> shape of every array in the state of a step."""
+        tree = ocp.PyTreeCheckpointHandler().metadata(self._item(step, "state")).tree
+        return {
+            sharding.path_string(key): tuple(leaf.shape)
+            for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+
+    def restore_state(self, step: int, abstract_state: Any, shardings: Any) -> Any:
+        """The state of a step on any mesh; every host reads its own part.
+
+        Args:
+          step: a complete step.
+          abstract_state: ShapeDtypeStructs; only the parts named here are read (e.g. params alone).
+          shardings: a tree of the same structure.
+
+        Raises:
+          UserError: names the parameters that are absent or have another shape.
+          Exception: of Orbax or TensorStore, where files are missing or damaged.
+        """
+        target = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            abstract_state,
+            shardings,
+        )
+        # Not through the manager: it waits for the other hosts, and one that fails never comes.
+        handler, path = ocp.PyTreeCheckpointHandler(), self._item(step, "state")
+        stored = self.shapes(step)
+        for key, want in jax.tree_util.tree_leaves_with_path(target):
+            shape = stored.get(sharding.path_string(key), "absent")
+            if shape != want.shape:
+                raise UserError(
+                    f"checkpoint {path.parent} does not fit the model: "
+                    f"{sharding.path_string(key)} has shape {shape}, the model needs {want.shape}"
+                )
+        args = ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+        )
+        return handler.restore(path, args=args)
+
+    def restore_newest(self, abstract_state: Any, shardings: Any) -> Restored | None:
+        """The newest checkpoint that every host can read; None if there is none at all.
+
+        Says which one it is, and which newer ones it is not: those that an interrupted save left
+        (Orbax removes them), and those of which files are missing or damaged (they are renamed, so
+        that their step can be saved again).
+
+        Raises:
+          UserError: a checkpoint does not fit the model, or there are some and none can be read.
+        """
+        complete, folder = self.steps(), self._manager.directory
+        for name in sorted(self._found):
+            if name.partition(".")[0].isdigit() and not (name.isdigit() and int(name) in complete):
+                process.say(f"ignores {folder / name}: its save was interrupted")
+        for step in reversed(complete):
+            restored, problem = None, "another host cannot read it"
+            try:
+                state = self.restore_state(step, abstract_state, shardings)
+                restored = Restored(step, state, self.read(step, "data"), self.read(step, "meta"))
+            except UserError:
+                raise  # of every host alike
+            except Exception as error:
+                # Orbax raises of its own, with a specification of pages, what TensorStore found
+                problem = str(error.__cause__ or error).splitlines()[0]
+            process.wait_for_all(f"checkpoint {step} is read")
+            if np.all(multihost_utils.process_allgather(np.array(restored is not None))):
+                process.say(f"goes on from {folder / str(step)}")
+                return restored
+            self._set_aside(step)
+            process.say(
+                f"ignores {folder / str(step)}, now damaged-{step}: it cannot be read ({problem})"
+            )
+        if complete:
+            raise UserError(
+                f"none of the checkpoints in {folder} can be read; bring one back, or take another "
+                "--workdir"
+            )
+        return None
+
+    def _item(self, step: int, name: str) -> Any:
+        return self._manager.directory / str(step) / name
+
+    def _set_aside(self, step: int) -> None:
+        folder = self._manager.directory
+        if jax.process_index() == 0:
+            (folder / str(step)).rename(folder / f"damaged-{step}")
+        process.wait_for_all(f"checkpoint {step} is set aside")
+        self._manager.reload()
+
+    def wait(self) -> None:
+        """Blocks until everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def make_meta(config: ConfigDict, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``meta`` of a checkpoint."""
+    return {
+        "config": json.loads(config_lib.to_json(config)),
+        "identity": dict(identity),
+        "versions": {"unimed_jax": __version__, "jax": jax.__version__},
+    }
+
+
+def is_ours(path: AnyPath) -> bool:
+    """Whether ``find`` would look for a checkpoint in a path."""
+    return (_workdir_of(path) / FOLDER).is_dir()
+
+
+def _workdir_of(path: AnyPath) -> AnyPath:
+    if path.name.isdigit() and path.parent.name == FOLDER:
+        path = path.parent
+    return path.parent if path.name == FOLDER else path
+
+
+def find(path: PathLike, step: int | None = None) -> tuple[AnyPath, int]:
+    """(work directory, step) of a work directory, its ``checkpoints`` folder, or one step folder.
+
+    Args:
+      path: any of these.
+      step: the step wanted; None: the one that ``path`` names, else the newest.
+
+    Raises:
+      UserError: there is no complete checkpoint.
+    """
+    path = to_path(path).absolute()
+    workdir = _workdir_of(path)
+    if step is None and path.name.isdigit() and path.parent.name == FOLDER:
+        step = int(path.name)
+    if not (workdir / FOLDER).is_dir():
+        raise UserError(
+            f"no checkpoint in {path}: expected a work directory with {FOLDER}/, or {FOLDER}/STEP"
+        )
+    manager = Checkpoints(workdir, read_only=True)
+    steps = manager.steps()
+    manager.close()
+    if not steps or (step is not None and step not in steps):
+        wanted = "" if step is None else f" of step {step}"
+        raise UserError(
+            f"no complete checkpoint{wanted} in {workdir}; complete steps: {steps or 'none'}"
+        )
+    return workdir, steps[-1] if step is None else step
+
+
+def load_meta(workdir: AnyPath, step: int) -> dict[str, Any]:
+    """What ``make_meta`` made."""
+    manager = Checkpoints(workdir, read_only=True)
+    meta = manager.read(step, "meta")
+    manager.close()
+    return meta
+
+
+def load_config(workdir: AnyPath, step: int) -> ConfigDict:
+    """The resolved config that a checkpoint was trained with."""
+    return config_lib.from_json(json.dumps(load_meta(workdir, step)["config"]))
+
+
+def param_shapes(workdir: AnyPath, step: int) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every parameter of a checkpoint."""
+    manager = Checkpoints(workdir, read_only=True)
+    stored = manager.shapes(step)
+    manager.close()
+    prefix = "params/"
+    return {key.removeprefix(prefix): s for key, s in stored.items() if key.startswith(prefix)}
+
+
+def load_params(workdir: AnyPath, step: int, abstract_params: Any, shardings: Any = None) -> Any:
+    """The parameters of a checkpoint, without optimiser state.
+
+    Args:
+      workdir: holds ``checkpoints/``.
+      step: a complete step.
+      abstract_params: shapes and dtypes; a sub-tree reads that part alone.
+      shardings: a tree of the same structure, on any mesh; None: in host memory.
+    """
+    if shardings is None:
+        host = SingleDeviceSharding(sharding.host_device())
+        shardings = jax.tree.map(lambda _: host, abstract_params)
+    manager = Checkpoints(workdir, read_only=True)
+    state = manager.restore_state(step, {"params": abstract_params}, {"params": shardings})
+    manager.close()
+    logging.info("restored parameters of step %d from %s", step, workdir)
+    return state["params"]

@@ -1,0 +1,198 @@
+"""An opened checkpoint of another project, and its tensors as parameters of ours."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from input_pipeline.io.errors import WeightsError
+from unimed_jax.models.config import ModelConfig
+from unimed_jax.weights import layouts
+from unimed_jax.weights.layouts import Layout
+from unimed_jax.weights.lazy_tensors import LazyTensor, Tensors
+from unimed_jax.weights.mapping import to_params
+
+PARTS = ("visual", "text", "logits")
+
+# Facts on a tower that its tensors do not show.
+_UNSEEN = ("heads", "activation", "layer_norm_eps")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a model ("visual", "text" or "logits") as a file holds it.
+
+    Attributes:
+        layout: table for the names of `tensors`.
+        tensors: with the prefix of the part removed.
+        prefix: for messages, as it was in the file.
+        config: keys of `model.visual` or `model.text` as far as they are known.
+        ours: the parameters themselves where the checkpoint is one of ours.
+    """
+
+    layout: Layout
+    tensors: Tensors
+    prefix: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    ours: Any = None
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """An opened checkpoint; tensors are read when `params` is called.
+
+    Attributes:
+        source: the file, for messages.
+        kind: whose layout it has, for people.
+        parts: of "visual", "text", "logits" those that it has.
+        config: keys of `model` besides the towers' as far as they are known.
+        tokenizer: a directory or URI; "" where the file tells none.
+        record: of a checkpoint of ours: its "step", the "config" of its training, and the "scores"
+            of that step by metric name.
+    """
+
+    source: str
+    kind: str
+    parts: Mapping[str, Part]
+    config: Mapping[str, Any]
+    tokenizer: str = ""
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def model_config(self, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
+        """The model that the file holds; a tower that it lacks has the defaults.
+
+        Args:
+            overrides: dotted keys below `model`, such as {"visual.activation": "quick_gelu"}.
+
+        Raises:
+            WeightsError: the activation is neither in the file nor given.
+        """
+        config = {**self.config}
+        for name, tower in self._towers().items():
+            # heads of 64 up to L/14 and BERT-large; H/14 and larger keep their number
+            heads = min(max(tower.config["width"] // 64, 1), 16)
+            config[name] = {"heads": heads, **tower.config}
+        for key, value in (overrides or {}).items():
+            tower, _, name = key.rpartition(".")
+            (config.setdefault(tower, {}) if tower else config)[name] = value
+        for name in self._towers():
+            if "activation" not in config[name]:
+                raise WeightsError(
+                    f"{self.source} does not say which activation its {name} tower has: give "
+                    f"{name}.activation=quick_gelu (OpenAI, MetaCLIP) or gelu (LAION, most others)"
+                )
+        return ModelConfig.from_mapping(config)
+
+    def params(
+        self, abstract: Mapping[str, Any], config: ModelConfig, expected: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Numpy arrays for the parts that `abstract` names, checked tensor by tensor.
+
+        Position embeddings of another grid are resized as open_clip does.
+
+        Args:
+            abstract: params["visual"] and so on, or their shapes and dtypes; any sub-tree.
+            config: of the model that the parameters are for.
+            expected: regular expressions over tensor names that may be missing, unexpected or of
+                another shape; their parameters are left out.
+
+        Raises:
+            WeightsError: a part is not there, contradicts `config`, or has tensors that do not fit.
+        """
+        params: dict[str, Any] = {}
+        for name in PARTS:
+            wanted = {k: v for k, v in abstract.items() if part_of(k) == name}
+            if not wanted:
+                continue
+            if name not in self.parts:
+                have = ", ".join(self.parts)
+                raise WeightsError(f"{self.source} ({self.kind}) has no {name}, only {have}")
+            part = self.parts[name]
+            if name != "logits":
+                self._check_unseen(name, config)
+                wanted = wanted[name]
+                if part.layout is layouts.BERT:  # a bare language model has no projection
+                    wanted = {k: v for k, v in wanted.items() if k != "proj"}
+            if _same_shapes(part.ours, wanted):
+                found = part.ours
+            else:
+                found = self._mapped(name, wanted, config, expected)
+            params.update(found if name == "logits" else {name: found})
+        return params
+
+    def _mapped(
+        self, name: str, wanted: Any, config: ModelConfig, expected: Sequence[str]
+    ) -> dict[str, Any]:
+        part = self.parts[name]
+        tensors = dict(part.tensors)
+        if name == "visual":
+            _resize_positions(part, tensors, config, self.source)
+        return to_params(
+            {f"{part.prefix}{key}": tensor for key, tensor in tensors.items()},
+            layouts.under("", part.prefix, part.layout),
+            wanted,
+            self.source,
+            expected,
+        )
+
+    def _towers(self) -> dict[str, Part]:
+        return {name: part for name, part in self.parts.items() if name != "logits"}
+
+    def _check_unseen(self, name: str, config: ModelConfig) -> None:
+        for key in _UNSEEN:
+            found = self.parts[name].config.get(key)
+            value = getattr(getattr(config, name), key)
+            if found is not None and found != value:
+                raise WeightsError(
+                    f"{self.source}: the {name} tower has {key} {found!r}, but model.{name}.{key} "
+                    f"is {value!r}; set it to {found!r}"
+                )
+
+
+def _same_shapes(ours: Any, wanted: Any) -> bool:
+    def describe(tree: Any) -> Any:
+        return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+    return ours is not None and describe(ours) == describe(wanted)
+
+
+def part_of(key: str) -> str:
+    """The part that a top-level key of the parameters belongs to."""
+    return "logits" if key.startswith("logit_") else key
+
+
+def resize_positions(positions: np.ndarray, num_tokens: int) -> np.ndarray:
+    """(1 + n², D) -> (num_tokens, D): the class row kept, the grid interpolated.
+
+    Bicubic with a = -0.5 and antialiasing, as open_clip does.
+    """
+    grid, size = math.isqrt(len(positions) - 1), math.isqrt(num_tokens - 1)
+    width = positions.shape[1]
+    square = np.asarray(positions[1:], np.float32).reshape(grid, grid, width)
+    resized = jax.image.resize(square, (size, size, width), "cubic", antialias=True)
+    return np.concatenate([positions[:1], np.asarray(resized).reshape(-1, width)])
+
+
+def _resize_positions(
+    part: Part, tensors: dict[str, LazyTensor], config: ModelConfig, source: str
+) -> None:
+    entry = next(entry for entry in part.layout if entry.path == "positional_embedding")
+    name = entry.names[0]
+    if name not in tensors:
+        return
+    shape, num_tokens = tensors[name].shape, config.visual.num_tokens
+    squares = all(math.isqrt(n - 1) ** 2 == n - 1 for n in (shape[-2], num_tokens))
+    if shape[-2] == num_tokens or not squares:
+        return
+    original = tensors[name]
+    logging.info("%s: position embeddings resized, %d -> %d", source, shape[-2], num_tokens)
+
+    def load() -> np.ndarray:
+        resized = resize_positions(original.load().reshape(shape[-2:]), num_tokens)
+        return resized.reshape(*shape[:-2], *resized.shape)
+
+    tensors[name] = LazyTensor((*shape[:-2], num_tokens, shape[-1]), load)
