@@ -43,6 +43,7 @@ setup(
             "tasks/descriptions/*.json",
         ],
     },
+    entry_points={"console_scripts": ["unimed-jax = unimed_jax.cli:main"]},
     install_requires=[
         "absl-py>=2.5",
         "flax>=0.12.8,<0.13",  # NNX still changes between minor versions (0.11 changed its state)

@@ -1,13 +1,8 @@
-"""Writes a checkpoint for PyTorch; the same command as `python -m unimed_jax.export`.
+"""The command ``unimed-jax export``, started from a checkout."""
 
-python tools/export_open_clip.py --checkpoint=runs/quickstart --out=exports/quickstart
-"""
+import sys
 
-from absl import flags
-
-from unimed_jax import export
-from unimed_jax.distributed import process
+from unimed_jax.export import main
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["checkpoint", "out"])
-    process.run(export.main)
+    sys.exit(main())

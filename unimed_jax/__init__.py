@@ -11,7 +11,7 @@ __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """`load` comes with JAX and Orbax, which take seconds to import: only when it is used."""
+    """Imports ``load`` on first use, as JAX and Orbax take seconds to import."""
     if name == "load":
         from unimed_jax.inference.dual_encoder import load
 

@@ -144,6 +144,12 @@ def source(
     return entry
 
 
+def load(recipe: str) -> ConfigDict:
+    """The config of a recipe, FILE.py or FILE.py:variant, without overrides."""
+    path, *variant = recipe.split(":", 1)
+    return runpy.run_path(path)["get_config"](*variant)
+
+
 def explain_override(recipe: str, overrides: Sequence[str]) -> str:
     """What is wrong with the first ``KEY=VALUE`` whose key the recipe does not have; "" if none is.
 
@@ -151,8 +157,7 @@ def explain_override(recipe: str, overrides: Sequence[str]) -> str:
       recipe: FILE.py or FILE.py:variant, which loads.
       overrides: as on the command line, without ``--config.``.
     """
-    path, *variant = recipe.split(":", 1)
-    config = runpy.run_path(path)["get_config"](*variant)
+    config = load(recipe)
     for override in overrides:
         key = override.partition("=")[0]
         try:

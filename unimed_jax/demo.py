@@ -1,7 +1,7 @@
 """A web page that classifies an image among labels that the visitor writes.
 
     pip install 'unimed_jax[demo]'
-    python -m unimed_jax.demo --checkpoint=PATH_OR_HUB_ID [--port=7860]
+    unimed-jax demo --checkpoint=PATH_OR_HUB_ID [--port=7860]
 
 --checkpoint is anything that unimed_jax.load reads. The page is served to this machine alone;
 with GRADIO_SERVER_NAME=0.0.0.0 in the environment, to others as well. It loads nothing from

@@ -1,7 +1,7 @@
 """Evaluates a model: on a converted corpus, or on a benchmark suite.
 
-    python -m unimed_jax.evaluate --checkpoint=runs/quickstart --out=eval/quickstart
-    python -m unimed_jax.evaluate --checkpoint=PATH_OR_HUB_ID --data=CORPUS --prompts=FILE.json \\
+    unimed-jax evaluate --checkpoint=runs/quickstart --out=eval/quickstart
+    unimed-jax evaluate --checkpoint=PATH_OR_HUB_ID --data=CORPUS --prompts=FILE.json \\
         --evals=zero_shot,linear_probe,few_shot,retrieval --out=DIR
 
 --checkpoint is a work directory (its newest checkpoint), one folder below its checkpoints/, or any
@@ -9,15 +9,15 @@ weights that can be imported (docs/weights.md). Without --evals the evaluators o
 are run, on its own corpus. --set=KEY=VALUE sets any key of the config, such as
 --set=evals.linear_probe.draws=10. Writes results.json and report.html to --out.
 
-    python -m unimed_jax.evaluate --suite=unimed21 --list --data=SETS
-    python -m unimed_jax.evaluate --checkpoint=PATH_OR_HUB_ID --suite=unimed21 --data=SETS --out=DIR
+    unimed-jax evaluate --suite=unimed21 --list --data=SETS
+    unimed-jax evaluate --checkpoint=PATH_OR_HUB_ID --suite=unimed21 --data=SETS --out=DIR
 
 With --suite, --data is the folder of the test sets; writes results.csv as well. More:
 docs/evaluation.md.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 from absl import app, flags
@@ -59,7 +59,7 @@ _ON_BAD_IMAGE = flags.DEFINE_enum(
 _CACHE = flags.DEFINE_string("cache", "", "folder of embeddings; OUT/embeddings")
 
 
-def main(argv: list[str]) -> None:
+def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     if _LIST.value:
@@ -167,5 +167,10 @@ def _choose_evaluators(config: ConfigDict) -> None:
                 settings.prompts = _PROMPTS.value
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command and exits; ``argv``: the arguments, None for those of the process."""
+    process.run(_main, argv)
+
+
 if __name__ == "__main__":
-    process.run(main)
+    main()

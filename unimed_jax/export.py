@@ -1,7 +1,7 @@
 """Writes a checkpoint for PyTorch: a directory that stock open_clip opens, or a state dict.
 
-    python -m unimed_jax.export --checkpoint=runs/quickstart --out=exports/quickstart
-    python -m unimed_jax.export --checkpoint=runs/minimed --step=800 --out=DIR --format=unimed_pt
+    unimed-jax export --checkpoint=runs/quickstart --out=exports/quickstart
+    unimed-jax export --checkpoint=runs/minimed --step=800 --out=DIR --format=unimed_pt
 
 --checkpoint is a work directory, one of its checkpoints, or any weights that unimed_jax.load reads.
 In PyTorch: open_clip.create_model_and_transforms("local-dir:/home/me/exports/quickstart").
@@ -10,6 +10,8 @@ The export is verified before it appears: open_clip opens it, and both framework
 images and texts. Where torch and open_clip are not installed the directory is written unverified.
 --push=ORG/NAME also sends it to the Hugging Face hub, where it opens as hf-hub:ORG/NAME.
 """
+
+from collections.abc import Sequence
 
 from absl import app, flags
 
@@ -30,7 +32,7 @@ _FORMAT = flags.DEFINE_enum(
 _PUSH = flags.DEFINE_string("push", "", "hub repository to send it to, ORG/NAME")
 
 
-def main(argv: list[str]) -> None:
+def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     out = to_path(_OUT.value).absolute()
@@ -42,6 +44,11 @@ def main(argv: list[str]) -> None:
         print(f"pushed: open_clip opens it as hf-hub:{hub.push(out, _PUSH.value)}")
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command and exits; ``argv``: the arguments, None for those of the process."""
     flags.mark_flags_as_required(["checkpoint", "out"])
-    process.run(main)
+    process.run(_main, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """Segments NIfTI volumes with a trained run; labels are written in each volume's own space.
 
-    python -m unimed_jax.segment --checkpoint=RUN --out=DIR VOLUME.nii.gz [VOLUME.nii ...]
+    unimed-jax segment --checkpoint=RUN --out=DIR VOLUME.nii.gz [VOLUME.nii ...]
 
 RUN is a work directory of the task volumetric_segmentation, or a checkpoint in it. DIR receives a
 file of the same name for each volume: uint8, k being the k-th of the run's classes, with the
@@ -9,6 +9,7 @@ header, affine and voxel grid of the input. --set=KEY=VALUE sets a key of the ru
 windows, whatever the depth of a volume.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -45,7 +46,7 @@ class WindowedVolume:
         return rescaled(self._volume.read(start, stop), self._limits)
 
 
-def main(argv: list[str]) -> None:
+def _main(argv: list[str]) -> None:
     if not argv[1:] or not _CHECKPOINT.value or not _OUT.value:
         raise UserError("give --checkpoint, --out, and one or more volumes")
     process.initialize()
@@ -83,5 +84,10 @@ def main(argv: list[str]) -> None:
         process.say(f"{target}")
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command and exits; ``argv``: the arguments, None for those of the process."""
+    process.run(_main, argv)
+
+
 if __name__ == "__main__":
-    process.run(main)
+    main()

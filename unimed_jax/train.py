@@ -1,7 +1,7 @@
 """Trains any task from one config.
 
-    python -m unimed_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
-    python -m unimed_jax.train --config=FILE[:variant] --workdir=DIR [--config.KEY=VALUE ...]
+    unimed-jax train --config=configs/quickstart.py --workdir=runs/quickstart
+    unimed-jax train --config=FILE[:variant] --workdir=DIR [--config.KEY=VALUE ...]
 
 Every key of the config can be set on the command line (--config.optimizer.learning_rate=3e-4). The
 same command started again goes on from the newest checkpoint in the work directory, with the same
@@ -289,7 +289,7 @@ def train_stages(
     return train(config, workdir, devices, began)
 
 
-def main(argv: list[str]) -> int:
+def _main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; keys are set by --config.KEY=VALUE")
     try:
@@ -302,6 +302,11 @@ def main(argv: list[str]) -> int:
     return 0 if finished else _STOPPED_STATUS.value
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command and exits; ``argv``: the arguments, None for those of the process."""
     flags.mark_flags_as_required(["config", "workdir"])
-    process.run(main)
+    process.run(_main, argv)
+
+
+if __name__ == "__main__":
+    main()

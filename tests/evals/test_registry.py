@@ -114,7 +114,7 @@ def run(*args, **more) -> dict:
     flags = flags_of(*args, **more)
     evaluate.flags.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(**flags):
-        evaluate.main(["evaluate"])
+        evaluate._main(["evaluate"])
     return json.loads((Path(flags["out"]) / "results.json").read_text())
 
 

@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -121,9 +122,16 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
-    """Runs a command, which may return an exit status; an error of the user's ends it with one
-    line and status 2. An error in one process of several ends them all, see ``peers``.
+def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command and exits with its status.
+
+    A ``UserError`` ends it with one line and status 2. An error in one process of several ends them
+    all, see ``failure_detector``.
+
+    Args:
+      main: takes the program's name and the arguments that are no flags; returns an exit status or
+        None for 0. The docstring of its module is the text of ``--help``.
+      argv: the arguments without the program's name; None: those of the process.
     """
 
     def guarded(argv: list[str]) -> int | None:
@@ -146,7 +154,14 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             _peers.leave()
         return status
 
-    app.run(guarded, flags_parser=_parse_flags)
+    def parse(argv: list[str]) -> list[str]:
+        if any(argument.lstrip("-") in ("help", "helpfull", "h") for argument in argv[1:]):
+            print(_help_text(sys.modules[main.__module__], argv[1:]))
+            sys.exit(0)
+        return _parse_flags(argv)
+
+    arguments = None if argv is None else [sys.argv[0], *argv]
+    app.run(guarded, argv=arguments, flags_parser=parse)
 
 
 def _terminate_self() -> None:
@@ -159,9 +174,9 @@ def _exit(message: str) -> NoReturn:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """As absl's own parser, but what it raises about a recipe or a key becomes one line."""
+    """As absl's own parser, but an error in a recipe or a key becomes one line."""
     try:
-        return app.parse_flags_with_usage(argv) if _wants_help(argv) else flags.FLAGS(argv)
+        return flags.FLAGS(argv)
     except (AttributeError, KeyError, TypeError) as error:  # of an override that does not fit
         recipe = next((a for a in argv if a.startswith("--config=")), "").partition("=")[2]
         keys = [a[len("--config.") :] for a in argv if a.startswith("--config.")]
@@ -172,5 +187,17 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _exit(lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}")
 
 
-def _wants_help(argv: list[str]) -> bool:
-    return any(argument.lstrip("-").startswith("help") for argument in argv[1:])
+def _help_text(module: types.ModuleType, arguments: list[str]) -> str:
+    """The module's docstring, its flags, and the keys of the recipe if --config names one."""
+    name = sys.argv[0] if module.__name__ == "__main__" else module.__name__
+    lines = [(module.__doc__ or "").strip(), "", "flags:"]
+    for flag in sorted(flags.FLAGS.get_key_flags_for_module(name), key=lambda flag: flag.name):
+        default = "" if flag.default in (None, "", []) else f" (default: {flag.default_as_str})"
+        lines.append(f"  --{flag.name}: {flag.help}{default}")
+    recipe = next((a.partition("=")[2] for a in arguments if a.startswith("--config=")), "")
+    if recipe:
+        lines += ["", f"keys of {recipe}, each set with --config.KEY=VALUE:"]
+        lines += [
+            f"  {key}={value!r}" for key, value in config_lib.flatten(config_lib.load(recipe))
+        ]
+    return "\n".join(lines)

@@ -51,7 +51,7 @@ def run(checkpoint: Path, archive: Path, out: Path, **flags: object) -> dict:
     given |= {"exclude": "", "cache": "", "list": False, "on_bad_image": None} | flags
     evaluate.flags.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(checkpoint=str(checkpoint), data=str(archive), out=str(out), **given):
-        evaluate.main(["evaluate"])
+        evaluate._main(["evaluate"])
     return json.loads((out / "results.json").read_text())
 
 
@@ -473,9 +473,9 @@ def test_mistakes_of_the_command_line(checkpoint, archive, tmp_path):
 def test_the_list(archive, tmp_path, capsys):
     evaluate.flags.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(list=True, suite="unimed21", data=str(archive)):
-        evaluate.main(["evaluate"])
+        evaluate._main(["evaluate"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 21 and all(" present " in line for line in lines)
     with flagsaver.flagsaver(list=True, suite="unimed21", data=str(tmp_path)):
-        evaluate.main(["evaluate"])
+        evaluate._main(["evaluate"])
     assert "absent (acl_mri/test_fold1.csv)" in capsys.readouterr().out

@@ -1,0 +1,57 @@
+"""The command ``unimed-jax``: what it lists, what it starts, and what it refuses."""
+
+import subprocess
+import sys
+
+import pytest
+from helpers.corpora import REPO
+
+from unimed_jax import cli
+from unimed_jax.version import __version__
+
+
+def run(*arguments: str, program: tuple[str, ...] = ("-m", "unimed_jax.cli")) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, *program, *arguments], cwd=REPO, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_help_lists_every_command(capsys):
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name, (_, summary) in cli.COMMANDS.items():
+        assert f"  {name} " in text and summary in text
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"unimed-jax {__version__}\n"
+
+
+def test_an_unknown_command_is_one_line_with_a_suggestion(capsys):
+    assert cli.main(["trian"]) == 2
+    assert capsys.readouterr().err == ("error: unknown command 'trian'; did you mean 'train'?\n")
+    assert cli.main(["xyz"]) == 2
+    assert "valid: convert, caption" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_of_a_command_teaches(name):
+    status, text = run(name, "--help")
+    assert status == 0, text
+    assert f"unimed-jax {name} " in text  # an example
+    assert "--" in text
+
+
+def test_help_of_train_lists_the_keys_of_a_recipe():
+    status, text = run("train", "--config=configs/quickstart.py:smoke", "--help")
+    assert status == 0
+    assert "--workdir: " in text
+    assert "  num_train_steps=20\n" in text
+
+
+def test_doors_of_the_checkout_start_the_same_commands():
+    expected = run("compare", "--help")[1]
+    status, text = run("--help", program=("tools/compare_results.py",))
+    assert status == 0
+    assert text.startswith("usage: compare_results.py")
+    assert text.partition("options:")[2] == expected.partition("options:")[2] != ""

@@ -1,0 +1,93 @@
+"""Puts results of `unimed-jax evaluate` beside each other and beside published scores.
+
+    unimed-jax compare eval/mine eval/biomedclip
+    unimed-jax compare eval/*/results.json --out=comparison
+
+Arguments are results.json files or directories that hold one: all of suites, or all of a run's own
+evaluators. Rows whose scores were made of other images, prompts or sets are marked. With --out,
+writes comparison.csv and comparison.html, with a plot of scores and their intervals.
+"""
+
+import argparse
+import html
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from input_pipeline.io import cli
+from input_pipeline.io.files import write_text_atomically
+from unimed_jax.evals import comparison
+from unimed_jax.evals.comparison import Comparison
+from unimed_jax.reporting import charts, html_report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status (2: the user's input is at fault)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", nargs="+", type=pathlib.Path, help="files or directories")
+    parser.add_argument("--out", type=pathlib.Path, help="directory of the CSV and the HTML")
+    parser.add_argument(
+        "--no_published", action="store_true", help="leave the published scores out"
+    )
+    args = parser.parse_args(argv)
+    return cli.run(lambda: _compare(args))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    found = comparison.compare(args.results, with_published=not args.no_published)
+    print("\n".join([html_report.text_table(_table(found)), "", *comparison.notes(found)]))
+    if args.out:
+        _write(args.out, found)
+
+
+def _table(found: Comparison) -> list[list[str]]:
+    header = ["", *(column.name for column in found.columns), ""]
+    return [header, *([row, *comparison.cells(found, row)] for row in found.rows)]
+
+
+def _write(directory: pathlib.Path, found: Comparison) -> None:
+    write_text_atomically(directory / "comparison.csv", comparison.as_csv(found))
+    header, *rows = _table(found)
+    header[-1] = "differs in"
+    names = list(dict.fromkeys(name for column in found.columns for name in column.facts))
+    about = [
+        [column.name, *(column.facts.get(name, "—") for name in names)] for column in found.columns
+    ]
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes(found))
+    sections = [
+        html_report.Section(
+            "Scores", html_report.table(header, rows, compact=True) + f"<ul>{notes}</ul>"
+        ),
+        html_report.Section(
+            "What is compared", html_report.table(["", *names], about, compact=True)
+        ),
+    ]
+    if found.is_of_suites:
+        sections.insert(1, html_report.Section("Plot", _plot(found)))
+    path = directory / "comparison.html"
+    html_report.write_report(path, title="Results compared", sections=sections)
+    print(f"\nwritten: {directory / 'comparison.csv'} and {path}")
+
+
+def _plot(found: Comparison) -> str:
+    series = {
+        column.name: [
+            (score.value, *(score.interval or (score.value, score.value)))
+            if (score := column.scores.get(row))
+            else None
+            for row in found.rows
+        ]
+        for column in found.columns
+    }
+    note = "Percent. Bars are bootstrap intervals (95 %), of measured scores only."
+    return (
+        charts.interval_chart(found.rows, series)
+        + html_report.legend(list(series))
+        + f'<p class="note">{note}</p>'
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""Writes a TFRecord corpus from images on a disk or in a bucket.
+
+    unimed-jax convert csv --input=table.csv --out=corpora/mine --captions=captions.json
+    unimed-jax convert chexpert --raw=DIR --out=corpora/chexpert --captions=labels.json
+
+A row becomes a sample when its image can be decoded and it has a caption: its own text, the
+templates of its labels, or both. Every other row is in DIR/rejected.jsonl with the reason, and
+DIR/conversion.json counts them. A run that is interrupted goes on when the same command is given
+again. `SOURCE --help` says what a source needs.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+import time
+import types
+import typing
+from collections.abc import Sequence
+
+from input_pipeline import records
+from input_pipeline.captioning import templates as caption_templates
+from input_pipeline.conversion import exclude, label_table
+from input_pipeline.conversion import report as conversion_report
+from input_pipeline.conversion.corpus_directory import REJECTED_FILE, REPORT_FILE
+from input_pipeline.conversion.executors import Beam, Executor, Local
+from input_pipeline.conversion.samples import MakeSample
+from input_pipeline.conversion.sources import SOURCES, Source
+from input_pipeline.conversion.sources.base import Conversion
+from input_pipeline.conversion.write_shards import write_corpus
+from input_pipeline.io import cli, files
+from input_pipeline.io.errors import UserError
+from input_pipeline.manifest import Manifest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status.
+
+    1: the corpus is written, but more rows were rejected than --max_rejected allows; 2: the user's
+    input is at fault, and there is no corpus.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0].startswith("tfds:"):
+        argv[:1] = ["tfds", f"--dataset={argv[0].removeprefix('tfds:')}"]
+    args = _parser().parse_args(argv)
+    return cli.run(lambda: _convert(args), "interrupted; the same command continues the conversion")
+
+
+def _convert(args: argparse.Namespace) -> int:
+    start = time.monotonic()
+    source = SOURCES[args.corpus]
+    options = source.options(
+        **{field.name: getattr(args, field.name) for field in dataclasses.fields(source.options)}
+    )
+    executor, num_shards = _executor(args), _shards_given(args.num_shards)
+    if not source.captioned:
+        if not args.out:
+            raise UserError("give --out=DIR for the corpus")
+        return _write(args, source.open(options), num_shards, executor, start)
+    if args.labels_out:
+        count = label_table.write(args.labels_out, source.open(options).rows)
+        print(f"{count} label sets -> {args.labels_out}")
+        return 0
+    if not args.out:
+        raise UserError("give --out=DIR for a corpus, or --labels_out=FILE for its labels alone")
+    if args.short_side is not None and args.short_side < 1:
+        raise UserError(f"--short_side={args.short_side}: expected a number of pixels")
+    templates = caption_templates.CaptionTemplates()
+    if args.captions:
+        templates = caption_templates.load(args.captions)
+    reading = source.open(options)
+    if args.exclude:
+        rows = exclude.leave_out(reading.rows, exclude.load(args.exclude))
+        reading = dataclasses.replace(reading, rows=rows)
+    conversion = Conversion(
+        reading.name,
+        reading.planned(),
+        MakeSample(reading.root, templates, args.short_side),
+        records.SCHEMA,
+        reading.facts,
+        reading.threads,
+    )
+    return _write(args, conversion, num_shards, executor, start)
+
+
+def _write(
+    args: argparse.Namespace,
+    conversion: Conversion,
+    num_shards: dict[str, int] | int | None,
+    executor: Executor,
+    start: float,
+) -> int:
+    manifest = write_corpus(
+        args.out,
+        args.name or conversion.name,
+        conversion.rows,
+        conversion.make_sample,
+        schema=conversion.schema,
+        num_shards=num_shards,
+        seed=args.seed,
+        executor=executor,
+        threads=conversion.threads,
+        facts=conversion.facts,
+        overwrite=args.overwrite,
+        progress=True,
+    )
+    _print_summary(manifest, args.out, time.monotonic() - start)
+    share = manifest.rejected / manifest.read
+    if share > args.max_rejected:
+        print(
+            f"error: {share:.1%} of the rows were rejected, more than --max_rejected="
+            f"{args.max_rejected}; the corpus is written without them",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _executor(args: argparse.Namespace) -> Executor:
+    if args.runner == "local":
+        if args.beam_options:
+            raise UserError("--beam_options needs --runner=beam")
+        return Local(args.workers)
+    return Beam(tuple(args.beam_options.split()))
+
+
+def _shards_given(text: str | None) -> dict[str, int] | int | None:
+    """Reads --num_shards: `8` for all splits, or `train=64,val=8`."""
+    if not text:
+        return None
+    try:
+        if "=" not in text:
+            return int(text)
+        parts = [part.partition("=") for part in text.split(",")]
+        return {split: int(count) for split, _, count in parts}
+    except ValueError:
+        raise UserError(f"--num_shards={text}: expected 8 or train=64,val=8") from None
+
+
+def _print_summary(manifest: Manifest, out: files.AnyPath, seconds: float) -> None:
+    report = conversion_report.load(out / REPORT_FILE)
+    print(
+        f"{manifest.name}: {manifest.read} rows read = {manifest.written} samples written "
+        f"+ {manifest.rejected} rejected, {seconds:.1f} s -> {out}"
+    )
+    for name, split in manifest.splits.items():
+        sources = ", ".join(f"{source} {n}" for source, n in split.counts["source"].items())
+        size = f"{sum(shard.num_bytes for shard in split.shards) / 1e6:.1f} MB"
+        print(f"  {name}: {split.num_samples} in {len(split.shards)} shards, {size} ({sources})")
+    for reason, count in report["rejected_by_reason"].items():
+        print(f"  rejected, {reason}: {count}")
+    if manifest.rejected:
+        print(f"  why rows were rejected: {out / REJECTED_FILE}")
+    for note, count in report["notes"].items():
+        print(f"  {note}: {count}")
+    if expected := report.get("expected"):
+        print(
+            f"  {expected['of']}: {expected['found']}, the published corpus has "
+            f"{expected['low']} to {expected['high']}: difference {expected['difference']:+d}"
+        )
+    if shared := report["groups_in_several_splits"]:
+        print(
+            f"warning: {shared} groups (patients) are in more than one split, for example "
+            f"{report['example_of_such_a_group']!r}",
+            file=sys.stderr,
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    corpora = parser.add_subparsers(dest="corpus", metavar="SOURCE", required=True)
+    for name, source in SOURCES.items():
+        subparser = corpora.add_parser(
+            name,
+            help=source.help,
+            description=source.description or f"Converts {source.help}.",
+            epilog="Defaults in parentheses."
+            + f"\n\ncaptions for labels (--captions)\n\n{caption_templates.__doc__}"
+            * source.captioned,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        _add_options(subparser, source)
+        subparser.add_argument("--out", type=files.flag, help="corpus directory")
+        if source.captioned:
+            _add_caption_options(subparser)
+        subparser.add_argument("--name", help="of the corpus; default: from the input's folder")
+        subparser.add_argument(
+            "--num_shards",
+            help="8 for every split, or train=64,val=8; default: a power of two, at least 8 for "
+            "train and 2 for others, such that shards are at most 128 MiB",
+        )
+        subparser.add_argument("--seed", type=int, default=0, help="of the shuffle; default 0")
+        subparser.add_argument(
+            "--workers",
+            type=int,
+            help="processes of --runner=local; default: one per core if there is enough to do",
+        )
+        subparser.add_argument(
+            "--runner",
+            choices=("local", "beam"),
+            default="local",
+            help="processes of this machine, or Apache Beam; the bytes are the same",
+        )
+        subparser.add_argument(
+            "--beam_options",
+            default="",
+            help="'--runner=FlinkRunner --parallelism=64 ...', as Beam documents them",
+        )
+        subparser.add_argument(
+            "--max_rejected",
+            type=float,
+            default=0.5,
+            help="share of rejected rows above which the exit status is 1; default 0.5",
+        )
+        subparser.add_argument(
+            "--overwrite", action="store_true", help="replace another corpus in --out"
+        )
+    return parser
+
+
+def _add_caption_options(subparser: argparse.ArgumentParser) -> None:
+    """Flags of the sources whose rows become images with captions."""
+    subparser.add_argument(
+        "--labels_out",
+        type=files.flag,
+        help="write the distinct label sets to this .jsonl, for caption_labels.py, and stop",
+    )
+    subparser.add_argument("--captions", type=files.flag, help="JSON of captions for labels")
+    subparser.add_argument(
+        "--exclude",
+        type=files.flag,
+        help="JSONL of ids and reasons to leave out, as `unimed-jax inspect` writes it",
+    )
+    subparser.add_argument(
+        "--short_side",
+        type=int,
+        help="bound the short side of images, in pixels, and store larger ones as JPEG of "
+        "quality 95; default: JPEG and PNG stay as they are, byte for byte",
+    )
+
+
+def _add_options(subparser: argparse.ArgumentParser, source: Source) -> None:
+    """A flag for every field of the options of a source."""
+    hints = typing.get_type_hints(source.options, include_extras=True)
+    for field in dataclasses.fields(source.options):
+        kind, help_text = typing.get_args(hints[field.name])
+        if kind is bool:
+            subparser.add_argument(f"--{field.name}", action="store_true", help=help_text)
+            continue
+        kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+        required = field.default is dataclasses.MISSING
+        subparser.add_argument(
+            f"--{field.name}",
+            metavar=field.name.upper(),
+            type=files.flag if pathlib.Path in kinds else kinds[0],
+            required=required,
+            default=None if required else field.default,
+            help=help_text,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
