@@ -65,7 +65,7 @@ def test_a_shape_is_compiled_once(directory: Path) -> None:
     model = unimed_jax.load(directory)
     for count in (9, 10, 12, 16, 9):  # eight devices: two rows each
         model.encode_image(_pictures(count))
-    assert model._encode["visual"]._cache_size() == 1
+    assert model._engine._encode["visual"]._cache_size() == 1
 
 
 @pytest.mark.slow

@@ -13,18 +13,16 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from input_pipeline import device_prefetch, manifest, records
-from input_pipeline.io.errors import ConfigError, UserError
+from input_pipeline.io.errors import ConfigError
 from input_pipeline.io.files import AnyPath, under
-from unimed_jax.distributed import process, sharding, xla_options
+from unimed_jax.distributed import process
 from unimed_jax.inference import embedding_cache
-from unimed_jax.losses import contrastive
+from unimed_jax.inference.embedding_engine import EmbeddingEngine, require_tower
 from unimed_jax.models.dual_encoder import DualEncoder
 from unimed_jax.training.task import Params
 
 if TYPE_CHECKING:
     import tensorflow as tf
-
-_PREPROCESSING = "8 bit, RGB, shortest side bicubic, centre crop, in TensorFlow; version 1"
 
 
 @dataclass(frozen=True)
@@ -98,17 +96,7 @@ class Features:
         """
         self._config, self._tokenize = model.config, tokenize
         self._root, self._cache = root, cache
-        self._num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        self._sharding = sharding.batch_sharding(mesh)
-        whole = sharding.replicated(mesh)  # every host gets the embeddings of all rows
-        self._encode = {
-            tower: jax.jit(
-                lambda p, x, f=f: contrastive.normalize(f(p, x)),
-                out_shardings=whole,
-                compiler_options=xla_options.options(mesh),
-            )
-            for tower, f in (("visual", model.encode_image), ("text", model.encode_text))
-        }
+        self._engine = EmbeddingEngine(model, mesh)
         self._params: Params = None
         self._kept: dict[Any, Any] = {}
         self._digests: dict[str, str] = {}
@@ -132,7 +120,8 @@ class Features:
           split: of a corpus.
           batch_size: rows per device and step.
         """
-        stamp = f"{_PREPROCESSING}; {split.name}; {split.manifest.fingerprint}"
+        corpus = f"{split.name}; {split.manifest.fingerprint}"
+        stamp = f"{embedding_cache.TENSORFLOW_PREPROCESSING}; {corpus}"
 
         def embedded() -> Embedded:
             described = {sample.id: _described(sample) for sample in split.samples()}
@@ -152,7 +141,7 @@ class Features:
         """Unit vectors (len(texts), E), float32."""
 
         def embedded() -> np.ndarray:
-            _require(params, "text")
+            require_tower(params, "text")
             ids = self._tokenize(texts)
             stamp = hashlib.sha256(np.ascontiguousarray(ids).data).hexdigest()
             name = f"texts-{stamp[:12]}"
@@ -189,20 +178,16 @@ class Features:
         stamp: str,
         compute: Callable[[], tuple[tuple[str, ...], np.ndarray]],
     ) -> tuple[tuple[str, ...], np.ndarray]:
-        _require(params, tower)
+        require_tower(params, tower)
         if self._cache is None:
             return compute()
         if tower not in self._digests:
             self._digests[tower] = embedding_cache.tower_digest(self._config, params, tower)
         path = self._cache / self._digests[tower][:16] / f"{name}.npz"
-        kept = embedding_cache.load(path, stamp)
-        # a file that only some hosts see is of no use: computing takes all of them
-        everywhere = multihost_utils.process_allgather(np.array(kept is not None)).all()
-        if kept and everywhere:
-            return tuple(kept["ids"].tolist()), kept["embeddings"]
+        if cached := embedding_cache.load(path, stamp):
+            return tuple(cached["ids"].tolist()), cached["embeddings"]
         ids, embeddings = compute()
-        if jax.process_index() == 0:
-            embedding_cache.save(path, stamp, ids=np.array(ids, str), embeddings=embeddings)
+        embedding_cache.save(path, stamp, ids=np.array(ids, str), embeddings=embeddings)
         return ids, embeddings
 
     # --- the passes -------------------------------------------------------------------------------
@@ -221,16 +206,18 @@ class Features:
             host=jax.process_index(),
             num_hosts=jax.process_count(),
         )
-        rows, valid = [], []
+        valid: list[jax.Array] = []
         directories = {str(split.directory): split.manifest}
-        for batch in device_prefetch.prefetch(dataset.numpy_batches(batches, directories)):
-            arrays = device_prefetch.to_global(
-                {"image": batch["image"], "valid": batch["valid"]}, self._sharding
-            )
-            rows.append(np.asarray(self._encode["visual"](params, arrays["image"])))
-            valid.append(multihost_utils.process_allgather(arrays["valid"], tiled=True))
-        embeddings = np.concatenate(rows)[: len(ids)]
-        keep = np.concatenate(valid)[: len(ids)]
+
+        def images() -> Iterator[jax.Array]:
+            for batch in device_prefetch.prefetch(dataset.numpy_batches(batches, directories)):
+                valid.append(self._engine.place(batch["valid"]))
+                yield self._engine.place(batch["image"])
+
+        embeddings = np.concatenate(list(self._engine.embed("visual", params, images())))
+        embeddings = embeddings[: len(ids)]
+        gathered = [multihost_utils.process_allgather(rows, tiled=True) for rows in valid]
+        keep = np.concatenate(gathered)[: len(ids)]
         for index in np.flatnonzero(~keep):
             process.say(f"sample {ids[index]!r} cannot be decoded: left out")
         return tuple(name for name, k in zip(ids, keep, strict=True) if k), embeddings[keep]
@@ -253,20 +240,19 @@ class Features:
         padded = np.concatenate([ids, np.repeat(ids[-1:], -len(ids) % size, axis=0)])
         rows = size // jax.process_count()
         begin = jax.process_index() * rows
-        encoded = []
-        for batch in padded.reshape(-1, size, ids.shape[1]):
-            arrays = device_prefetch.to_global(
-                {"text": batch[begin : begin + rows]}, self._sharding
-            )
-            encoded.append(np.asarray(self._encode["text"](params, arrays["text"])))
-        return np.concatenate(encoded)[: len(ids)]
+        batches = (
+            self._engine.place(batch[begin : begin + rows])
+            for batch in padded.reshape(-1, size, ids.shape[1])
+        )
+        return np.concatenate(list(self._engine.embed("text", params, batches)))[: len(ids)]
 
     def _global_rows(self, batch_size: int) -> int:
-        rows = batch_size * self._num_shards
+        num_shards = self._engine.num_shards
+        rows = batch_size * num_shards
         if batch_size < 1 or rows % jax.process_count():
             raise ConfigError(
                 f"batch_size={batch_size} of an evaluator is not possible; valid: at least 1, and, "
-                f"times {self._num_shards} devices, a multiple of the {jax.process_count()} hosts"
+                f"times {num_shards} devices, a multiple of the {jax.process_count()} hosts"
             )
         return rows
 
@@ -281,8 +267,3 @@ def _described(sample: records.Sample) -> Described:
         texts=sample.captions,
         num_own_texts=sample.num_original_captions,
     )
-
-
-def _require(params: Params, tower: str) -> None:
-    if tower not in params:
-        raise UserError(f"the weights have no {tower} tower, which this evaluator needs")

@@ -22,7 +22,7 @@ class Drawn:
     num_train: int
     c: float
     converged: bool
-    statistics: Mapping[str, float]
+    scores: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
     logits: np.ndarray
 

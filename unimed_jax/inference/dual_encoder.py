@@ -6,22 +6,23 @@ model.classify(["scan.png"], {"CT": ["a CT slice"], "MRI": ["an MRI slice", "a T
 """
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from PIL import Image
 
 from input_pipeline import device_prefetch
 from input_pipeline.io.errors import UserError, WeightsError
 from input_pipeline.io.files import read_bytes, to_path
 from input_pipeline.tokenizer import Tokenizer
-from unimed_jax.distributed import sharding, xla_options
+from unimed_jax.distributed import sharding
 from unimed_jax.inference import embedding_cache
+from unimed_jax.inference.embedding_engine import EmbeddingEngine
 from unimed_jax.losses import contrastive
 from unimed_jax.models import dual_encoder
 from unimed_jax.models.config import ModelConfig
@@ -91,14 +92,8 @@ class Model:
         self._tokenizer: Tokenizer | None = None
         devices = jax.local_devices()
         mesh = sharding.make_mesh({"data": len(devices), "fsdp": 1, "tensor": 1}, devices)
-        self._num_devices = len(devices)
-        self._batches = sharding.batch_sharding(mesh)
-        whole = sharding.replicated(mesh)
-        self._params = jax.device_put(params, whole)
-        self._encode = {
-            name: _jitted(encode, mesh)
-            for name, encode in (("visual", model.encode_image), ("text", model.encode_text))
-        }
+        self._params = jax.device_put(params, sharding.replicated(mesh))
+        self._engine = EmbeddingEngine(model, mesh)
 
     def encode_image(
         self,
@@ -243,59 +238,28 @@ class Model:
         if tower not in self._params:
             raise UserError(f"{self._source} has no {tower} tower")
         batch_size = batch_size or self._fast_batch_size(tower)
-        limit = batch_size * self._num_devices
-        found: list[np.ndarray] = []
-        running: tuple[jax.Array, int] | None = None
-        batch: list[np.ndarray] = []
+        counts: list[int] = []
 
-        def start() -> tuple[jax.Array, int]:
+        def place(batch: list[np.ndarray]) -> jax.Array:
             # The next power of two per device: few shapes, so few compilations, little padding.
-            per_device = -(-len(batch) // self._num_devices)
-            padded = min(1 << (per_device - 1).bit_length(), batch_size) * self._num_devices
-            padded = limit if whole_batches else padded
-            stacked = np.stack(batch + [batch[-1]] * (padded - len(batch)))
-            inputs = jax.device_put(stacked, self._batches)
-            params = {tower: self._params[tower]}
-            return self._encode[tower](params, inputs, normalize), len(batch)
+            per_device = -(-len(batch) // self._engine.num_shards)
+            per_device = min(1 << (per_device - 1).bit_length(), batch_size)
+            length = (batch_size if whole_batches else per_device) * self._engine.num_shards
+            counts.append(len(batch))
+            return self._engine.place(np.stack(batch + [batch[-1]] * (length - len(batch))))
 
-        def finish(embeddings: jax.Array, count: int) -> None:
-            found.append(np.asarray(embeddings)[:count])
-
-        for row in rows:
-            batch.append(row)
-            if len(batch) == limit:
-                # The devices have one batch while the rows of the next are taken.
-                if running:
-                    finish(*running)
-                running = start()
-                batch = []
-        if running:
-            finish(*running)
-        if batch:
-            finish(*start())
+        batches = map(place, _batched(rows, batch_size * self._engine.num_shards))
+        embedded = self._engine.embed(tower, self._params, batches, normalize=normalize)
+        found = [embeddings[:count] for embeddings, count in zip(embedded, counts, strict=True)]
         if not found:
             return np.zeros((0, self.config.embed_dim), np.float32)
         return np.concatenate(found)
 
 
-def _jitted(
-    encode: Callable[[dual_encoder.Params, jax.Array], jax.Array], mesh: Mesh
-) -> Callable[[dual_encoder.Params, jax.Array, bool], jax.Array]:
-    """(parameters, rows, normalize) -> embeddings.
-
-    They are normalised within, in steps of equal shape: the last digit depends on the shape.
-    """
-
-    def embed(params: dual_encoder.Params, rows: jax.Array, normalize: bool) -> jax.Array:
-        embeddings = encode(params, rows)
-        return contrastive.normalize(embeddings) if normalize else embeddings
-
-    return jax.jit(
-        embed,
-        static_argnums=2,
-        out_shardings=sharding.replicated(mesh),
-        compiler_options=xla_options.options(mesh),
-    )
+def _batched(rows: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    rows = iter(rows)
+    while batch := list(itertools.islice(rows, size)):
+        yield batch
 
 
 def preprocess(image: ImageLike, size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Embeddings kept in files, so that what was embedded once is not embedded again."""
+"""Embeddings cached in files, named by what they depend on."""
 
 import dataclasses
 import hashlib
@@ -10,15 +10,24 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from input_pipeline.io.errors import UserError
 from input_pipeline.io.files import AnyPath, read_bytes, write_bytes_atomically
 from unimed_jax.distributed import sharding
 from unimed_jax.models.config import ModelConfig
 
+# How images become the pixels that the image tower takes; part of the keys of cached embeddings.
+PILLOW_PREPROCESSING = "8 bit, RGB, shortest side bicubic, centre crop; version 1"
+TENSORFLOW_PREPROCESSING = (
+    "8 bit, RGB, shortest side bicubic, centre crop, in TensorFlow; version 1"
+)
+
+_CHUNK = 1 << 26  # bytes sent from the first process at a time
+
 
 def tower_digest(config: ModelConfig, params: Mapping[str, Any], tower: str) -> str:
-    """SHA-256 of what a tower's embeddings depend on besides its input: config and parameters."""
+    """SHA-256 of the config and parameters of a tower, which its embeddings depend on."""
     described = dataclasses.asdict(config)
     described.pop("text" if tower == "visual" else "visual")
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
@@ -29,25 +38,52 @@ def tower_digest(config: ModelConfig, params: Mapping[str, Any], tower: str) -> 
     return digest.hexdigest()
 
 
-def load(path: AnyPath, stamp: str) -> dict[str, np.ndarray] | None:
-    """The arrays that `save` was given; None where there is no file, or it has another stamp.
+def load(path: AnyPath, key: str) -> dict[str, np.ndarray] | None:
+    """The arrays that ``save`` was given; None where there is no file, or its key differs.
+
+    Every process calls it and gets the same: the first one reads the file and sends it to the
+    others, which need not see it.
 
     Raises:
-      UserError: the file is not one of embeddings.
+      UserError: the file does not hold embeddings.
     """
-    if not path.is_file():
+    content = b""
+    if jax.process_index() == 0:
+        try:
+            content = read_bytes(path) if path.is_file() else b""
+        except OSError as error:  # the other processes must not wait for the first one
+            content = str(error).encode()
+    content = _from_first_process(content)
+    if not content:
         return None
     try:
-        with np.load(io.BytesIO(read_bytes(path))) as kept:
-            if str(kept["stamp"]) != stamp:
+        with np.load(io.BytesIO(content)) as file:
+            if str(file["stamp"]) != key:
                 return None
-            return {name: kept[name] for name in kept.files}
+            return {name: file[name] for name in file.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a file of embeddings, delete it: {error}") from error
 
 
-def save(path: AnyPath, stamp: str, **arrays: np.ndarray) -> None:
-    """Writes what `load` reads; `stamp` says what else the arrays depend on."""
-    buffer = io.BytesIO()
-    np.savez(buffer, stamp=stamp, **arrays)
-    write_bytes_atomically(path, buffer.getvalue())
+def save(path: AnyPath, key: str, **arrays: np.ndarray) -> None:
+    """Writes what ``load`` reads, on the first process; ``key`` says what the arrays depend on."""
+    if jax.process_index() == 0:
+        buffer = io.BytesIO()
+        np.savez(buffer, stamp=key, **arrays)
+        write_bytes_atomically(path, buffer.getvalue())
+
+
+def _from_first_process(content: bytes) -> bytes:
+    """The first process's bytes, on every process."""
+    if jax.process_count() == 1:
+        return content
+    size = multihost_utils.broadcast_one_to_all(np.array(divmod(len(content), _CHUNK), np.int32))
+    num_chunks, rest = size.tolist()
+    first = jax.process_index() == 0
+    chunks = []
+    for index, length in enumerate([_CHUNK] * num_chunks + [rest] * (rest > 0)):
+        begin = index * _CHUNK
+        mine = np.frombuffer(content[begin : begin + length], np.uint8) if first else None
+        sent = np.zeros(length, np.uint8) if mine is None else mine
+        chunks.append(np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes())
+    return b"".join(chunks)

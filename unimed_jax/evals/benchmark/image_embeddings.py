@@ -24,27 +24,26 @@ from unimed_jax.inference.dual_encoder import Model, preprocess
 
 PART_SIZE = 2048  # images; what an interruption can cost
 _DECODE_AHEAD = 64  # images
-_PREPROCESSING = "8 bit, RGB, shortest side bicubic, centre crop; version 1"
 
 
 @dataclass(frozen=True)
-class Embedded:
+class SetEmbeddings:
     """What became of the N images of a set.
 
     Attributes:
       vectors: (N, E) float32, of unit length; zero where an image cannot be decoded.
       digests: (N, 32) uint8, SHA-256 of the files.
       problems: number of an image -> why it cannot be decoded.
-      num_kept: images that had been embedded before.
+      num_cached: images that had been embedded before.
     """
 
     vectors: np.ndarray
     digests: np.ndarray
     problems: dict[int, str]
-    num_kept: int
+    num_cached: int
 
 
-def embed(model: Model, images: LabelledImages, folder: AnyPath) -> Embedded:
+def embed(model: Model, images: LabelledImages, folder: AnyPath) -> SetEmbeddings:
     """Embeds what is not in `folder` yet, and puts it there. All hosts call it, and get the same.
 
     What is kept counts as long as the bytes of its images are the same, which are read each time.
@@ -60,29 +59,29 @@ def embed(model: Model, images: LabelledImages, folder: AnyPath) -> Embedded:
             ("problem", "S240"),  # UTF-8, cut off there
         ]
     )
-    parts, num_kept = [], 0
+    parts, num_cached = [], 0
     for begin in range(0, len(images.ids), PART_SIZE):
         end = min(begin + PART_SIZE, len(images.ids))
         path = folder / f"{begin:08d}.npz"
-        names = "\0".join((_PREPROCESSING, str(kind), *images.ids[begin:end]))
-        stamp = hashlib.sha256(names.encode()).hexdigest()
-        rows = _kept(path, stamp, kind, end - begin)
+        names = "\0".join((embedding_cache.PILLOW_PREPROCESSING, str(kind), *images.ids[begin:end]))
+        key = hashlib.sha256(names.encode()).hexdigest()
+        cached = embedding_cache.load(path, key)
+        rows = cached["rows"] if cached else None
         if rows is not None and _is_of(rows, images, begin, end):
-            num_kept += len(rows)
+            num_cached += len(rows)
         else:
             rows = _from_all_hosts(_compute(model, images, kind, begin, end), end - begin)
-            if jax.process_index() == 0:
-                embedding_cache.save(path, stamp, rows=rows)
+            embedding_cache.save(path, key, rows=rows)
         parts.append(rows)
     rows = np.concatenate(parts)
-    return Embedded(
+    return SetEmbeddings(
         vectors=rows["vector"],
         digests=rows["sha256"],
         problems={
             int(i): rows["problem"][i].decode("utf-8", "replace")
             for i in np.flatnonzero(rows["problem"] != b"")
         },
-        num_kept=num_kept,
+        num_cached=num_cached,
     )
 
 
@@ -151,24 +150,3 @@ def _from_all_hosts(rows: np.ndarray, count: int) -> np.ndarray:
         rows.view(np.uint8).reshape(len(rows), width), tiled=True
     )
     return np.ascontiguousarray(gathered).view(rows.dtype).reshape(-1)[:count]
-
-
-def _kept(path: AnyPath, stamp: str, kind: np.dtype, count: int) -> np.ndarray | None:
-    """The rows of a file, on every host; None if the first has none of this stamp."""
-    found, problem = None, None
-    if jax.process_index() == 0:
-        try:
-            kept = embedding_cache.load(path, stamp)
-            found = kept and kept["rows"]
-        except UserError as error:  # the other hosts must not be left waiting
-            problem = error
-    is_there, is_wrong = multihost_utils.broadcast_one_to_all(
-        np.array([found is not None, problem is not None])
-    )
-    if is_wrong:
-        raise problem or UserError(f"{path}, of the first host, is not a file of embeddings")
-    if not is_there:
-        return None
-    rows = np.zeros(count, kind) if found is None else found
-    sent = multihost_utils.broadcast_one_to_all(rows.view(np.uint8).reshape(count, kind.itemsize))
-    return np.ascontiguousarray(sent).view(kind).reshape(-1)

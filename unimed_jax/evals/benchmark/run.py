@@ -20,7 +20,7 @@ from unimed_jax.distributed import process
 from unimed_jax.evals import classification, statistics
 from unimed_jax.evals.benchmark import image_embeddings
 from unimed_jax.evals.benchmark import images as set_files
-from unimed_jax.evals.benchmark.image_embeddings import Embedded
+from unimed_jax.evals.benchmark.image_embeddings import SetEmbeddings
 from unimed_jax.evals.benchmark.images import LabelledImages
 from unimed_jax.evals.benchmark.spec import SetSpec, Suite
 from unimed_jax.evals.classification import ClassificationResult
@@ -209,7 +209,7 @@ def evaluate_suite(
     for spec in specs:
         images = opened[spec.key]
         embedded = image_embeddings.embed(model, images, cache / spec.key)
-        before = f", {embedded.num_kept:,} of them embedded before" if embedded.num_kept else ""
+        before = f", {embedded.num_cached:,} of them embedded before" if embedded.num_cached else ""
         process.say(f"{spec.key}: {len(images.ids):,} images{before}")
         found.append(
             _score_set(
@@ -244,7 +244,7 @@ def _encode_texts(model: Model, tasks: Iterable[PromptTask]) -> dict[str, np.nda
     return dict(zip(sentences, vectors, strict=True))
 
 
-def _bad_images(images: LabelledImages, embedded: Embedded, rule: str) -> tuple[BadImage, ...]:
+def _bad_images(images: LabelledImages, embedded: SetEmbeddings, rule: str) -> tuple[BadImage, ...]:
     bad = tuple(
         BadImage(images.ids[i], images.places[i], reason) for i, reason in embedded.problems.items()
     )
@@ -257,7 +257,7 @@ def _bad_images(images: LabelledImages, embedded: Embedded, rule: str) -> tuple[
 def _score_set(
     spec: SetSpec,
     images: LabelledImages,
-    embedded: Embedded,
+    embedded: SetEmbeddings,
     bad_images: tuple[BadImage, ...],
     task: PromptTask,
     texts: Mapping[str, np.ndarray],
