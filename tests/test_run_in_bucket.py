@@ -17,7 +17,7 @@ from unimed_jax import train
 from unimed_jax.exporting import open_clip_directory
 from unimed_jax.monitoring import metrics
 from unimed_jax.testing import tiny_config
-from unimed_jax.weights import checkpoint
+from unimed_jax.weights.checkpoint import CheckpointReader
 from unimed_jax.weights.loader import open_weights
 
 CHANGES = {"num_train_steps": 14, "checkpoint__every_steps": 4, "checkpoint__keep": 2}
@@ -59,7 +59,7 @@ def test_killed_and_resumed_in_a_bucket_the_losses_are_those_of_a_local_run(run,
         storage.objects["run/results.json"], (local / "results.json").read_text()))  # fmt: skip
     assert ours == theirs
     assert b"modality" in storage.objects["run/report.html"]
-    assert checkpoint.find(RUN)[1] == 14
+    assert CheckpointReader(RUN).step == 14
     names = {name.split("/")[0] for name in storage.below("run/checkpoints/") if "/" in name}
     assert names - {""} == {"12", "14"}
     events = sorted(storage.below("run/tensorboard/"))
@@ -128,9 +128,9 @@ def test_a_torn_checkpoint_in_a_bucket_is_passed_over(run, storage):
             storage.put(f"torn/checkpoints/16/{name}", content)
     for name, content in storage.below("run/checkpoints/12/").items():
         storage.put(f"torn/checkpoints/12/{name}", content)
-    assert checkpoint.find("gs://bucket/torn")[1] == 12
+    assert CheckpointReader("gs://bucket/torn").step == 12
     with pytest.raises(UserError, match=r"no checkpoint in gs://bucket/nothing"):
-        checkpoint.find("gs://bucket/nothing")
+        CheckpointReader("gs://bucket/nothing")
 
 
 def test_metrics_in_a_bucket_outlive_the_process_at_every_row(storage):

@@ -7,7 +7,7 @@ from helpers.runs import losses_of, start, write_recipe
 
 from input_pipeline.io.errors import ConfigError, UserError
 from unimed_jax import train
-from unimed_jax.weights import checkpoint
+from unimed_jax.weights.checkpoint import CheckpointReader
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_a_wrong_command_line_ends_with_one_line(phantom_corpus, tmp_path, argum
 
 def test_find_names_what_is_missing(tmp_path):
     with pytest.raises(UserError, match="no checkpoint"):
-        checkpoint.find(tmp_path)
+        CheckpointReader(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="no complete checkpoint"):
-        checkpoint.find(tmp_path)
+        CheckpointReader(tmp_path)

@@ -83,17 +83,22 @@ def initial_state(task: Task, program: train_step.Program) -> train_step.State:
         out_shardings=program.shardings,
         compiler_options=xla_options.options_once(program.mesh),
     )(program.key())
-    loaded = task.pretrained(program.abstract_state["params"])
+    abstract = program.abstract_state["params"]
+    wanted = {
+        sharding.path_string(path): (leaf.dtype, placement)
+        for (path, leaf), placement in zip(
+            jax.tree_util.tree_leaves_with_path(abstract),
+            jax.tree.leaves(program.shardings["params"]),
+            strict=True,
+        )
+    }
 
-    def merge(ours: Any, theirs: Any, layout: Any) -> Any:
-        if isinstance(ours, Mapping):
-            return {
-                key: merge(value, theirs[key], layout[key]) if key in theirs else value
-                for key, value in ours.items()
-            }
-        return sharding.place_like(np.asarray(theirs, ours.dtype), layout)
+    def place(path: Any, value: Any) -> jax.Array:
+        dtype, placement = wanted[sharding.path_string(path)]
+        return sharding.place_like(np.asarray(value, dtype), placement)
 
-    return {**state, "params": merge(state["params"], loaded, program.shardings["params"])}
+    loaded = jax.tree_util.tree_map_with_path(place, task.pretrained(abstract))
+    return {**state, "params": sharding.replace_leaves(state["params"], loaded)}
 
 
 def is_multiple(step: int, every: int) -> bool:

@@ -28,7 +28,7 @@ from input_pipeline.conversion.phantom_corpus import write_phantoms
 from unimed_jax import train
 from unimed_jax.distributed.failure_detector import RESTART_STATUS
 from unimed_jax.testing import tiny_config
-from unimed_jax.weights import checkpoint
+from unimed_jax.weights.checkpoint import CheckpointReader
 
 SHARE = (3, 60, 30, 9)  # records of each shard: epochs last 12 to 90 of a host's records
 CHANGES = {
@@ -123,7 +123,7 @@ def test_killed_and_preempted_two_processes_train_like_one(uneven_corpus, tmp_pa
     output = finish(processes[0])
     finish(processes[1])
     saved = int(re.search(r"stopped by a signal .*: step (\d+) is saved", output)[1])
-    assert checkpoint.find(workdir)[1] == saved > 60
+    assert CheckpointReader(workdir).step == saved > 60
 
     outputs = [finish(process) for process in start_both()]
     assert f"from step {saved}" in outputs[0]

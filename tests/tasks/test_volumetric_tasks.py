@@ -14,10 +14,10 @@ from helpers.runs import ROOT, losses_of, quick_compilation
 
 from input_pipeline.io.errors import ConfigError, UserError
 from unimed_jax import config as config_lib
-from unimed_jax import tasks, train, trees
+from unimed_jax import tasks, train
 from unimed_jax.distributed import sharding
 from unimed_jax.training import stages, train_step
-from unimed_jax.weights import checkpoint
+from unimed_jax.weights.checkpoint import CheckpointReader
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -154,14 +154,15 @@ def test_one_command_runs_both_stages_and_lists_what_is_transferred(finished):
     assert set(listed["transferred"]) | set(listed["new"]) == paths(abstract)
     # the run began with these very weights
     learned = task.pretrained(abstract)
-    stage = tasks.create(checkpoint.load_config(first, 2), str(first))
-    own = checkpoint.load_params(first, 2, jax.eval_shape(stage.init, jax.random.key(0)))
+    reader = CheckpointReader(first, 2)
+    stage = tasks.create(reader.config, str(first))
+    own = reader.params(jax.eval_shape(stage.init, jax.random.key(0)))
     assert paths(learned) == set(listed["transferred"])
     for path in listed["transferred"]:
         np.testing.assert_array_equal(_at(learned, path), _at(own, path))
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     state = train.initial_state(task, train_step.Program(task, tiny(), 4, mesh))
-    start = trees.part(state["params"], lambda path: path in set(listed["transferred"]))
+    start = sharding.select_leaves(state["params"], lambda path: path in set(listed["transferred"]))
     for path in listed["transferred"]:
         np.testing.assert_array_equal(_at(start, path), _at(own, path))
 

@@ -13,7 +13,7 @@ from helpers.runs import ROOT, finish, losses_of, start, wait_for_row, write_rec
 
 from unimed_jax import train
 from unimed_jax.monitoring import metrics
-from unimed_jax.weights import checkpoint
+from unimed_jax.weights.checkpoint import CheckpointReader
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,6 @@ def test_sigterm_saves_says_so_and_exits_with_zero(finished, phantom_corpus, tmp
     process.send_signal(signal.SIGTERM)
     output = finish(process)
     saved = int(re.search(r"stopped by SIGTERM: step (\d+) is saved", output)[1])
-    assert checkpoint.find(workdir)[1] == saved
+    assert CheckpointReader(workdir).step == saved
     finish(start(recipe, workdir))
     assert losses_of(workdir) == losses_of(finished)

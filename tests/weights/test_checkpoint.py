@@ -122,7 +122,7 @@ def test_one_that_does_not_fit_the_model_is_not_taken_for_damaged(workdir):
 def test_what_a_kill_leaves_of_a_save_is_ignored_aloud(workdir, capsys):
     program = (
         "import os, signal, jax.numpy as jnp\n"
-        "from unimed_jax.checkpoint import Checkpoints\n"
+        "from unimed_jax.weights.checkpoint import Checkpoints\n"
         f"checkpoints = Checkpoints({str(workdir)!r}, keep=5)\n"
         "state = {'params': {'a': jnp.ones((4096, 4096))}}\n"
         "checkpoints.save(4, state, {}, {'identity': {}})\n"

@@ -7,7 +7,7 @@ change of this table only.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -55,6 +55,32 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 def path_string(path: Sequence[Any]) -> str:
     """Key path of a pytree leaf as ``visual/blocks/mlp/kernel``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def replace_leaves(tree: Any, update: Any) -> Any:
+    """``tree``, a nested dict, whose leaves are replaced by those of ``update``, a sub-tree."""
+    if not isinstance(tree, Mapping):
+        return update
+    return {k: replace_leaves(v, update[k]) if k in update else v for k, v in tree.items()}
+
+
+def select_leaves(tree: Any, keep: Callable[[str], bool], prefix: str = "") -> Any:
+    """The sub-tree of the leaves whose path is kept, without empty dicts.
+
+    Args:
+      tree: a nested dict.
+      keep: takes a path as ``path_string`` writes it.
+      prefix: of the paths.
+    """
+    selected = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            if inner := select_leaves(value, keep, f"{path}/"):
+                selected[key] = inner
+        elif keep(path):
+            selected[key] = value
+    return selected
 
 
 def partition_spec(

@@ -1,7 +1,6 @@
 """What an evaluation is of: a run of ours, or weights of anybody's with a config made for them."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +12,8 @@ from input_pipeline.io.files import AnyPath
 from unimed_jax import config as config_lib
 from unimed_jax.distributed import sharding
 from unimed_jax.training.task import Params, Task
-from unimed_jax.weights import checkpoint, formats
+from unimed_jax.weights import formats
+from unimed_jax.weights.checkpoint import CheckpointReader, is_ours
 from unimed_jax.weights.pretrained import part_of
 from unimed_jax.weights.uri import resolve
 
@@ -58,18 +58,17 @@ def open_subject(uri: str, out: AnyPath, model: Mapping[str, Any]) -> Subject:
       UserError: nothing there, or not what it should be.
     """
     path = resolve(uri)
-    if checkpoint.is_ours(path):
-        workdir, step = checkpoint.find(path)
-        meta = checkpoint.load_meta(workdir, step)
-        config = config_lib.from_json(json.dumps(meta["config"]))
+    if is_ours(path):
+        reader = CheckpointReader(path)
+        config = reader.config
         for key, value in model.items():
             config_lib.assign(config, f"model.{key}", value)
         return Subject(
-            title=f"{workdir.name}, step {step}",
+            title=f"{reader.workdir.name}, step {reader.step}",
             config=config,
-            workdir=str(workdir),
-            parts=tuple(meta["parts"]) if "parts" in meta else None,
-            read=lambda abstract, where: checkpoint.load_params(workdir, step, abstract, where),
+            workdir=str(reader.workdir),
+            parts=tuple(reader.meta["parts"]) if "parts" in reader.meta else None,
+            read=reader.params,
         )
     pretrained = formats.open_pretrained(path)
     model_config = pretrained.model_config(model)

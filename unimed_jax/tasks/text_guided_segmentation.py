@@ -22,9 +22,10 @@ from ml_collections import ConfigDict
 from input_pipeline import segmentation_records
 from input_pipeline.io.errors import ConfigError
 from input_pipeline.io.files import AnyPath
-from unimed_jax import augmentation, trees
+from unimed_jax import augmentation
 from unimed_jax import config as config_lib
 from unimed_jax.augmentation import fourier, fusion, geometry, location_scale
+from unimed_jax.distributed import sharding
 from unimed_jax.evals.segmentation.evaluator import SegmentationEvaluator
 from unimed_jax.losses import segmentation as segmentation_losses
 from unimed_jax.models import unet
@@ -345,7 +346,7 @@ class _Passes:
     def run(self, name: str, view: jax.Array, *, aligned: bool) -> jax.Array:
         """Adds the losses of a view; returns its first features."""
         key = jax.random.fold_in(self._rng, len(self.terms))
-        params = trees.replaced(self._params, self.statistics)
+        params = sharding.replace_leaves(self._params, self.statistics)
         segmentation, alignment, output, self.statistics = self._forward(params, view, key)
         self.terms[f"segmentation_{name}"] = segmentation
         if aligned and alignment is not None:
@@ -354,7 +355,7 @@ class _Passes:
 
     def input_gradient(self, view: jax.Array, statistics: Params) -> jax.Array:
         """Gradient of the first pass's loss at its input; no gradient goes through it."""
-        params = jax.lax.stop_gradient(trees.replaced(self._params, statistics))
+        params = jax.lax.stop_gradient(sharding.replace_leaves(self._params, statistics))
         key = jax.random.fold_in(self._rng, 0)
 
         def loss(view: jax.Array) -> jax.Array:
@@ -368,7 +369,7 @@ class _Passes:
         weight = self._task._config.content_style_weight
         contents, styles = [], []
         for stem in stems:
-            params = trees.replaced(self._params, self.statistics)
+            params = sharding.replace_leaves(self._params, self.statistics)
             content, style, self.statistics = self._task.model.content_and_style(params, stem)
             contents.append(content)
             styles.append(style)

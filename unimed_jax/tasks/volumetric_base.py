@@ -142,14 +142,14 @@ class VolumeTask:
         init = self.config.init
         if not init.network:
             return {}
-        found = loader.same_named(
+        found = loader.restore_matching(
             locate(init.network, self.config, self.workdir), abstract_params, tuple(init.expected)
         )
-        names = {"from": found.source, "transferred": found.taken, "new": found.new,
-                 "left": found.left}  # fmt: skip
+        names = {"from": found.source, "transferred": found.restored, "new": found.initialized,
+                 "left": found.unused}  # fmt: skip
         process.say(
-            f"{len(found.taken)} parameters from {found.source}; new: "
-            f"{', '.join(found.new) or 'none'}; left there: {', '.join(found.left) or 'none'}"
+            f"{len(found.restored)} parameters from {found.source}; initialized at random: "
+            f"{', '.join(found.initialized) or 'none'}; unused: {', '.join(found.unused) or 'none'}"
         )
         if jax.process_index() == 0:
             text = json.dumps(names, indent=2) + "\n"

@@ -9,7 +9,6 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unimed_jax import trees
 from unimed_jax.distributed import sharding, xla_options
 from unimed_jax.monitoring import flops
 from unimed_jax.training import optimizer as optim
@@ -62,7 +61,7 @@ def make_train_step(
         (value, metrics), grads = grad(params, batch, rng)
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)
         statistics = metrics.pop("statistics", {})
-        params = trees.replaced(optax.apply_updates(params, updates), statistics)
+        params = sharding.replace_leaves(optax.apply_updates(params, updates), statistics)
         params = task.constrain(params)
         metrics = {
             **metrics,

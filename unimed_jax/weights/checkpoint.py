@@ -9,6 +9,7 @@ complete; one that is damaged afterwards is passed over and becomes ``damaged-ST
 """
 
 import contextlib
+import functools
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
@@ -143,52 +145,6 @@ class Checkpoints:
             metrics=metrics if self._best_metric in metrics else None,
         )
 
-    def read(self, step: int, item: str) -> dict[str, Any]:
-        """``data`` or ``meta`` of a step."""
-        return ocp.JsonCheckpointHandler().restore(self._item(step, item))
-
-    def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        """Path -> shape of every array in the state of a step."""
-        tree = ocp.PyTreeCheckpointHandler().metadata(self._item(step, "state")).tree
-        return {
-            sharding.path_string(key): tuple(leaf.shape)
-            for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-
-    def restore_state(self, step: int, abstract_state: Any, shardings: Any) -> Any:
-        """The state of a step on any mesh; every host reads its own part.
-
-        Args:
-          step: a complete step.
-          abstract_state: ShapeDtypeStructs; only the parts named here are read (e.g. params alone).
-          shardings: a tree of the same structure.
-
-        Raises:
-          UserError: names the parameters that are absent or have another shape.
-          Exception: of Orbax or TensorStore, where files are missing or damaged.
-        """
-        target = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            abstract_state,
-            shardings,
-        )
-        # Not through the manager: it waits for the other hosts, and one that fails never comes.
-        handler, path = ocp.PyTreeCheckpointHandler(), self._item(step, "state")
-        stored = self.shapes(step)
-        for key, want in jax.tree_util.tree_leaves_with_path(target):
-            shape = stored.get(sharding.path_string(key), "absent")
-            if shape != want.shape:
-                raise UserError(
-                    f"checkpoint {path.parent} does not fit the model: "
-                    f"{sharding.path_string(key)} has shape {shape}, the model needs {want.shape}"
-                )
-        args = ocp.args.PyTreeRestore(
-            item=target,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-            partial_restore=True,
-        )
-        return handler.restore(path, args=args)
-
     def restore_newest(self, abstract_state: Any, shardings: Any) -> Restored | None:
         """The newest checkpoint that every host can read; None if there is none at all.
 
@@ -206,8 +162,9 @@ class Checkpoints:
         for step in reversed(complete):
             restored, problem = None, "another host cannot read it"
             try:
-                state = self.restore_state(step, abstract_state, shardings)
-                restored = Restored(step, state, self.read(step, "data"), self.read(step, "meta"))
+                path = folder / str(step)
+                state = _read_state(path, abstract_state, shardings)
+                restored = Restored(step, state, _read_json(path, "data"), _read_json(path, "meta"))
             except UserError:
                 raise  # of every host alike
             except Exception as error:
@@ -217,7 +174,7 @@ class Checkpoints:
             if np.all(multihost_utils.process_allgather(np.array(restored is not None))):
                 process.say(f"goes on from {folder / str(step)}")
                 return restored
-            self._set_aside(step)
+            self._quarantine(step)
             process.say(
                 f"ignores {folder / str(step)}, now damaged-{step}: it cannot be read ({problem})"
             )
@@ -228,14 +185,11 @@ class Checkpoints:
             )
         return None
 
-    def _item(self, step: int, name: str) -> Any:
-        return self._manager.directory / str(step) / name
-
-    def _set_aside(self, step: int) -> None:
+    def _quarantine(self, step: int) -> None:
         folder = self._manager.directory
         if jax.process_index() == 0:
             (folder / str(step)).rename(folder / f"damaged-{step}")
-        process.wait_for_all(f"checkpoint {step} is set aside")
+        process.wait_for_all(f"checkpoint {step} is quarantined")
         self._manager.reload()
 
     def wait(self) -> None:
@@ -256,8 +210,82 @@ def make_meta(config: ConfigDict, identity: Mapping[str, Any]) -> dict[str, Any]
 
 
 def is_ours(path: AnyPath) -> bool:
-    """Whether ``find`` would look for a checkpoint in a path."""
+    """Whether ``CheckpointReader`` would look for a checkpoint in a path."""
     return (_workdir_of(path) / FOLDER).is_dir()
+
+
+class CheckpointReader:
+    """One complete checkpoint; reading it takes neither its config nor its devices.
+
+    Attributes:
+      workdir: the work directory that holds the checkpoint.
+      step: the training step of the checkpoint.
+      path: the checkpoint, WORKDIR/checkpoints/STEP.
+    """
+
+    def __init__(self, path: PathLike, step: int | None = None) -> None:
+        """Finds a checkpoint.
+
+        Args:
+          path: a work directory, its ``checkpoints`` folder, or one step folder.
+          step: the step wanted; None: the step that ``path`` names, else the newest.
+
+        Raises:
+          UserError: there is no complete checkpoint.
+        """
+        path = to_path(path).absolute()
+        self.workdir: AnyPath = _workdir_of(path)
+        if step is None and path.name.isdigit() and path.parent.name == FOLDER:
+            step = int(path.name)
+        if not (self.workdir / FOLDER).is_dir():
+            raise UserError(
+                f"no checkpoint in {path}: expected a work directory with {FOLDER}/, or "
+                f"{FOLDER}/STEP"
+            )
+        checkpoints = Checkpoints(self.workdir, read_only=True)
+        steps = checkpoints.steps()
+        checkpoints.close()
+        if not steps or (step is not None and step not in steps):
+            wanted = "" if step is None else f" of step {step}"
+            raise UserError(
+                f"no complete checkpoint{wanted} in {self.workdir}; complete steps: "
+                f"{steps or 'none'}"
+            )
+        self.step: int = steps[-1] if step is None else step
+        self.path: AnyPath = self.workdir / FOLDER / str(self.step)
+
+    @functools.cached_property
+    def meta(self) -> Mapping[str, Any]:
+        """What ``make_meta`` returned."""
+        return _read_json(self.path, "meta")
+
+    @property
+    def config(self) -> ConfigDict:
+        """The resolved config that the checkpoint was trained with."""
+        return config_lib.from_json(json.dumps(self.meta["config"]))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Path -> shape of every parameter."""
+        prefix = "params/"
+        stored = _stored_shapes(self.path)
+        return {key.removeprefix(prefix): s for key, s in stored.items() if key.startswith(prefix)}
+
+    def params(self, abstract_params: Any, shardings: Any = None) -> Any:
+        """The parameters, without optimizer state.
+
+        Args:
+          abstract_params: shapes and dtypes; of a sub-tree, that part alone is read.
+          shardings: a tree of the same structure, on any mesh; None: in host memory.
+
+        Raises:
+          UserError: names the parameters that are absent or have another shape.
+        """
+        if shardings is None:
+            host = SingleDeviceSharding(sharding.host_device())
+            shardings = jax.tree.map(lambda _: host, abstract_params)
+        state = _read_state(self.path, {"params": abstract_params}, {"params": shardings})
+        logging.info("restored parameters from %s", self.path)
+        return state["params"]
 
 
 def _workdir_of(path: AnyPath) -> AnyPath:
@@ -266,71 +294,51 @@ def _workdir_of(path: AnyPath) -> AnyPath:
     return path.parent if path.name == FOLDER else path
 
 
-def find(path: PathLike, step: int | None = None) -> tuple[AnyPath, int]:
-    """(work directory, step) of a work directory, its ``checkpoints`` folder, or one step folder.
+# Steps are not read through Orbax's manager: it waits for all processes, and one that cannot read a
+# file would never arrive.
+
+
+def _read_json(path: Any, item: str) -> dict[str, Any]:
+    """``data`` or ``meta`` of a step folder."""
+    return ocp.JsonCheckpointHandler().restore(epath.Path(str(path)) / item)
+
+
+def _stored_shapes(path: Any) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every array in the state of a step folder."""
+    tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(str(path)) / "state").tree
+    return {
+        sharding.path_string(key): tuple(leaf.shape)
+        for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _read_state(path: Any, abstract_state: Any, shardings: Any) -> Any:
+    """The state in a step folder, on any mesh; every process reads its part.
 
     Args:
-      path: any of these.
-      step: the step wanted; None: the one that ``path`` names, else the newest.
+      path: the step folder.
+      abstract_state: ShapeDtypeStructs; only the parts named here are read (e.g. params alone).
+      shardings: a tree of the same structure.
 
     Raises:
-      UserError: there is no complete checkpoint.
+      UserError: names the parameters that are absent or have another shape.
+      Exception: of Orbax or TensorStore, where files are missing or damaged.
     """
-    path = to_path(path).absolute()
-    workdir = _workdir_of(path)
-    if step is None and path.name.isdigit() and path.parent.name == FOLDER:
-        step = int(path.name)
-    if not (workdir / FOLDER).is_dir():
-        raise UserError(
-            f"no checkpoint in {path}: expected a work directory with {FOLDER}/, or {FOLDER}/STEP"
-        )
-    manager = Checkpoints(workdir, read_only=True)
-    steps = manager.steps()
-    manager.close()
-    if not steps or (step is not None and step not in steps):
-        wanted = "" if step is None else f" of step {step}"
-        raise UserError(
-            f"no complete checkpoint{wanted} in {workdir}; complete steps: {steps or 'none'}"
-        )
-    return workdir, steps[-1] if step is None else step
-
-
-def load_meta(workdir: AnyPath, step: int) -> dict[str, Any]:
-    """What ``make_meta`` made."""
-    manager = Checkpoints(workdir, read_only=True)
-    meta = manager.read(step, "meta")
-    manager.close()
-    return meta
-
-
-def load_config(workdir: AnyPath, step: int) -> ConfigDict:
-    """The resolved config that a checkpoint was trained with."""
-    return config_lib.from_json(json.dumps(load_meta(workdir, step)["config"]))
-
-
-def param_shapes(workdir: AnyPath, step: int) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every parameter of a checkpoint."""
-    manager = Checkpoints(workdir, read_only=True)
-    stored = manager.shapes(step)
-    manager.close()
-    prefix = "params/"
-    return {key.removeprefix(prefix): s for key, s in stored.items() if key.startswith(prefix)}
-
-
-def load_params(workdir: AnyPath, step: int, abstract_params: Any, shardings: Any = None) -> Any:
-    """The parameters of a checkpoint, without optimiser state.
-
-    Args:
-      workdir: holds ``checkpoints/``.
-      step: a complete step.
-      abstract_params: shapes and dtypes; a sub-tree reads that part alone.
-      shardings: a tree of the same structure, on any mesh; None: in host memory.
-    """
-    if shardings is None:
-        host = SingleDeviceSharding(sharding.host_device())
-        shardings = jax.tree.map(lambda _: host, abstract_params)
-    manager = Checkpoints(workdir, read_only=True)
-    state = manager.restore_state(step, {"params": abstract_params}, {"params": shardings})
-    manager.close()
-    logging.info("restored parameters of step %d from %s", step, workdir)
-    return state["params"]
+    target = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract_state, shardings
+    )
+    stored = _stored_shapes(path)
+    for key, wanted in jax.tree_util.tree_leaves_with_path(target):
+        name = sharding.path_string(key)
+        shape = stored.get(name, "absent")
+        if shape != wanted.shape:
+            raise UserError(
+                f"checkpoint {path} does not fit the model: {name} has shape {shape}, the model "
+                f"needs {wanted.shape}"
+            )
+    args = ocp.args.PyTreeRestore(
+        item=target,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        partial_restore=True,
+    )
+    return ocp.PyTreeCheckpointHandler().restore(epath.Path(str(path)) / "state", args=args)

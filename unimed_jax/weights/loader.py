@@ -9,12 +9,12 @@ import jax
 
 from input_pipeline.io.errors import UserError
 from input_pipeline.io.files import AnyPath, PathLike, local_copy
-from unimed_jax import trees
 from unimed_jax.distributed import sharding
 from unimed_jax.models import dual_encoder
 from unimed_jax.models.config import ModelConfig
 from unimed_jax.monitoring import metrics
-from unimed_jax.weights import checkpoint, formats, layouts
+from unimed_jax.weights import formats, layouts
+from unimed_jax.weights.checkpoint import CheckpointReader, is_ours
 from unimed_jax.weights.mapping import to_tensors
 from unimed_jax.weights.pretrained import PARTS, Part, Pretrained, part_of
 from unimed_jax.weights.uri import resolve
@@ -31,26 +31,33 @@ def open_weights(uri: PathLike, step: int | None = None) -> Pretrained:
         WeightsError, UserError: nothing there, or not what it should be.
     """
     path = resolve(str(uri))
-    if checkpoint.is_ours(path):
+    if is_ours(path):
         return _open_checkpoint(path, step)
     return formats.open_pretrained(local_copy(path))
 
 
 def _open_checkpoint(path: AnyPath, step: int | None) -> Pretrained:
-    workdir, step = checkpoint.find(path, step)
-    meta = checkpoint.load_meta(workdir, step)
-    if meta["config"]["task"] != "contrastive":
-        raise UserError(f"{workdir} holds a {meta['config']['task']!r} model, not a dual encoder")
-    config = ModelConfig.from_mapping(meta["config"]["model"])
-    abstract = jax.eval_shape(dual_encoder.build(config).init, jax.random.key(0))
-    held = meta.get("parts", PARTS)
+    reader = CheckpointReader(path, step)
+    config = reader.meta["config"]
+    if config["task"] != "contrastive":
+        raise UserError(
+            f"{reader.path} is a checkpoint of the task {config['task']!r}; valid here: "
+            "'contrastive', whose model is a dual encoder"
+        )
+    model_config = ModelConfig.from_mapping(config["model"])
+    abstract = jax.eval_shape(dual_encoder.build(model_config).init, jax.random.key(0))
+    held = reader.meta.get("parts", PARTS)
     abstract = {key: value for key, value in abstract.items() if part_of(key) in held}
     return of_params(
-        checkpoint.load_params(workdir, step, abstract),
-        config,
-        source=str(workdir / checkpoint.FOLDER / str(step)),
-        tokenizer=str(workdir / "tokenizer") if "text" in held else "",
-        record={"step": step, "config": meta["config"], "scores": _scores(workdir, step)},
+        reader.params(abstract),
+        model_config,
+        source=str(reader.path),
+        tokenizer=str(reader.workdir / "tokenizer") if "text" in held else "",
+        record={
+            "step": reader.step,
+            "config": config,
+            "scores": _scores(reader.workdir, reader.step),
+        },
     )
 
 
@@ -124,55 +131,57 @@ def initial_params(
 
 
 @dataclasses.dataclass(frozen=True)
-class SameNamed:
-    """Parameters of one run that another starts from.
+class PartialRestore:
+    """Parameters of one run that another run starts from.
 
     Attributes:
         source: the checkpoint.
-        params: host arrays, a sub-tree of the other's parameters.
-        taken, new, left: paths of those, of the other's own, and of what the run has besides.
+        params: host arrays, a sub-tree of the new run's parameters.
+        restored: paths of the parameters in ``params``.
+        initialized: paths of the new run's other parameters, which start at random.
+        unused: paths of the checkpoint's other parameters.
     """
 
     source: str
     params: dict[str, Any]
-    taken: list[str]
-    new: list[str]
-    left: list[str]
+    restored: list[str]
+    initialized: list[str]
+    unused: list[str]
 
 
-def same_named(
+def restore_matching(
     path: AnyPath, abstract_params: Mapping[str, Any], expected: Sequence[str]
-) -> SameNamed:
-    """What a run of ours, of whatever task, has under the same name and in the same shape.
+) -> PartialRestore:
+    """Reads the parameters whose path and shape a checkpoint shares, whatever its task.
 
     Args:
         path: a work directory, or a checkpoint in it.
-        abstract_params: shapes and dtypes of the parameters that are wanted.
-        expected: regular expressions over their paths: those that may be absent there, or have
-            another shape.
+        abstract_params: shapes and dtypes of the new run's parameters.
+        expected: regular expressions over paths; a parameter that matches one may be absent from
+            the checkpoint, or have another shape there.
 
     Raises:
-        UserError: there is no checkpoint, or something is absent that is not expected to be.
+        UserError: there is no checkpoint, or a parameter that matches none of ``expected`` is
+            absent from it or has another shape there.
     """
-    workdir, step = checkpoint.find(path)
-    source = str(workdir / checkpoint.FOLDER / str(step))
-    stored = checkpoint.param_shapes(workdir, step)
+    reader = CheckpointReader(path)
+    stored = reader.shapes()
     wanted = {
         sharding.path_string(key): tuple(leaf.shape)
         for key, leaf in jax.tree_util.tree_leaves_with_path(abstract_params)
     }
-    taken = [name for name, shape in wanted.items() if stored.get(name) == shape]
-    new = [name for name in wanted if name not in taken]
-    strange = [n for n in new if not any(re.search(pattern, n) for pattern in expected)]
-    if strange:
-        shape = stored.get(strange[0], "absent")
+    restored = [name for name, shape in wanted.items() if stored.get(name) == shape]
+    initialized = [name for name in wanted if name not in restored]
+    misfits = [n for n in initialized if not any(re.search(pattern, n) for pattern in expected)]
+    if misfits:
+        shape = stored.get(misfits[0], "absent")
         raise UserError(
-            f"{source} does not fit: {strange[0]} has shape {shape}, the model needs "
-            f"{wanted[strange[0]]} ({len(strange)} such parameters); take a run of the same "
+            f"{reader.path} does not fit: {misfits[0]} has shape {shape}, the model needs "
+            f"{wanted[misfits[0]]} ({len(misfits)} such parameters); take a run of the same "
             "network and crop, or name them in config.init.expected"
         )
-    kept = set(taken)
-    params = checkpoint.load_params(
-        workdir, step, trees.part(abstract_params, lambda name: name in kept)
+    names = set(restored)
+    params = reader.params(sharding.select_leaves(abstract_params, lambda name: name in names))
+    return PartialRestore(
+        str(reader.path), params, restored, initialized, sorted(stored.keys() - names)
     )
-    return SameNamed(source, params, taken, new, sorted(stored.keys() - kept))
