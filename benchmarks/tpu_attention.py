@@ -57,7 +57,7 @@ def measured(
     def layer(rngs: nnx.Rngs) -> SelfAttention:
         init = nnx.initializers.normal(0.02)
         return SelfAttention(
-            width, heads, qkv_init=init, out_init=init, dropout=rate, form=form,
+            width, heads, qkv_init=init, out_init=init, dropout=rate, implementation=form,
             dtype=jnp.bfloat16, param_dtype=jnp.float32, rngs=rngs,
         )  # fmt: skip
 

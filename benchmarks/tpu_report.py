@@ -29,10 +29,9 @@ from unimed_jax.distributed import sharding
 from unimed_jax.losses import contrastive
 
 ROOT = Path(__file__).resolve().parents[1]
-B16 = "unimed_vit_b16"
-L14, L14_LARGE = "unimed_vit_l14_336_base_text", "unimed_vit_l14_336_large_text"
+B16, L14, L14_LARGE = "vit_b16", "vit_l14", "vit_l14_large_text"
 
-Job = tuple[str, str, dict[str, Any]]  # recipe, topology, changed keys
+Job = tuple[str, str, dict[str, Any]]  # variant of configs/unimed.py, topology, changed keys
 
 # what two sections show is compiled once
 SECTIONS: dict[str, list[Job]] = {
@@ -59,7 +58,7 @@ SECTIONS: dict[str, list[Job]] = {
 def arguments(job: Job) -> list[str]:
     recipe, topology, changes = job
     return [
-        f"--config=configs/{recipe}.py",
+        f"--config=configs/unimed.py:{recipe}",
         f"--topology={topology}",
         *(f"--config.{key}={value}" for key, value in changes.items()),
     ]

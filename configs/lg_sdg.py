@@ -157,7 +157,7 @@ def _slaug(config: ConfigDict, grid: int) -> None:
     config.guidance.weight = 1.125  # 36 patches over a batch of 32, as published
     config.optimizer.update(
         {
-            "kind": "adam",
+            "name": "adam",
             "learning_rate": 3e-4,
             "warmup_steps": 0,
             "b2": 0.999,
@@ -165,7 +165,7 @@ def _slaug(config: ConfigDict, grid: int) -> None:
             "weight_decay": 3e-5,
             "no_decay": (),
             "schedule": "polynomial",  # linear, after 50 of 2,000 epochs
-            "hold": 0.025,
+            "hold_fraction": 0.025,
             "power": 1.0,
         }
     )
@@ -184,7 +184,7 @@ def _ccsdg(config: ConfigDict) -> None:
     config.content_style_weight = 1.0
     config.optimizer.update(
         {
-            "kind": "sgd",
+            "name": "sgd",
             "learning_rate": 0.01,
             "warmup_steps": 0,
             "momentum": 0.99,

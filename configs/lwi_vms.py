@@ -215,7 +215,7 @@ def _published(config: ConfigDict, network: str, name: str) -> None:
     config.batch_size, config.num_epochs = 2, 1000.0
     config.foreground = 0.33
     config.optimizer.update(
-        {"kind": "sgd", "schedule": "polynomial", "learning_rate": 1e-2, "warmup_steps": 0,
+        {"name": "sgd", "schedule": "polynomial", "learning_rate": 1e-2, "warmup_steps": 0,
          "weight_decay": 3e-5, "clip_norm": 12.0}
     )  # fmt: skip
     config.augmentation.update({"flip": 0.5, "turn": 0.0})

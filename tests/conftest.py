@@ -68,6 +68,12 @@ def storage(tmp_path_factory) -> Iterator["Storage"]:
     assert set(storage.refused_hosts) <= {"github.com"}, "something looked for another host"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden", action="store_true", help="write the texts of tests/golden anew"
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: with a worker per core, the last file then is a short one."""
     slow = {item.path for item in items if "slow" in item.keywords}

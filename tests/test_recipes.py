@@ -4,23 +4,16 @@ import json
 
 import jax
 import pytest
-from helpers.recipes import CONFIGS, load
+from helpers.recipes import RECIPES, load
 
 from input_pipeline.io.errors import ConfigError
 from unimed_jax import config as config_lib
-from unimed_jax.models import dual_encoder
-
-RECIPES = sorted(path.stem for path in CONFIGS.glob("*.py"))
+from unimed_jax.models import dual_encoder, presets
 
 
-def test_the_recipes_are_there():
-    assert {"quickstart", "minimed", "unimed_vit_b16", "unimed_vit_l14_336_base_text",
-            "unimed_vit_l14_336_large_text"} <= set(RECIPES)  # fmt: skip
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_valid_and_survives_its_json(name):
-    config = load(name)
+@pytest.mark.parametrize(("name", "variant"), RECIPES)
+def test_a_recipe_is_valid_and_survives_its_json(name, variant):
+    config = load(name, variant)
     config_lib.validate(config, num_devices=1)
     again = config_lib.from_json(config_lib.to_json(config))
     assert config_lib.differences(config, again) == []
@@ -30,37 +23,37 @@ def test_a_recipe_is_valid_and_survives_its_json(name):
 def test_a_run_from_before_a_key_goes_on_with_the_default_of_it():
     config = load("quickstart", "")
     old = json.loads(config_lib.to_json(config))
-    del old["optimizer"]["kind"], old["data"]["raw"]
+    del old["optimizer"]["name"], old["data"]["raw"]
     old = config_lib.from_json(json.dumps(old))
     assert config_lib.differences(old, config) == []
-    config.optimizer.kind = "sgd"
-    assert config_lib.differences(old, config) == ["optimizer.kind: 'adamw' -> 'sgd'"]
+    config.optimizer.name = "sgd"
+    assert config_lib.differences(old, config) == ["optimizer.name: 'adamw' -> 'sgd'"]
     with config_lib.edit(config):
         config.data.sources.more = config_lib.source("more")
     assert "data.sources.more.path: 'absent' -> 'more'" in config_lib.differences(old, config)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", sorted({name for name, _ in RECIPES}))
 def test_an_unknown_key_or_variant_is_refused(name):
     config = load(name)
     with pytest.raises((AttributeError, KeyError), match="learnin_rate"):
         config.optimizer.learnin_rate = 1.0
     with pytest.raises(TypeError):
         config.batch_size = "many"
-    with pytest.raises(ConfigError, match="no variant 'nonsense'"):
+    with pytest.raises(ConfigError, match=r"no (variant|argument) 'nonsense'"):
         load(name, "nonsense")
 
 
 @pytest.mark.parametrize(
-    ("name", "num_params", "learning_rate"),
+    ("variant", "num_params", "learning_rate"),
     [
-        ("unimed_vit_b16", 195_903_489, 5e-4),
-        ("unimed_vit_l14_336_base_text", 414_365_185, 4e-4),
-        ("unimed_vit_l14_336_large_text", 639_991_809, 4e-4),
+        ("vit_b16", 195_903_489, 5e-4),
+        ("vit_l14", 414_365_185, 4e-4),
+        ("vit_l14_large_text", 639_991_809, 4e-4),
     ],
 )
-def test_the_published_recipes_are_the_published_ones(name, num_params, learning_rate):
-    config = load(name)
+def test_the_published_recipes_state_the_published_numbers(variant, num_params, learning_rate):
+    config = load("unimed", variant)
     model = dual_encoder.build(config.model)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     assert sum(x.size for x in jax.tree.leaves(shapes)) == num_params
@@ -74,3 +67,38 @@ def test_the_published_recipes_are_the_published_ones(name, num_params, learning
     assert (optimizer.schedule, optimizer.clip_norm) == ("cosine", 0.0)
     assert config.model.text.context_length == 256
     assert config.augmentation.min_area == 0.9
+
+
+def test_a_key_that_nobody_knows_is_refused_though_it_was_added_in_an_edit_block():
+    for place, key in (("optimizer", "learnin_rate"), ("", "bach_size"), ("data.sources", "")):
+        config = load("quickstart")
+        with config_lib.edit(config):
+            if key:
+                config_lib.find(config, place)[key] = 1.0
+            else:
+                config.data.sources.phantoms.wieght, key = 1.0, "phantoms.wieght"
+        name = f"{place}.{key}".strip(".")
+        with pytest.raises(ConfigError, match=rf"unknown key config\.{name}; the keys beside it"):
+            config_lib.validate(config, num_devices=1)
+
+
+def test_variants_of_several_arguments():
+    choices = {"data": ("drive", "chase"), "smoke": ("off", "on")}
+    assert config_lib.parse_variant("", **choices) == {"data": "drive", "smoke": "off"}
+    assert config_lib.parse_variant("smoke,data=chase", **choices) == {
+        "data": "chase",
+        "smoke": "on",
+    }
+    with pytest.raises(ConfigError, match="no argument 'dat'; valid: data, smoke"):
+        config_lib.parse_variant("dat=chase", **choices)
+    with pytest.raises(ConfigError, match="no data=stare; valid: drive, chase"):
+        config_lib.parse_variant("data=stare", **choices)
+
+
+def test_presets_refuse_an_unknown_tower():
+    assert presets.visual("vit_l14", image_size=336) == {
+        "width": 1024, "layers": 24, "heads": 16, "mlp_width": 4096, "patch_size": 14,
+        "image_size": 336,
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="text tower 'bert_tiny'; valid: minilm_l6, bert_base"):
+        presets.text("bert_tiny")

@@ -1,7 +1,7 @@
 """Compiles the train step of any recipe for any TPU slice, on a machine without one.
 
     pip install --target=libtpu 'libtpu==0.0.42.*'
-    PYTHONPATH=libtpu unimed-jax compile-report --config=configs/unimed_vit_b16.py \\
+    PYTHONPATH=libtpu unimed-jax compile-report --config=configs/unimed.py:vit_b16 \\
         --topology=v5e:4x4 [--config.KEY=VALUE ...] [--json=FILE] [--markdown=FILE]
     ... --sweep [--remat=none,dots,full] [--accumulate=1,2,4] [--meshes=16x1x1,4x4x1]
 

@@ -1,8 +1,8 @@
-"""The keys that every recipe shares, and the checks that run before anything is compiled.
+"""The keys that all recipes share, and the checks that run before anything is compiled.
 
 A recipe is a Python file with ``get_config(variant="") -> ConfigDict`` that starts from
-``base_config`` and sets what differs. The dictionary is locked: a key that is not here cannot be
-set by mistake.
+``base_config`` and sets what differs. The ConfigDict is locked, so a misspelt key is an error;
+``validate`` also refuses unknown keys that were added inside an ``edit`` block.
 """
 
 import ast
@@ -17,8 +17,8 @@ from ml_collections.config_dict import placeholder
 
 from input_pipeline.io.errors import ConfigError
 
-# Keys that may change between the runs of one work directory: they alter neither weights
-# (beyond rounding) nor order.
+# Keys that may change when a run resumes: they alter neither the weights (beyond rounding) nor the
+# order of the data.
 RUN_ONLY_KEYS = (
     "mesh",
     "evals",
@@ -31,76 +31,80 @@ RUN_ONLY_KEYS = (
     "data.verify_checksums",
     "data.accept_new_order",
     "init",
-    "model.attention",
+    "model.attention_impl",
     "model.remat",
 )
 
+# Sections whose keys a recipe makes up: corpora, conversions, evaluators, stages. Their entries
+# are checked where they are used.
+OPEN_SECTIONS = ("data.sources", "data.raw", "evals", "stages")
+
 
 def base_config(task: str = "contrastive") -> ConfigDict:
-    """Every key of the trainer with its default, and the keys of one task.
+    """All keys of the trainer and of one task, with their defaults.
 
     Args:
-      task: a module of ``unimed_jax.tasks``; its ``default_config()`` adds the keys that only it
-        knows.
+      task: a module of ``unimed_jax.tasks``; its ``default_config()`` adds the keys of the task.
 
     Returns:
-      A locked ConfigDict. The defaults are the published recipe of UniMed-CLIP wherever it states
-      one.
+      A locked ConfigDict. Where UniMed-CLIP publishes a value, it is the default.
     """
     config = ConfigDict()
     config.task = task
     config.seed = 0
-    config.batch_size = 2048  # global, over all devices
+    config.batch_size = 2048  # global: the sum over all devices
     config.num_train_steps = 0  # set this ...
     config.num_epochs = 0.0  # ... or this
     config.log_every_steps = 50
-    config.eval_every_steps = 0  # 0: only after the last step
-    config.profile = False  # a trace of a few steps in WORKDIR/profile (docs/performance.md)
+    config.eval_every_steps = 0  # 0: after the last step only
+    config.profile = False  # write a trace of a few steps to WORKDIR/profile
 
     config.optimizer = ConfigDict()
-    config.optimizer.kind = "adamw"  # or "adam", or "sgd" with Nesterov's momentum: L2 decay
+    config.optimizer.name = "adamw"  # or "adam", "sgd" (Nesterov), both with L2 decay
     config.optimizer.learning_rate = 5e-4  # peak
     config.optimizer.warmup_steps = 2000  # linear from learning_rate / warmup_steps
-    # (regular expression over parameter paths, factor of learning_rate), the first that matches;
-    # e.g. (("^text/", 0.1),) where only the text tower was pretrained
+    # ((regex over parameter paths, factor), ...): the first match scales the learning rate, as in
+    # (("^text/", 0.1),) for a pretrained text tower
     config.optimizer.learning_rate_factors = ()
-    config.optimizer.schedule = "cosine"  # or "polynomial", to 0 at the last step; or "constant"
-    config.optimizer.hold = 0.0  # share of the steps after the warm-up that stay at the peak
-    config.optimizer.power = 0.9  # of "polynomial"
-    config.optimizer.momentum = 0.99  # of SGD
+    config.optimizer.schedule = "cosine"  # or "polynomial", "constant"
+    config.optimizer.hold_fraction = 0.0  # fraction of the steps at the peak, after warm-up
+    config.optimizer.power = 0.9  # exponent of the polynomial schedule
+    config.optimizer.momentum = 0.99  # SGD
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.98
     config.optimizer.eps = 1e-6
-    config.optimizer.weight_decay = 0.2  # decoupled from the gradient in AdamW
-    # Exempt from decay: what has rank below 2 in the published model. It is named by regular
-    # expressions over parameter paths, because here blocks are stacked and heads split.
+    config.optimizer.weight_decay = 0.2  # decoupled in AdamW
+    # No decay for parameters of rank below 2 in the published model. They are listed by regex over
+    # parameter paths, because blocks are stacked and heads split here.
     config.optimizer.no_decay = ("(^|/)(bias|scale|class_embedding|logit_scale|logit_bias)$",)
-    config.optimizer.clip_norm = 0.0  # global norm; 0: no clipping
-    # microbatches whose gradients are added up in one step, for the loss of the whole batch: less
-    # memory, one more forward pass (unimed_jax/microbatches.py)
+    config.optimizer.clip_norm = 0.0  # by global norm; 0: off
+    # microbatches per step, with exact gradients of the full-batch loss: less memory for one more
+    # forward pass (unimed_jax/losses/gradient_caching.py)
     config.optimizer.accumulate_steps = 1
-    config.optimizer.frozen = ()  # likewise: parameters that stay as they are, e.g. ("^text/",)
+    config.optimizer.frozen = ()  # regexes: parameters without updates, e.g. ("^text/",)
 
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # copies of the model, each with its share of the batch; -1: what is left
-    config.mesh.fsdp = 1  # shards of parameters and optimiser state, also dividing the batch
-    config.mesh.tensor = 1  # shards of heads and of MLP width
+    config.mesh.data = -1  # data parallelism; -1: all remaining devices
+    config.mesh.fsdp = 1  # shards of parameters, optimizer state and batch
+    config.mesh.tensor = 1  # shards of attention heads and MLP width
 
     config.data = ConfigDict()
-    config.data.root = ""  # a corpus directory, or the parent of those named in data.sources
+    config.data.root = ""  # a corpus, or the parent of those in data.sources
     config.data.sources = ConfigDict()  # name -> source(...); at least one
-    config.data.num_streams = 64  # logical streams; hosts and batch_size must divide evenly by it
-    config.data.shuffle_block = 1024  # records that are shuffled together, per stream and source
-    config.data.num_threads = 0  # of the decoding pool; 0: tf.data decides
-    config.data.on_bad_sample = "error"  # or "replace": log, count, take its neighbour
-    config.data.verify_checksums = False  # hash every shard before training
-    config.data.accept_new_order = False  # resume although the corpus or its order has changed
+    config.data.num_streams = (
+        64  # logical streams: a multiple of the hosts, a divisor of batch_size
+    )
+    config.data.shuffle_block = 1024  # records shuffled together, per stream and source
+    config.data.num_threads = 0  # decoding threads; 0: tf.data decides
+    config.data.on_bad_sample = "error"  # or "replace": log, count, use its neighbour
+    config.data.verify_checksums = False  # hash all shards before training
+    config.data.accept_new_order = False  # resume although the corpus or its order changed
 
-    # name -> a source of tools/convert_corpus.py and its flags: raw data of data.root that the run
-    # converts into its work directory first
+    # name -> a source of `unimed-jax convert` and its flags: raw data below data.root that the run
+    # first converts into its work directory
     config.data.raw = ConfigDict()
 
-    config.data.phantoms = ConfigDict()  # read only where data.root is "phantoms"
+    config.data.phantoms = ConfigDict()  # used only if data.root is "phantoms"
     config.data.phantoms.num_train_per_class = 150
     config.data.phantoms.num_val_per_class = 30
     config.data.phantoms.image_size = 72
@@ -108,13 +112,14 @@ def base_config(task: str = "contrastive") -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 1000
-    config.checkpoint.keep = 3  # newest checkpoints that are kept
-    config.checkpoint.best_metric = ""  # e.g. "zero_shot/modality/balanced_accuracy": kept as well
+    config.checkpoint.keep = 3  # number of newest checkpoints kept
+    # the checkpoint with the best value is kept, too; e.g. "zero_shot/modality/balanced_accuracy"
+    config.checkpoint.best_metric = ""
 
-    config.evals = ConfigDict()  # name -> settings of an evaluator of the task
+    config.evals = ConfigDict()  # name -> evaluator(...)
     config.init = ConfigDict()  # part of the model -> weights to start from
 
-    # name -> its task and what else differs: runs that are made first, see unimed_jax/stages.py
+    # name -> task and changed keys: runs that come first, see unimed_jax/training/stages.py
     config.stages = ConfigDict()
 
     defaults = importlib.import_module(f"unimed_jax.tasks.{task}").default_config()
@@ -133,15 +138,29 @@ def source(
 
     Args:
       path: corpus directory, relative to ``data.root``.
-      split: split of the corpus that is drawn from.
-      weight: relative number of draws; None: the number of its samples.
-      caption_rule: how one of a sample's captions is drawn (see input_pipeline/captions.py).
+      split: split of the corpus to train on.
+      weight: relative number of draws; None: proportional to the number of samples.
+      caption_rule: how a caption is drawn, see ``input_pipeline/caption_sampling.py``.
     """
     entry = ConfigDict(
         {"path": path, "split": split, "weight": placeholder(float), "caption_rule": caption_rule}
     )
     entry.weight = weight
     return entry
+
+
+def evaluator(kind: str, **settings: Any) -> ConfigDict:
+    """One entry of ``config.evals``: the defaults of an evaluator with some of them changed.
+
+    Args:
+      kind: a name in ``unimed_jax/evals/registry.py``.
+      settings: keys of its ``DEFAULTS``.
+
+    Raises:
+      ConfigError: the kind or a key is unknown, or a value has another type.
+    """
+    registry = importlib.import_module("unimed_jax.evals.registry")  # imported by recipes only
+    return registry.complete(kind, {"kind": kind, **settings})
 
 
 def load(recipe: str) -> ConfigDict:
@@ -151,11 +170,14 @@ def load(recipe: str) -> ConfigDict:
 
 
 def explain_override(recipe: str, overrides: Sequence[str]) -> str:
-    """What is wrong with the first ``KEY=VALUE`` whose key the recipe does not have; "" if none is.
+    """Explains the first override whose key the recipe does not have.
 
     Args:
-      recipe: FILE.py or FILE.py:variant, which loads.
-      overrides: as on the command line, without ``--config.``.
+      recipe: FILE.py or FILE.py:variant; must load.
+      overrides: ``KEY=VALUE`` as on the command line, without ``--config.``.
+
+    Returns:
+      The message, or "" if every key exists.
     """
     config = load(recipe)
     for override in overrides:
@@ -175,13 +197,40 @@ def choose_variant(variant: str, choices: tuple[str, ...]) -> str:
     return variant
 
 
+def parse_variant(variant: str, **choices: Sequence[str]) -> dict[str, str]:
+    """Reads a variant of several arguments: ``data=riga,smoke`` -> {"data": "riga", "smoke": "on"}.
+
+    Args:
+      variant: comma-separated ``KEY=VALUE``; ``KEY`` alone stands for ``KEY=on``.
+      choices: key -> its valid values, the default first.
+
+    Returns:
+      A value for every key of ``choices``.
+
+    Raises:
+      ConfigError: an unknown key or value; the message lists the valid ones.
+    """
+    values = {key: valid[0] for key, valid in choices.items()}
+    for argument in filter(None, variant.split(",")):
+        key, equals, value = argument.partition("=")
+        value = value if equals else "on"
+        if key not in choices:
+            known = ", ".join(choices)
+            raise ConfigError(f"this recipe has no argument {key!r}; valid: {known}")
+        if value not in choices[key]:
+            known = ", ".join(choices[key])
+            raise ConfigError(f"this recipe has no {key}={value}; valid: {known}")
+        values[key] = value
+    return values
+
+
 def edit(config: ConfigDict) -> Any:
-    """Context in which keys may be added to open dictionaries, such as data.sources or evals."""
+    """Context in which keys may be added to the open sections, such as data.sources or evals."""
     return config.unlocked()
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """``KEY=VALUE`` -> (key, value); a value that is no Python literal is text."""
+    """``KEY=VALUE`` -> (key, value); a value that is not a Python literal is a string."""
     key, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"--set {text}: expected KEY=VALUE")
@@ -192,7 +241,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def find(config: ConfigDict, key: str) -> Any:
-    """The value of a dotted key, of '' the config itself. Raises ConfigError if there is none."""
+    """The value of a dotted key; the config itself for "". Raises ConfigError for unknown keys."""
     node, seen = config, "config"
     for part in key.split(".") if key else ():
         if not isinstance(node, ConfigDict) or part not in node:
@@ -203,7 +252,7 @@ def find(config: ConfigDict, key: str) -> Any:
 
 
 def assign(config: ConfigDict, key: str, value: Any) -> None:
-    """Sets a dotted key that is there. Raises ConfigError for one that is not, or another type."""
+    """Sets an existing dotted key. Raises ConfigError for an unknown key or another type."""
     parent, _, last = key.rpartition(".")
     find(config, key)
     try:
@@ -218,7 +267,7 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The inverse of ``to_json``: a locked ConfigDict (lists stand where tuples stood)."""
+    """The inverse of ``to_json``: a locked ConfigDict. Tuples become lists."""
     return ConfigDict(json.loads(text)).lock()
 
 
@@ -233,9 +282,9 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Lines ``key: old -> new`` for the keys that a continued run may not change.
+    """Lines ``key: old -> new`` for changed keys that a resumed run must not change.
 
-    A key that the old config lacks because it is newer had its default.
+    A key that the old config lacks, because it was added later, counts as its default.
     """
     after = dict(flatten(json.loads(to_json(new))))
     defaults = dict(flatten(json.loads(to_json(base_config(new.task)))))
@@ -250,7 +299,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
 
 
 def require(condition: bool, key: str, value: Any, valid: str) -> None:
-    """Raises ConfigError naming the key, its value, and what would be right."""
+    """Raises ConfigError with the key, its value and the valid values."""
     if not condition:
         raise ConfigError(f"config.{key}={value!r} is not possible; valid: {valid}")
 
@@ -264,11 +313,12 @@ def one_of(config: ConfigDict, key: str, choices: tuple[Any, ...]) -> None:
 
 
 def validate(config: ConfigDict, num_devices: int, num_hosts: int = 1) -> None:
-    """Checks everything of a config that can be checked without reading data.
+    """Checks a config as far as possible without reading data.
 
     Raises:
       ConfigError: names the key, the value and the valid choices.
     """
+    refuse_unknown_keys(config)
     counts = (
         "batch_size",
         "log_every_steps",
@@ -287,10 +337,10 @@ def validate(config: ConfigDict, num_devices: int, num_hosts: int = 1) -> None:
         config.num_train_steps,
         f"exactly one of num_train_steps and num_epochs (={config.num_epochs}) above 0",
     )
-    one_of(config, "optimizer.kind", ("adamw", "adam", "sgd"))
+    one_of(config, "optimizer.name", ("adamw", "adam", "sgd"))
     one_of(config, "optimizer.schedule", ("cosine", "polynomial", "constant"))
-    hold = config.optimizer.hold
-    require(0 <= hold <= 1, "optimizer.hold", hold, "a share of the steps, 0 to 1")
+    hold = config.optimizer.hold_fraction
+    require(0 <= hold <= 1, "optimizer.hold_fraction", hold, "a share of the steps, 0 to 1")
     one_of(config, "data.on_bad_sample", ("error", "replace"))
     require(
         config.optimizer.learning_rate > 0,
@@ -324,6 +374,29 @@ def validate(config: ConfigDict, num_devices: int, num_hosts: int = 1) -> None:
     importlib.import_module(f"unimed_jax.tasks.{config.task}").validate(config)
 
 
+def refuse_unknown_keys(config: ConfigDict) -> None:
+    """Raises ConfigError for keys that no task knows, such as misspelt ones from an ``edit`` block.
+
+    The open sections may hold any names; an entry of ``data.sources`` has the keys of ``source()``.
+    """
+    known = base_config(config.task)
+
+    def check(found: ConfigDict, valid: ConfigDict, prefix: str) -> None:
+        for key, value in found.items():
+            name = f"{prefix}{key}"
+            if key not in valid:
+                keys = ", ".join(valid)
+                raise ConfigError(f"unknown key config.{name}; the keys beside it are: {keys}")
+            if isinstance(value, ConfigDict) and name not in OPEN_SECTIONS:
+                if not isinstance(valid[key], ConfigDict):
+                    raise ConfigError(f"config.{name} is a value, not a section")
+                check(value, valid[key], f"{name}.")
+
+    check(config, known, "")
+    for name, entry in config.data.sources.items():
+        check(entry, source(), f"data.sources.{name}.")
+
+
 def mesh_shape(config: ConfigDict, num_devices: int) -> dict[str, int]:
     """Sizes of the mesh axes, with -1 resolved.
 
@@ -333,7 +406,7 @@ def mesh_shape(config: ConfigDict, num_devices: int) -> dict[str, int]:
     sizes = {axis: config.mesh[axis] for axis in ("data", "fsdp", "tensor")}
     unknown = [axis for axis, size in sizes.items() if size == -1]
     for axis, size in sizes.items():
-        require(size == -1 or size >= 1, f"mesh.{axis}", size, "at least 1, or -1 for what is left")
+        require(size == -1 or size >= 1, f"mesh.{axis}", size, "at least 1, or -1 for the rest")
     known = 1
     for size in sizes.values():
         known *= max(size, 1)

@@ -41,7 +41,7 @@ _VARIANTS = (
         "text": {"projection": "none", "width": 24, "layers": 1, "pad_id": 3},
     },
     {
-        "visual": {"form": "timm", "activation": "gelu", "layer_norm_eps": 1e-6, "heads": 3}
+        "visual": {"variant": "timm", "activation": "gelu", "layer_norm_eps": 1e-6, "heads": 3}
         | {"width": 192, "layers": 12, "mlp_width": 768, "patch_size": 16, "image_size": 224},
     },
 )
@@ -108,7 +108,7 @@ def test_stock_open_clip_returns_the_same_bits(reference: tuple, variant: int) -
     prefix = f"state/{variant}/"
     state = {k.removeprefix(prefix): v for k, v in theirs.items() if k.startswith(prefix)}
     tensors = {name: LazyTensor.of(tensor) for name, tensor in state.items()}
-    layout = layouts.open_clip(model.config.visual.form)
+    layout = layouts.open_clip(model.config.visual.variant)
     read = to_params(tensors, layout, params, "state dict")
     assert jax.tree.structure(read) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, read, params)

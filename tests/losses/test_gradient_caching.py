@@ -68,7 +68,7 @@ def test_a_step_in_microbatches_is_the_step_of_the_whole_batch(tiny_config, kind
     # plain gradient descent, so that parameters after a step differ by the gradients alone
     changes = {
         "batch_size": ROWS,
-        "loss__kind": kind,
+        "loss__name": kind,
         "model__text__dropout": 0.0,
         "optimizer__eps": 1e6,  # Adam divides by it: what is left is proportional to the gradient
         "optimizer__learning_rate": 1e6,

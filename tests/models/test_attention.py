@@ -79,7 +79,7 @@ def test_a_layer_is_the_same_by_the_kernel_on_a_mesh(shape, monkeypatch):
     """Projections, masks and dropout included; only the question for a TPU is answered for it."""
     init = nnx.initializers.normal(0.1)
     layer = layers.SelfAttention(
-        256, 4, qkv_init=init, out_init=init, dropout=0.2, form="auto",
+        256, 4, qkv_init=init, out_init=init, dropout=0.2, implementation="auto",
         dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0),
     )  # fmt: skip
     layer.qkv.bias[...] = jax.random.normal(jax.random.key(1), layer.qkv.bias.shape)

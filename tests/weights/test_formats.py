@@ -93,7 +93,7 @@ def test_whole_models(published: Path, file: str) -> None:
     name = file.split(".")[0].removesuffix("_bare")
     assert pretrained.tokenizer == "hf:microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
     config = pretrained.model_config({"text.heads": 4})  # the small BERT is not of heads of 64
-    assert config.visual.form == ("timm" if name == "biomedclip" else "clip")
+    assert config.visual.variant == ("timm" if name == "biomedclip" else "clip")
     model = from_pretrained(pretrained, config)
     inputs, expected = np.load(published / "inputs.npz"), np.load(published / f"{name}.npz")
     images = inputs["large_images" if name == "biomedclip" else "images"]
@@ -335,7 +335,7 @@ def test_the_table_fits_the_published_model() -> None:
 
 @pytest.mark.parametrize("form", ["clip", "timm"])
 def test_a_round_trip_returns_the_same_bits(form: str) -> None:
-    model = dual_encoder.build(small_config(visual={"form": form}, logit_bias_init=-10.0))
+    model = dual_encoder.build(small_config(visual={"variant": form}, logit_bias_init=-10.0))
     params = random_params(model)
     layout = layouts.open_clip(form)
     again = to_params(to_tensors(params, layout), layout, params, "memory")

@@ -124,7 +124,7 @@ def open_clip_config(config: ModelConfig, name: str) -> dict[str, Any]:
 
 
 def _vision_config(visual: VisualConfig) -> dict[str, Any]:
-    if visual.form == "timm":
+    if visual.variant == "timm":
         size = _TIMM_SIZES.get((visual.width, visual.layers, visual.heads), "?")
         name = f"vit_{size}_patch{visual.patch_size}_{visual.image_size}"
         standard = (visual.mlp_width, visual.activation, visual.layer_norm_eps)

@@ -26,7 +26,7 @@ class BertBlock(nnx.Module):
             qkv_init=_bert_normal,
             out_init=_bert_normal,
             dropout=sizes.dropout,
-            form=config.attention,
+            implementation=config.attention_impl,
             **dtypes,
         )
         self.ln_1 = LayerNorm(*norm)

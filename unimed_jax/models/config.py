@@ -12,8 +12,8 @@ Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 Projection = Literal["mlp", "linear", "none"]
 DType = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "dots"]
-Attention = Literal["auto", "plain"]
-VisualForm = Literal["clip", "timm"]
+AttentionImpl = Literal["auto", "plain"]
+VisualVariant = Literal["clip", "timm"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class VisualConfig:
     """The image tower; the defaults are ViT-B/16. Lengths are in pixels or features.
 
     Attributes:
-        form: "clip" has a norm before the blocks and patches without bias, "timm" (as in
+        variant: "clip" has a norm before the blocks and patches without bias, "timm" (as in
             BiomedCLIP) no such norm and biased patches.
     """
 
@@ -33,7 +33,7 @@ class VisualConfig:
     mlp_width: int = 3072
     activation: Activation = "quick_gelu"
     layer_norm_eps: float = 1e-5
-    form: VisualForm = "clip"
+    variant: VisualVariant = "clip"
 
     @property
     def num_tokens(self) -> int:
@@ -72,7 +72,7 @@ class ModelConfig:
         logit_bias_init: None where there is no bias (softmax loss); -10 in SigLIP.
         remat: what the backward pass computes again: "full" keeps only the input of each block,
             "dots" the products with weights as well.
-        attention: "auto": in train steps on TPU by a kernel that keeps the scores on the chip;
+        attention_impl: "auto": in train steps on TPU by a kernel that keeps the scores on the chip;
             "plain": never.
         scan_layers: False unrolls the blocks: slower to compile, sometimes faster to run.
     """
@@ -87,7 +87,7 @@ class ModelConfig:
     compute_dtype: DType = "float32"
     param_dtype: DType = "float32"
     remat: Remat = "none"
-    attention: Attention = "auto"
+    attention_impl: AttentionImpl = "auto"
     scan_layers: bool = True
 
     @classmethod

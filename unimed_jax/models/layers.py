@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unimed_jax.models.attention import by_groups, can_fuse, fused, plain
-from unimed_jax.models.config import Attention, Remat
+from unimed_jax.models.config import AttentionImpl, Remat
 from unimed_jax.models.dropout import Dropout
 
 Initializer = jax.nn.initializers.Initializer
@@ -82,13 +82,13 @@ class SelfAttention(nnx.Module):
         qkv_init: Initializer,
         out_init: Initializer,
         dropout: float,
-        form: Attention,
+        implementation: AttentionImpl,
         dtype: jnp.dtype,
         param_dtype: jnp.dtype,
         rngs: nnx.Rngs,
         qkv_bias: bool = True,
     ) -> None:
-        self.dropout, self.form = dropout, form
+        self.dropout, self.implementation = dropout, implementation
         head_dim = width // heads
         linear = functools.partial(
             nnx.LinearGeneral, dtype=dtype, param_dtype=param_dtype, rngs=rngs
@@ -114,7 +114,7 @@ class SelfAttention(nnx.Module):
         dropout = Dropout(self.dropout, dropout_key)
         *_, heads, head_dim = self.qkv.kernel.shape
         if num_queries is None:
-            if self.form == "auto" and can_fuse(x.shape[1], heads, head_dim):
+            if self.implementation == "auto" and can_fuse(x.shape[1], heads, head_dim):
                 return self._fused(x, mask, dropout)
             # Heads move before tokens once, so that both products in `plain` are batched ones:
             # copies took a fifth of a training step on a CPU when each had to do it by itself.

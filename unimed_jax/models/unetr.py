@@ -61,7 +61,7 @@ class TransformerBlock(nnx.Module):
             out_init=_torch_uniform,
             qkv_bias=False,
             dropout=0.0,
-            form="plain",
+            implementation="plain",
             **dtypes,
         )
         self.ln_2 = LayerNorm(*norm)

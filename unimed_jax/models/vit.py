@@ -42,7 +42,7 @@ class VisionBlock(nnx.Module):
             qkv_init=_init.xavier_uniform(),
             out_init=_torch_uniform,
             dropout=0.0,
-            form=config.attention,
+            implementation=config.attention_impl,
             **dtypes,
         )
         self.ln_2 = LayerNorm(*norm)
@@ -83,7 +83,7 @@ class VisionTransformer(nnx.Module):
         self.patch_embedding = nnx.Linear(
             sizes.patch_size**2 * 3,
             sizes.width,
-            use_bias=sizes.form == "timm",
+            use_bias=sizes.variant == "timm",
             kernel_init=_torch_uniform,
             dtype=config.compute_dtype,
             param_dtype=param_dtype,
@@ -94,7 +94,7 @@ class VisionTransformer(nnx.Module):
             scaled_normal(rngs.params(), (sizes.num_tokens, sizes.width), param_dtype)
         )
         norm = (sizes.width, sizes.layer_norm_eps, param_dtype, rngs)
-        self.ln_pre = LayerNorm(*norm) if sizes.form == "clip" else None
+        self.ln_pre = LayerNorm(*norm) if sizes.variant == "clip" else None
         self.blocks = stack_blocks(lambda rngs: VisionBlock(config, rngs), sizes.layers, rngs)
         self.ln_post = LayerNorm(*norm)
         self.proj = nnx.Param(

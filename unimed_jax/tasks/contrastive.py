@@ -42,7 +42,7 @@ def default_config() -> dict[str, Any]:
         # or root:PATH relative to data.root
         "tokenizer": "hf:microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
         "loss": {
-            "kind": "softmax",  # or "sigmoid"
+            "name": "softmax",  # or "sigmoid"
             "logit_scale_max": 100.0,  # exp(logit_scale) is clamped to [1, this] after every step
         },
         "augmentation": {"min_area": 0.9},  # random resized crop: area in [min_area, 1]
@@ -61,13 +61,13 @@ def default_config() -> dict[str, Any]:
 def validate(config: ConfigDict) -> None:
     """Raises ConfigError naming the first key of this task that is not possible."""
     model = ModelConfig.from_mapping(config.model)
-    config_lib.one_of(config, "loss.kind", ("softmax", "sigmoid"))
-    needs_bias = config.loss.kind == "sigmoid"
+    config_lib.one_of(config, "loss.name", ("softmax", "sigmoid"))
+    needs_bias = config.loss.name == "sigmoid"
     config_lib.require(
         needs_bias == (model.logit_bias_init is not None),
         "model.logit_bias_init",
         model.logit_bias_init,
-        "a number for loss.kind='sigmoid' (SigLIP: -10.0), None for 'softmax'",
+        "a number for loss.name='sigmoid' (SigLIP: -10.0), None for 'softmax'",
     )
     config_lib.require(
         0 < config.augmentation.min_area <= 1,
@@ -157,7 +157,7 @@ class Contrastive:
         images = map_rows(images_of, batch["image"], rng, count)
         texts = map_rows(texts_of, batch["text"], rng, count)
         scale = jnp.exp(params["logit_scale"])
-        if self._config.loss.kind == "softmax":
+        if self._config.loss.name == "softmax":
             loss = contrastive.softmax_contrastive_loss(images, texts, scale)
         else:
             loss = contrastive.sigmoid_contrastive_loss(images, texts, scale, params["logit_bias"])

@@ -15,15 +15,16 @@ from unimed_jax.distributed.sharding import path_string
 def learning_rate_schedule(config: ConfigDict, num_train_steps: int) -> optax.Schedule:
     """lr(t) of the t-th update, t from 0.
 
-    lr0 (t+1)/w for t < w; then lr0 for a share ``hold`` of what is left, until step h; then lr0,
-    or lr0/2 (1 + cos(pi (t-h)/(T-h))) (cosine), or lr0 (1 - (t-h)/(T-h))^power (polynomial).
+    lr0 (t+1)/w for t < w; then lr0 until step h, for a fraction ``hold_fraction`` of the remaining
+    steps; then lr0 (constant), or lr0/2 (1 + cos(pi (t-h)/(T-h))) (cosine), or
+    lr0 (1 - (t-h)/(T-h))^power (polynomial).
 
     Args:
       config: ``config.optimizer``.
       num_train_steps: T.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
-    hold = warmup + config.hold * max(num_train_steps - warmup, 0)
+    hold = warmup + config.hold_fraction * max(num_train_steps - warmup, 0)
 
     def schedule(count: jax.Array) -> jax.Array:
         t = jnp.asarray(count, jnp.float32)
@@ -88,7 +89,7 @@ def make_optimizer(config: ConfigDict, num_train_steps: int) -> optax.GradientTr
         "adamw": (adam, decay),
         "adam": (decay, adam),
         "sgd": (decay, optax.trace(config.momentum, nesterov=True)),
-    }[config.kind]
+    }[config.name]
     optimizer = optax.chain(
         *clip,
         *rule,

@@ -241,7 +241,7 @@ def _assemble(
             "width": shape("patch_embedding/kernel", "d"),
             "layers": shape.num_layers(),
             "mlp_width": shape("blocks/mlp/c_fc/kernel", "o"),
-            "form": "timm" if timm else "clip",
+            "variant": "timm" if timm else "clip",
         }
         config["embed_dim"] = shape("proj", "e")
         parts["visual"] = _with_config(parts["visual"], seen)

@@ -183,13 +183,13 @@ LOGITS: Layout = (
 
 
 VISUAL: dict[str, Layout] = {"clip": CLIP_VISUAL, "timm": TIMM_VISUAL}
-"""The image tower in open_clip, by `model.visual.form`."""
+"""The image tower in open_clip, by `model.visual.variant`."""
 
 
 def open_clip(form: str) -> Layout:
     """A whole model under the names of open_clip's CustomTextCLIP.
 
     Args:
-        form: `model.visual.form`.
+        form: `model.visual.variant`.
     """
     return (*under("visual/", "visual.", VISUAL[form]), *under("text/", "text.", HF_TEXT), *LOGITS)

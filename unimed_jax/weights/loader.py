@@ -71,7 +71,7 @@ def of_params(
 ) -> Pretrained:
     """Parameters of ours, or some parts of them, as if read from a file of open_clip's."""
     tables = {
-        "visual": layouts.VISUAL[config.visual.form],
+        "visual": layouts.VISUAL[config.visual.variant],
         "text": layouts.HF_TEXT,
         "logits": layouts.LOGITS,
     }

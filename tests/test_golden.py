@@ -1,0 +1,99 @@
+"""Golden texts: what each recipe resolves to. They change on purpose only; review their diff.
+
+A text holds the flattened config, the table of parameters (shape, dtype, initializer, weight decay,
+learning-rate factor) and their sharding on a mesh of 2 x 2 x 2 devices.
+
+    pytest tests/test_golden.py --update-golden
+
+writes them anew; a text that is missing fails.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from helpers.recipes import RECIPES, load
+from ml_collections import ConfigDict
+
+from unimed_jax import config as config_lib
+from unimed_jax import tasks
+from unimed_jax.distributed.sharding import describe, path_string
+from unimed_jax.training import optimizer
+
+GOLDEN = Path(__file__).parent / "golden"
+MESH = {"data": 2, "fsdp": 2, "tensor": 2}
+LARGE = 300_000_000  # parameters: initializing them takes tens of seconds
+
+
+def initializer(values: np.ndarray) -> str:
+    """The distribution that initial values come from, by its moments: two digits are enough."""
+    if values.min() == values.max():
+        return f"{values.flat[0]:.4g}"
+    scale = np.std(values, dtype=np.float64)
+    if values.size >= 1000 and np.abs(values).max() < 1.75 * scale:
+        return f"uniform(+-{np.abs(values).max():.2g})"
+    return f"normal({scale:.2g})"
+
+
+def parameter_table(config: ConfigDict, params: dict) -> list[str]:
+    decays = optimizer.decay_mask(params, tuple(config.optimizer.no_decay))
+    frozen = optimizer.path_mask(params, tuple(config.optimizer.frozen))
+    lines = []
+    for (path, value), decay, fixed in zip(
+        jax.tree_util.tree_leaves_with_path(params),
+        jax.tree.leaves(decays),
+        jax.tree.leaves(frozen),
+        strict=True,
+    ):
+        name = path_string(path)
+        factor = next(
+            (f for p, f in config.optimizer.learning_rate_factors if re.search(p, name)), 1.0
+        )
+        lines.append(
+            f"{name:<60} {value.shape!s:<24} {value.dtype} init={initializer(np.asarray(value))} "
+            f"decay={'yes' if decay and not fixed else 'no'} lr_factor={0.0 if fixed else factor:g}"
+        )
+    return lines
+
+
+def golden_text(config: ConfigDict, workdir: Path) -> str:
+    flat = config_lib.flatten(json.loads(config_lib.to_json(config)))
+    task = tasks.create(config, str(workdir))
+    params = jax.jit(task.init)(jax.random.key(config.seed))
+    count = sum(x.size for x in jax.tree.leaves(params))
+    sections = {
+        "config": [f"{key} = {value!r}" for key, value in flat],
+        f"parameters ({count:,})": parameter_table(config, params),
+        f"sharding on {MESH}": describe(params, task.parameter_axes, MESH).splitlines(),
+    }
+    lines = []
+    for title, content in sections.items():
+        lines += [f"# {title}", "", *(line.rstrip() for line in content), ""]
+    return "\n".join(lines)
+
+
+def _cases() -> list:
+    large = ("vit_l14", "vit_l14_large_text")
+    return [
+        pytest.param(name, variant, id=f"{name}:{variant}" if variant else name,
+                     marks=[pytest.mark.slow] if variant in large else [])
+        for name, variant in RECIPES
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "variant"), _cases())
+def test_a_recipe_resolves_to_its_golden_text(name, variant, tmp_path, request):
+    text = golden_text(load(name, variant), tmp_path)
+    file = GOLDEN / (re.sub(r"[^\w]+", "-", f"{name} {variant}").strip("-") + ".txt")
+    if request.config.getoption("--update-golden"):
+        file.write_text(text)
+    assert file.is_file(), f"{file.name} is missing: write it with --update-golden"
+    assert text == file.read_text()
+
+
+def test_every_golden_text_belongs_to_a_recipe():
+    names = {re.sub(r"[^\w]+", "-", f"{n} {v}").strip("-") for n, v in RECIPES}
+    assert {file.stem for file in GOLDEN.glob("*.txt")} == names
