@@ -185,14 +185,14 @@ def unimed_jax(corpus: Path, batches: int) -> None:
     from input_pipeline import device_prefetch
     from unimed_jax import tasks
     from unimed_jax.distributed import sharding
-    from unimed_jax.training.data_loader import Batches
+    from unimed_jax.training.data_loader import DataLoader
 
     config = runpy.run_path(str(ROOT / "configs" / "minimed.py"))["get_config"]()
     config.data.root, config.data.num_streams = str(corpus), SHARDS
     config.batch_size, config.tokenizer = BATCH, VOCABULARY
     config.model.visual.image_size, config.model.text.context_length = SIZE, CONTEXT
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
-    stream = Batches(config, tasks.create(config, ""), corpus, mesh).read(0, 20_000)
+    stream = DataLoader(config, tasks.create(config, ""), corpus, mesh).read(0, 20_000)
     run(device_prefetch.prefetch(stream), lambda batch: len(batch[1]["image"]), batches)
 
 

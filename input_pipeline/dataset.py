@@ -1,9 +1,9 @@
 """Corpus directories -> batches: the batch at step k is a function of (sources, seed, k) alone.
 
-Nothing of the iterator is saved. ``train_dataset`` is built at any step by the arithmetic of
-``order.py``; what a record becomes is the business of the task's ``decode``, which sees the record
-and a seed that belongs to this visit. Worker threads, hosts and interruptions change neither order
-nor pixels.
+No iterator state is saved. ``train_dataset`` starts at any step, by the arithmetic of
+``sampling_order``. The task's ``decode`` turns a record into features, given the record and a seed
+for this draw of it. The numbers of worker threads and hosts, and interruptions, change neither the
+order nor the pixels.
 """
 
 import logging
@@ -22,11 +22,10 @@ from input_pipeline.io.files import is_local, to_path
 DecodeFn = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Mapping[str, tf.Tensor]]
 
 NO_SEED = np.zeros(2, np.int64)
-BAD_SAMPLE_POLICIES = ("error", "replace")
 
 
 @dataclass(frozen=True)
-class Source:
+class MixtureSource:
     """One component of the mixture: a split of a corpus directory and its share of the draws."""
 
     name: str
@@ -36,7 +35,7 @@ class Source:
 
 
 def open_sources(
-    sources: Sequence[Source],
+    sources: Sequence[MixtureSource],
     num_streams: int,
     verify_checksums: bool = False,
     schema: str = records.SCHEMA.name,
@@ -72,38 +71,65 @@ def open_sources(
     return manifests
 
 
-def mixture_weights(
-    sources: Sequence[Source], manifests: Sequence[manifest_lib.Manifest]
-) -> list[float]:
-    """Weights as given, or the number of samples of a source where none is given."""
-    return [
-        float(m.splits[s.split].num_samples if s.weight is None else s.weight)
-        for s, m in zip(sources, manifests, strict=True)
-    ]
+@dataclass(frozen=True)
+class StreamSpec:
+    """Everything that decides which batches a run reads.
 
+    Attributes:
+      sources: the mixture; the order and names are part of the stream.
+      manifests: of the sources, from ``open_sources``.
+      seed: of the order and of the random numbers that ``decode`` receives.
+      batch_size: rows of the global batch; divisible by ``num_streams``.
+      num_streams: logical streams of the run, however many hosts there are.
+      block_size: records that are shuffled together.
+    """
 
-def position(
-    sources: Sequence[Source],
-    manifests: Sequence[manifest_lib.Manifest],
-    *,
-    seed: int,
-    batch_size: int,
-    num_streams: int,
-    block_size: int,
-    step: int,
-) -> dict[str, object]:
-    """All that decides which batches follow ``step``: stored in checkpoints, compared on resume."""
-    return {
-        "step": step,
-        "seed": seed,
-        "batch_size": batch_size,
-        "num_streams": num_streams,
-        "block_size": block_size,
-        "sources": {
-            s.name: {"split": s.split, "weight": w, "fingerprint": m.fingerprint}
-            for s, m, w in zip(sources, manifests, mixture_weights(sources, manifests), strict=True)
-        },
-    }
+    sources: Sequence[MixtureSource]
+    manifests: Sequence[manifest_lib.Manifest]
+    seed: int
+    batch_size: int
+    num_streams: int
+    block_size: int
+
+    @property
+    def rows_per_stream(self) -> int:
+        """Rows that each stream gives to a batch."""
+        return self.batch_size // self.num_streams
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in one epoch: those of all sources."""
+        return sum(
+            manifest.splits[source.split].num_samples
+            for source, manifest in zip(self.sources, self.manifests, strict=True)
+        )
+
+    @property
+    def weights(self) -> list[float]:
+        """Weight of every source: as given, or else its number of samples."""
+        return [
+            float(m.splits[s.split].num_samples if s.weight is None else s.weight)
+            for s, m in zip(self.sources, self.manifests, strict=True)
+        ]
+
+    @property
+    def directories(self) -> dict[str, manifest_lib.Manifest]:
+        """Corpus directory -> manifest."""
+        return {s.directory: m for s, m in zip(self.sources, self.manifests, strict=True)}
+
+    def position(self, step: int) -> dict[str, object]:
+        """What decides the batches after ``step``: stored in checkpoints, compared on resume."""
+        return {
+            "step": step,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "num_streams": self.num_streams,
+            "block_size": self.block_size,
+            "sources": {
+                s.name: {"split": s.split, "weight": weight, "fingerprint": m.fingerprint}
+                for s, m, weight in zip(self.sources, self.manifests, self.weights, strict=True)
+            },
+        }
 
 
 def _paths(directory: str, shards: Sequence[manifest_lib.Shard]) -> list[str]:
@@ -152,44 +178,34 @@ def _shuffled_records(
     return tf.data.Dataset.from_tensor_slices(columns).flat_map(read_epoch)
 
 
-def _stream(
-    sources: Sequence[Source],
-    manifests: Sequence[manifest_lib.Manifest],
-    stream: int,
-    *,
-    num_streams: int,
-    seed: int,
-    block_size: int,
-    start: int,
-    stop: int,
-) -> tf.data.Dataset:
+def _stream(spec: StreamSpec, stream: int, *, start: int, stop: int) -> tf.data.Dataset:
     """(serialized, seed (2,), source ()) of the draws ``start`` to ``stop`` of one stream."""
-    weights = mixture_weights(sources, manifests)
-    draws = sampling_order.source_draws(weights, seed, stream, stop)
+    seed = spec.seed
+    draws = sampling_order.source_draws(spec.weights, seed, stream, stop)
     components = []
-    for index, (source, manifest) in enumerate(zip(sources, manifests, strict=True)):
+    for index, (source, manifest) in enumerate(zip(spec.sources, spec.manifests, strict=True)):
         shards = manifest.splits[source.split].shards
         first = int(np.count_nonzero(draws[:start] == index))
         plans = sampling_order.plan_epochs(
             [shard.num_samples for shard in shards],
-            num_streams=num_streams,
+            num_streams=spec.num_streams,
             stream=stream,
             source=index,
             seed=seed,
-            block_size=block_size,
+            block_size=spec.block_size,
             start=first,
             stop=max(int(np.count_nonzero(draws == index)), first + 1),
         )
         paths = np.array(_paths(source.directory, shards))
-        visit_key = tf.constant(sampling_order.example_seed(seed, index, stream), tf.int64)
+        example_key = tf.constant(sampling_order.example_seed(seed, index, stream), tf.int64)
 
         def tag(
-            visit: tf.Tensor, record: tf.Tensor, key: tf.Tensor = visit_key, index: int = index
+            draw: tf.Tensor, record: tf.Tensor, key: tf.Tensor = example_key, index: int = index
         ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            return record, tf.stack([key, visit]), tf.constant(index, tf.int64)
+            return record, tf.stack([key, draw]), tf.constant(index, tf.int64)
 
         block_key = sampling_order.block_seed(seed, index, stream)
-        component = _shuffled_records(paths, plans, block_size, block_key)
+        component = _shuffled_records(paths, plans, spec.block_size, block_key)
         components.append(component.enumerate(start=first).map(tag))
     if len(components) == 1:
         return components[0]
@@ -197,7 +213,7 @@ def _stream(
     return tf.data.Dataset.choose_from_datasets(components, choice, stop_on_empty_dataset=True)
 
 
-_FAILURES = 3  # batches made again before all are read the tolerant way
+_FAILURES = 3  # failed batches after which all are read the tolerant way
 
 
 def _with_valid(decode: DecodeFn) -> DecodeFn:
@@ -208,7 +224,7 @@ def _with_valid(decode: DecodeFn) -> DecodeFn:
 
 
 def _decoded(dataset: tf.data.Dataset, decode: DecodeFn, num_threads: int) -> tf.data.Dataset:
-    """Applies ``decode``; a record that fails keeps its place, as zeros with ``valid`` False."""
+    """Applies ``decode``; a record that fails becomes zeros with ``valid`` False, in its place."""
     features = _with_valid(decode)
     spec = dataset.map(features).element_spec
     blank = {
@@ -245,49 +261,36 @@ def _with_options(dataset: tf.data.Dataset, num_threads: int) -> tf.data.Dataset
 
 
 def train_dataset(
-    sources: Sequence[Source],
-    manifests: Sequence[manifest_lib.Manifest],
+    spec: StreamSpec,
     decode: DecodeFn,
-    *,
-    batch_size: int,
-    num_streams: int,
-    streams: range,
-    seed: int,
-    block_size: int,
     start_step: int,
     stop_step: int,
+    *,
+    streams: range | None = None,
     num_threads: int = 0,
     tolerant: bool = True,
 ) -> tf.data.Dataset:
     """Host batches of the steps ``start_step`` <= k < ``stop_step``.
 
     Args:
-      sources: the mixture; its order and names are part of the stream's identity.
-      manifests: of the sources, from ``open_sources``.
+      spec: the stream.
       decode: the task's features of a record; must return ``id`` (string).
-      batch_size: rows of the global batch; divisible by ``num_streams``.
-      num_streams: logical streams of the run, however many hosts there are.
-      streams: the contiguous range of streams that this host serves.
-      num_threads: of the decoding pool; 0 lets tf.data choose. Does not affect what is produced.
-      tolerant: False fails at the first batch that has a record which cannot be decoded, and is
-        faster.
+      start_step: the first step.
+      stop_step: the step after the last one.
+      streams: the contiguous range of streams that this host serves; None: all streams.
+      num_threads: size of the decoding pool; 0 lets tf.data choose. Does not affect the batches.
+      tolerant: False fails at the first batch with a record that cannot be decoded, and is faster.
 
     Returns:
       A dataset of dicts with leading dim ``batch_size * len(streams) / num_streams``, rows in
       stream order, among them ``valid`` (bool): False where a record could not be decoded.
     """
-    rows = batch_size // num_streams
+    rows = spec.rows_per_stream
+    streams = range(spec.num_streams) if streams is None else streams
     parts = tuple(
-        _stream(
-            sources,
-            manifests,
-            stream,
-            num_streams=num_streams,
-            seed=seed,
-            block_size=block_size,
-            start=start_step * rows,
-            stop=stop_step * rows,
-        ).batch(rows, drop_remainder=True)
+        _stream(spec, stream, start=start_step * rows, stop=stop_step * rows).batch(
+            rows, drop_remainder=True
+        )
         for stream in streams
     )
     joined = tf.data.Dataset.zip(parts).map(
@@ -339,48 +342,52 @@ def evaluation_dataset(
 
 
 def train_batches(
-    make: Callable[[int, int, bool], tf.data.Dataset],
+    spec: StreamSpec,
+    decode: DecodeFn,
     start_step: int,
     stop_step: int,
-    directories: Mapping[str, manifest_lib.Manifest],
+    *,
+    streams: range | None = None,
+    num_threads: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of a stream, read the fast way as long as every record can be decoded.
+    """The batches of ``train_dataset``, read the fast way as long as every record can be decoded.
 
-    A batch that fails is made again by the tolerant way, which costs a fifth of the time of
-    reading; after a few of those it is taken for all. What is produced does not depend on it.
-
-    Args:
-      make: (start_step, stop_step, tolerant) -> ``train_dataset`` of them.
-      start_step, stop_step: as of ``train_dataset``.
-      directories: as of ``numpy_batches``.
+    A batch that fails is read again the tolerant way, which takes a fifth longer; after a few
+    failures, all further batches are. The batches are the same either way.
 
     Raises:
       CorpusError: see ``numpy_batches``.
     """
+
+    def make(start: int, stop: int, tolerant: bool) -> tf.data.Dataset:
+        return train_dataset(
+            spec, decode, start, stop, streams=streams, num_threads=num_threads, tolerant=tolerant
+        )
+
     step, failures = start_step, 0
     while step < stop_step:
         if failures == _FAILURES:
-            yield from numpy_batches(make(step, stop_step, True), directories)
+            yield from numpy_batches(make(step, stop_step, True), spec.directories)
             return
         try:
             for batch in make(step, stop_step, False).as_numpy_iterator():
                 yield batch
                 step += 1
-            return  # also if the stream is shorter than it should be: never round and round
+            return  # also if the stream is too short: it must not be read again and again
         except tf.errors.OpError:
             failures += 1
-            yield from numpy_batches(make(step, step + 1, True), directories)
+            yield from numpy_batches(make(step, step + 1, True), spec.directories)
             step += 1
 
 
 def numpy_batches(
     dataset: tf.data.Dataset, directories: Mapping[str, manifest_lib.Manifest]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Iterates, and says which file is damaged where TensorFlow only says that one is.
+    """Iterates over a dataset; an error names the damaged file, which TensorFlow's does not.
 
     Args:
       dataset: from ``train_dataset`` or ``evaluation_dataset``.
-      directories: corpus directory -> manifest, of everything that the dataset reads.
+      directories: corpus directory -> manifest, of all corpora that the dataset reads.
 
     Raises:
       CorpusError: a shard was removed or altered since its manifest was written.
@@ -398,12 +405,12 @@ def numpy_batches(
 def replace_bad_rows(
     batches: Iterator[Mapping[str, np.ndarray]], policy: str, rows_per_stream: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Deals with records that could not be decoded.
+    """Handles records that could not be decoded.
 
     Args:
       batches: host batches of ``train_dataset``.
-      policy: ``error`` stops; ``replace`` logs the id, counts it, and puts the nearest valid row of
-        the same stream in its place, so that the batch stays a function of the step alone.
+      policy: ``error`` stops; ``replace`` logs and counts the record, and copies the nearest valid
+        row of the same stream into its place, so that the batch stays a function of the step alone.
       rows_per_stream: rows that each stream gives to a batch.
 
     Raises:

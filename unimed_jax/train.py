@@ -31,7 +31,7 @@ from unimed_jax.distributed import process, sharding, xla_options
 from unimed_jax.evals.results import evaluate, named_metrics, write_results
 from unimed_jax.monitoring import metrics, profiling
 from unimed_jax.training import data_location, stages, train_step
-from unimed_jax.training.data_loader import Batches
+from unimed_jax.training.data_loader import DataLoader
 from unimed_jax.training.task import Evaluation, Task
 from unimed_jax.weights.checkpoint import FOLDER, Checkpoints, make_meta
 
@@ -137,9 +137,9 @@ def train(
     mesh = sharding.make_mesh(config_lib.mesh_shape(config, num_devices), devices)
     task = tasks.create(config, str(workdir))
     meta = make_meta(config, task.identity)
-    batches = Batches(config, task, root, mesh)
+    loader = DataLoader(config, task, root, mesh)
     num_steps = config.num_train_steps or math.ceil(
-        config.num_epochs * batches.num_samples / config.batch_size
+        config.num_epochs * loader.num_samples / config.batch_size
     )
     evaluators = task.evaluators(mesh)
     if main_host:
@@ -159,17 +159,17 @@ def train(
         found = restored.meta["identity"]
         if found != dict(task.identity):
             raise UserError(f"{workdir} was trained with {found}, but now there is {task.identity}")
-        batches.check_position(restored.position, start)
+        loader.check_position(restored.position, start)
     num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(program.abstract_state["params"]))
     process.say(
-        f"{config.task}: {num_params:,} parameters, {batches.num_samples:,} samples, "
+        f"{config.task}: {num_params:,} parameters, {loader.num_samples:,} samples, "
         f"{num_steps} steps of {config.batch_size}, mesh {dict(mesh.shape)}, from step {start}"
     )
     jax.block_until_ready(state)
     start_up.part("state")
 
     # --- the step, compiled once, while the first batches are being read
-    stream = device_prefetch.prefetch(batches.read(start, num_steps))
+    stream = device_prefetch.prefetch(loader.read(start, num_steps))
     compiled = program.lower().compile()
     key, step_flops = program.key(), program.model_flops()
     device_kind = jax.devices()[0].device_kind
@@ -244,12 +244,12 @@ def train(
                 if log and writer:
                     writer.write(step, {**row, **metrics.memory(), **scores})
                 if save or (scores and config.checkpoint.best_metric):
-                    checkpoints.save(step, state, batches.position(step), meta, scores)
+                    checkpoints.save(step, state, loader.position(step), meta, scores)
 
     if unchecked:
         check(*unchecked)
     if step < num_steps:
-        checkpoints.save(step, state, batches.position(step), meta)
+        checkpoints.save(step, state, loader.position(step), meta)
         checkpoints.close()
         process.say(
             f"stopped by {stop_signal.name}: step {step} is saved; the same command goes on"

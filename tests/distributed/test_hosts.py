@@ -63,34 +63,26 @@ def uneven_corpus(tmp_path_factory) -> Path:
 
 
 def test_hosts_of_uneven_data_take_equally_many_steps(uneven_corpus):
-    sources = [dataset.Source("phantoms", str(uneven_corpus), "train", None)]
+    sources = [dataset.MixtureSource("phantoms", str(uneven_corpus), "train", None)]
     manifests = dataset.open_sources(sources, num_streams=2)
+    spec = dataset.StreamSpec(
+        sources, manifests, seed=0, batch_size=16, num_streams=2, block_size=8
+    )
 
     def decode(record, seed, source):
         del seed, source
         return tf.io.parse_single_example(record, {"id": tf.io.FixedLenFeature((), tf.string)})
 
     def ids_of(host):
-        batches = dataset.train_dataset(
-            sources,
-            manifests,
-            decode,
-            batch_size=16,
-            num_streams=2,
-            streams=range(host, host + 1),
-            seed=0,
-            block_size=8,
-            start_step=0,
-            stop_step=40,
-        )
+        batches = dataset.train_dataset(spec, decode, 0, 40, streams=range(host, host + 1))
         return [batch["id"].tolist() for batch in batches.as_numpy_iterator()]
 
     hosts = [ids_of(host) for host in range(2)]
     for batches in hosts:
         assert [len(ids) for ids in batches] == [8] * 40
-    # by then one host is epochs ahead: it has met a record more often than the other met any
-    visits = [max(Counter(itertools.chain(*batches)).values()) for batches in hosts]
-    assert visits[0] != visits[1]
+    # by then one host is epochs ahead: its most frequent record was drawn more often
+    draws = [max(Counter(itertools.chain(*batches)).values()) for batches in hosts]
+    assert draws[0] != draws[1]
 
 
 @pytest.mark.slow

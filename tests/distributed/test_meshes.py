@@ -21,7 +21,7 @@ from helpers.runs import (
 from input_pipeline import manifest, sampling_order
 from unimed_jax import train
 from unimed_jax.testing import tiny_config
-from unimed_jax.training.data_loader import Batches
+from unimed_jax.training.data_loader import DataLoader
 
 STEPS = {
     "num_train_steps": 6,
@@ -38,7 +38,7 @@ def train_here(corpus: Path, workdir: Path, mesh: tuple[int, int, int]) -> None:
     """Trains in this process on a mesh (data, fsdp, tensor) of as many devices as it takes."""
     axes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
     with pytest.MonkeyPatch.context() as patch, quick_compilation():
-        patch.setattr(Batches, "read", recording(Batches.read, workdir / "batches"))
+        patch.setattr(DataLoader, "read", recording(DataLoader.read, workdir / "batches"))
         config = tiny_config(str(corpus), {**STEPS, **axes})
         train.train(config, workdir, jax.devices()[: math.prod(mesh)])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from runs import recording
 
 from unimed_jax import train
-from unimed_jax.training.data_loader import Batches
+from unimed_jax.training.data_loader import DataLoader
 
-Batches.read = recording(Batches.read, Path(os.environ["RECORD"]))
+DataLoader.read = recording(DataLoader.read, Path(os.environ["RECORD"]))
 train.main()

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 
 from unimed_jax.monitoring import metrics
-from unimed_jax.training.data_loader import Batches
+from unimed_jax.training.data_loader import DataLoader
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,9 +93,9 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
 
 
 def recording(read, directory: Path):
-    """``Batches.read``, which also writes down the ids of every batch: ``<process>.jsonl``."""
+    """``DataLoader.read``, which also writes down the ids of every batch: ``<process>.jsonl``."""
 
-    def read_and_record(self: Batches, start: int, stop: int):
+    def read_and_record(self: DataLoader, start: int, stop: int):
         directory.mkdir(parents=True, exist_ok=True)
         with (directory / f"{jax.process_index()}.jsonl").open("a", buffering=1) as file:
             for step, (ids, batch) in enumerate(read(self, start, stop), start + 1):

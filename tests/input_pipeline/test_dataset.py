@@ -24,24 +24,26 @@ def read_and_made(
 ):  # fmt: skip
     weights = weights or [None] * len(directories)
     sources = [
-        dataset.Source(f"s{i}", str(d), "train", w)
+        dataset.MixtureSource(f"s{i}", str(d), "train", w)
         for i, (d, w) in enumerate(zip(directories, weights, strict=True))
     ]
     manifests = dataset.open_sources(sources, STREAMS)
-    made = []
-
-    def make(start, stop, tolerant):
-        made.append((start, stop, tolerant))
-        return dataset.train_dataset(
-            sources, manifests, decode, batch_size=BATCH, num_streams=STREAMS, streams=streams,
-            seed=seed, block_size=BLOCK, start_step=start, stop_step=stop, num_threads=threads,
-            tolerant=tolerant,
-        )  # fmt: skip
-
-    directories = {s.directory: m for s, m in zip(sources, manifests, strict=True)}
+    spec = dataset.StreamSpec(
+        sources, manifests, seed=seed, batch_size=BATCH, num_streams=STREAMS, block_size=BLOCK
+    )
+    options = {"streams": streams, "num_threads": threads}
     if tolerant:
-        return list(dataset.numpy_batches(make(start, stop, True), directories)), made
-    return list(dataset.train_batches(make, start, stop, directories)), made
+        batches = dataset.train_dataset(spec, decode, start, stop, **options)
+        return list(dataset.numpy_batches(batches, spec.directories)), []
+    made, train_dataset = [], dataset.train_dataset
+
+    def recording(spec, decode, start, stop, *, tolerant, **options):
+        made.append((start, stop, tolerant))
+        return train_dataset(spec, decode, start, stop, tolerant=tolerant, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "train_dataset", recording)
+        return list(dataset.train_batches(spec, decode, start, stop, **options)), made
 
 
 def read(*arguments, **settings):
@@ -105,7 +107,7 @@ def test_an_epoch_visits_every_record_once(corpus):
     seen = []
     for stream in range(STREAMS):
         ids = np.concatenate([b["id"][stream * rows : (stream + 1) * rows] for b in batches])
-        first_shard = dataset.order.epoch_shards(len(counts), STREAMS, 3, 0, 0, stream)
+        first_shard = dataset.sampling_order.epoch_shards(len(counts), STREAMS, 3, 0, 0, stream)
         seen.append(ids[: sum(counts[s] for s in first_shard)])
     seen = np.concatenate(seen)
     assert len(seen) == len(set(seen)) == sum(counts)
@@ -206,7 +208,7 @@ def test_a_shard_altered_under_a_running_job_is_named(corpus, tmp_path):
 
 def test_streams_must_divide_the_shards(corpus):
     with pytest.raises(ConfigError, match=r"num_streams=3 .* 4 shards"):
-        dataset.open_sources([dataset.Source("x", str(corpus), "train", None)], 3)
+        dataset.open_sources([dataset.MixtureSource("x", str(corpus), "train", None)], 3)
 
 
 @pytest.mark.parametrize("batch_size", [8, 16, 34, 40])

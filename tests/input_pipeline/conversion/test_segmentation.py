@@ -201,7 +201,7 @@ def test_phantoms_are_a_function_of_their_row_and_styles_share_the_anatomy():
 def test_the_stream_takes_segmentation_records_and_refuses_them_to_another_task(tmp_path):
     out = tmp_path / "warm"
     assert convert("mask_phantoms", out, "--style=warm", "--num_images=10", "--image_size=16") == 0
-    source = dataset.Source("warm", str(out), "train", None)
+    source = dataset.MixtureSource("warm", str(out), "train", None)
     with pytest.raises(CorpusError, match="holds segmentation records, the task reads image_text"):
         dataset.open_sources([source], 4)
     manifests = dataset.open_sources([source], 4, schema="segmentation")
@@ -210,13 +210,12 @@ def test_the_stream_takes_segmentation_records_and_refuses_them_to_another_task(
         sample = segmentation_records.parse(record)
         return {"id": sample["id"], "mask": tf.ensure_shape(sample["mask"], (16, 16)), "seed": seed}
 
+    spec = dataset.StreamSpec(
+        [source], manifests, seed=1, batch_size=4, num_streams=4, block_size=8
+    )
+
     def stream(start):
-        return list(
-            dataset.train_dataset(
-                [source], manifests, decode, batch_size=4, num_streams=4, streams=range(4),
-                seed=1, block_size=8, start_step=start, stop_step=6,
-            ).as_numpy_iterator()
-        )  # fmt: skip
+        return list(dataset.train_dataset(spec, decode, start, 6).as_numpy_iterator())
 
     whole, rest = stream(0), stream(4)
     assert len(rest) == 2
