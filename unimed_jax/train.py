@@ -262,7 +262,8 @@ def train(
         evaluations = evaluate(evaluators, state["params"])
     if main_host:
         history = metrics.read_metrics(workdir / "metrics.jsonl")
-        write_results(workdir, f"{config.task}: {workdir.name}", config, evaluations, history)
+        title = f"{config.task}: {workdir.name}"
+        write_results(workdir, title, config, evaluations, history, task.charts)
     return True
 
 

@@ -7,8 +7,18 @@ from helpers.html_page import Page
 from PIL import Image
 
 from input_pipeline.io.errors import UserError
+from unimed_jax.evals import classification_report
 from unimed_jax.evals.classification import ClassificationResult
 from unimed_jax.reporting import html_report
+
+CHARTS = (
+    html_report.Chart("Loss", "loss"),
+    html_report.Chart("Balanced accuracy", "zero_shot/*/balanced_accuracy", (0.0, 1.0)),
+    html_report.Chart("Learning rate", "learning_rate", (0.0, None)),
+    html_report.Chart("Gradient norm", "grad_norm", (0.0, None)),
+    html_report.Chart("Logit scale", "logit_scale"),
+    html_report.Chart("Images per second", "images_per_sec", (0.0, None)),
+)
 
 
 def classification(task="brain", classes=("glioma", "no tumor", "meningioma"), num_left_out=7):
@@ -37,8 +47,8 @@ def test_scores_and_counts_are_in_the_tables(tmp_path):
     results = [classification()]
     page = write(
         tmp_path,
-        html_report.classification_section(results),
-        html_report.confusion_section(results),
+        classification_report.classification_section(results),
+        classification_report.confusion_section(results),
     )
     # class 0: positives 4 4 4 -4ish, negatives -4ish: 3 of 4 pairs right, one tied -> 0.875;
     # class 1 mirrors it
@@ -64,12 +74,12 @@ def test_scores_and_counts_are_in_the_tables(tmp_path):
 
 def test_the_file_is_self_contained_and_well_formed(tmp_path):
     image = np.zeros((4, 6, 3), np.uint8)
-    item = html_report.GalleryItem("brain", "id", image, "glioma", (("glioma", 0.9),))
+    item = classification_report.GalleryItem("brain", "id", image, "glioma", (("glioma", 0.9),))
     page = write(
         tmp_path,
         html_report.summary_section({"Steps": "400"}),
-        html_report.curves_section(HISTORY),
-        html_report.gallery_section([item]),
+        html_report.curves_section(HISTORY, CHARTS),
+        classification_report.gallery_section([item]),
         html_report.config_section({"seed": 0}),
     )
     for tag, attributes in page.tags:
@@ -90,13 +100,13 @@ def test_everything_that_is_not_ours_is_escaped(tmp_path):
     page = write(
         tmp_path,
         html_report.summary_section({evil: evil}, title=evil),
-        html_report.classification_section(results),
-        html_report.confusion_section(results),
+        classification_report.classification_section(results),
+        classification_report.confusion_section(results),
         html_report.curves_section(
-            [{"step": 1, f"zero_shot/{n}/balanced_accuracy": 0.5} for n in (evil, "x")]
+            [{"step": 1, f"zero_shot/{n}/balanced_accuracy": 0.5} for n in (evil, "x")], CHARTS
         ),
-        html_report.gallery_section(
-            [html_report.GalleryItem(evil, evil, image, evil, ((evil, 0.5),))]
+        classification_report.gallery_section(
+            [classification_report.GalleryItem(evil, evil, image, evil, ((evil, 0.5),))]
         ),
         html_report.config_section({evil: evil}),
         title=evil,
@@ -107,8 +117,8 @@ def test_everything_that_is_not_ours_is_escaped(tmp_path):
 
 
 def test_curves_draw_what_was_logged_and_only_that(tmp_path):
-    page = write(tmp_path, html_report.curves_section(HISTORY))
-    captions = [t for t in page.text if t in {c.title for c in html_report.TRAINING_CHARTS}]
+    page = write(tmp_path, html_report.curves_section(HISTORY, CHARTS))
+    captions = [t for t in page.text if t in {c.title for c in CHARTS}]
     assert captions == ["Loss", "Balanced accuracy", "Learning rate"]
     assert "1.5" in page.text  # the last loss stands beside its caption
     assert {"brain", "a<b"} <= set(page.text)  # the legend names what the wildcard stands for
@@ -138,10 +148,10 @@ def test_a_task_can_choose_its_own_charts(tmp_path):
 def test_the_gallery_marks_right_and_wrong_and_keeps_pixels(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (8, 12, 3)).astype(np.uint8)
     items = [
-        html_report.GalleryItem("t", "a", image, "ct", (("ct", 0.7), ("mri", 0.3))),
-        html_report.GalleryItem("t", "b", image, "ct", (("mri", 0.6), ("ct", 0.4))),
+        classification_report.GalleryItem("t", "a", image, "ct", (("ct", 0.7), ("mri", 0.3))),
+        classification_report.GalleryItem("t", "b", image, "ct", (("mri", 0.6), ("ct", 0.4))),
     ]
-    page = write(tmp_path, html_report.gallery_section(items))
+    page = write(tmp_path, classification_report.gallery_section(items))
     cards = [a["class"] for tag, a in page.tags if tag == "article"]
     assert cards == ["hit", "miss"]
     assert [t for t in page.text if t in ("✓ right", "✗ wrong")] == ["✓ right", "✗ wrong"]
@@ -163,9 +173,9 @@ def test_large_images_are_scaled_down():
 def test_empty_inputs_say_so(tmp_path):
     page = write(
         tmp_path,
-        html_report.curves_section([]),
-        html_report.classification_section([]),
-        html_report.gallery_section([]),
+        html_report.curves_section([], CHARTS),
+        classification_report.classification_section([]),
+        classification_report.gallery_section([]),
     )
     expected = {"Nothing was logged.", "No task was evaluated.", "No image was kept."}
     assert expected <= set(page.text)
@@ -177,8 +187,8 @@ def test_a_task_without_samples_is_shown_with_dashes(tmp_path):
     )
     page = write(
         tmp_path,
-        html_report.classification_section([empty]),
-        html_report.confusion_section([empty]),
+        classification_report.classification_section([empty]),
+        classification_report.confusion_section([empty]),
     )
     assert page.rows[1] == ["none", "—", "0.500", "—", "—", "2", "0", "3"]
 
@@ -207,8 +217,8 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path):
 def test_same_arguments_give_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         sections = [
-            html_report.curves_section(HISTORY),
-            html_report.classification_section([classification()]),
+            html_report.curves_section(HISTORY, CHARTS),
+            classification_report.classification_section([classification()]),
         ]
         html_report.write_report(tmp_path / name, "t", sections)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -217,7 +227,7 @@ def test_same_arguments_give_the_same_bytes(tmp_path):
 def test_results_table():
     logits = np.zeros((1, 2), np.float32)
     lone = ClassificationResult("x", ("a", "b"), ("i",), np.zeros(1, np.int32), logits)
-    assert html_report.results_table([classification(), lone]).splitlines() == [
+    assert classification_report.results_table([classification(), lone]).splitlines() == [
         "task   classes  images  left out  chance  bal. acc.  accuracy    AUC",
         "--------------------------------------------------------------------",
         "brain        3       6         7   0.333      0.875     0.833  0.875",

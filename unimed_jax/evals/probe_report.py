@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unimed_jax.evals import statistics
+from unimed_jax.evals import classification_report, statistics
 from unimed_jax.evals.classification import ClassificationResult
 from unimed_jax.reporting import charts, html_report
 from unimed_jax.training.task import Evaluation
@@ -175,5 +175,7 @@ def _sections(
     ]
     sections = [html_report.Section(title, body)]
     if whole:
-        sections.append(html_report.confusion_section(whole, f"{title}: confusion matrices"))
+        sections.append(
+            classification_report.confusion_section(whole, f"{title}: confusion matrices")
+        )
     return sections

@@ -1,4 +1,4 @@
-"""What a run leaves for people: tables on the terminal, results.json, report.html."""
+"""The results of a run: tables on the terminal, results.json, report.html."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,14 @@ from unimed_jax.distributed import process
 from unimed_jax.monitoring import metrics
 from unimed_jax.reporting import html_report
 from unimed_jax.training.task import Evaluation, Evaluator
+
+# metrics that every run logs
+_LOSS_CHART = html_report.Chart("Loss", "loss")
+_OPTIMIZER_CHARTS = (
+    html_report.Chart("Learning rate", "learning_rate", (0.0, None)),
+    html_report.Chart("Gradient norm", "grad_norm", (0.0, None)),
+    html_report.Chart("Images per second", "images_per_sec", (0.0, None)),
+)
 
 
 def evaluate(evaluators: Mapping[str, Evaluator], params: Any) -> dict[str, Evaluation]:
@@ -34,21 +42,23 @@ def write_results(
     config: ConfigDict,
     evaluations: Mapping[str, Evaluation],
     history: Sequence[Mapping[str, Any]] = (),
+    charts: Sequence[html_report.Chart] = (),
 ) -> None:
-    """Prints the tables; writes results.json (flat: metric -> value), report.html, and the files
-    that the evaluators made.
+    """Prints the tables; writes results.json, report.html, and the files of the evaluators.
 
     Args:
-      directory: where they go.
-      title: of the report.
+      directory: receives the files.
+      title: the title of the report.
       config: the resolved config, shown in the report.
-      evaluations: by evaluator name.
-      history: rows of metrics.jsonl for the training curves; none outside training.
+      evaluations: evaluator name -> result; results.json has them as EVALUATOR/METRIC: value.
+      history: rows of metrics.jsonl for the training curves; empty outside training.
+      charts: the task's training curves, besides those that every run has.
     """
     results = {k: metrics.finite_or_name(v) for k, v in named_metrics(evaluations).items()}
     content = json.dumps(results, indent=2, sort_keys=True) + "\n"
     write_text_atomically(directory / "results.json", content)
-    sections = [html_report.curves_section(history)] if history else []
+    curves = (_LOSS_CHART, *charts, *_OPTIMIZER_CHARTS)
+    sections = [html_report.curves_section(history, curves)] if history else []
     for name, evaluation in evaluations.items():
         process.say(f"\n{name}\n{evaluation.table}")
         for folder, text in evaluation.files.items():

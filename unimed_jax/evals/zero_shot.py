@@ -7,10 +7,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from unimed_jax.evals import classification, label_tasks, prompt_sets
+from unimed_jax.evals import classification, classification_report, label_tasks, prompt_sets
 from unimed_jax.evals.classification import ClassificationResult
+from unimed_jax.evals.classification_report import GalleryItem
 from unimed_jax.evals.embeddings import Embedded, Features
-from unimed_jax.reporting import html_report
 from unimed_jax.training.task import Evaluation, Params
 
 _GALLERY_PER_CLASS, _GALLERY_PER_TASK, _GALLERY_SIDE = 1, 6, 160
@@ -53,11 +53,11 @@ class ZeroShot:
         )
         return Evaluation(
             metrics=metrics,
-            table=html_report.results_table(results),
+            table=classification_report.results_table(results),
             sections=lambda: [
-                html_report.classification_section(results),
-                html_report.confusion_section(results),
-                html_report.gallery_section(self._gallery(results)),
+                classification_report.classification_section(results),
+                classification_report.confusion_section(results),
+                classification_report.gallery_section(self._gallery(results)),
             ],
         )
 
@@ -78,7 +78,7 @@ class ZeroShot:
             num_left_out=num_left_out,
         )
 
-    def _gallery(self, results: Sequence[ClassificationResult]) -> list[html_report.GalleryItem]:
+    def _gallery(self, results: Sequence[ClassificationResult]) -> list[GalleryItem]:
         """The first image of each class, a few per task, with the classes ranked highest."""
         wanted: dict[str, list[tuple[ClassificationResult, int]]] = {}
         for result in results:
@@ -96,13 +96,11 @@ class ZeroShot:
         return sorted(items, key=lambda item: order.index(item.task))
 
 
-def _gallery_item(
-    encoded: bytes, result: ClassificationResult, index: int
-) -> html_report.GalleryItem:
+def _gallery_item(encoded: bytes, result: ClassificationResult, index: int) -> GalleryItem:
     image = Image.open(io.BytesIO(encoded)).convert("RGB")
     image.thumbnail((_GALLERY_SIDE, _GALLERY_SIDE))
     probabilities = classification.probabilities(result)[index]
-    return html_report.GalleryItem(
+    return GalleryItem(
         task=result.task,
         id=result.ids[index],
         image=np.asarray(image),

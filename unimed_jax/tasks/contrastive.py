@@ -27,6 +27,7 @@ from unimed_jax.losses import contrastive
 from unimed_jax.losses.gradient_caching import map_rows
 from unimed_jax.models import dual_encoder, parameters
 from unimed_jax.models.config import ModelConfig
+from unimed_jax.reporting.html_report import Chart
 from unimed_jax.training.data_location import locate
 from unimed_jax.training.task import Evaluator, Params
 from unimed_jax.weights import loader
@@ -84,6 +85,10 @@ class Contrastive:
 
     record_schema = records.SCHEMA.name
     parameter_axes = parameters.PARAMETER_AXES
+    charts = (
+        Chart("Balanced accuracy", "zero_shot/*/balanced_accuracy", (0.0, 1.0)),
+        Chart("Logit scale", "logit_scale"),
+    )
 
     def __init__(self, config: ConfigDict, workdir: str) -> None:
         self._config = config

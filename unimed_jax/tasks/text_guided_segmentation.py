@@ -31,6 +31,7 @@ from unimed_jax.losses import segmentation as segmentation_losses
 from unimed_jax.models import unet
 from unimed_jax.models.config import ModelConfig, VisualConfig
 from unimed_jax.models.conv import STATISTICS
+from unimed_jax.reporting.html_report import Chart
 from unimed_jax.tasks import class_embeddings
 from unimed_jax.training.data_location import locate
 from unimed_jax.training.task import Evaluator, Params
@@ -133,6 +134,11 @@ class TextGuidedSegmentation:
 
     record_schema = segmentation_records.SCHEMA.name
     parameter_axes = unet.PARAMETER_AXES
+    charts = (
+        Chart("Dice", "segmentation/*/dice", (0.0, 1.0)),
+        Chart("Segmentation loss", "segmentation_*"),
+        Chart("Alignment with text", "alignment_*"),
+    )
 
     def __init__(self, config: ConfigDict, workdir: str) -> None:
         self._config, self._workdir = config, workdir

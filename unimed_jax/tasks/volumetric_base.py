@@ -23,6 +23,7 @@ from unimed_jax.models import volumetric
 from unimed_jax.models.conv import STATISTICS
 from unimed_jax.models.unetr import PATCH
 from unimed_jax.models.unetr_pp import SPATIAL_LAYOUTS
+from unimed_jax.reporting.html_report import Chart
 from unimed_jax.training.data_location import locate
 from unimed_jax.training.task import Params
 from unimed_jax.weights import loader
@@ -108,6 +109,10 @@ class VolumeTask:
 
     record_schema = segmentation_records.SCHEMA.name
     parameter_axes = volumetric.PARAMETER_AXES
+    charts = (
+        Chart("Dice", "segmentation/*/dice", (0.0, 1.0)),
+        Chart("Segmentation loss", "segmentation_*"),
+    )
     identity: Mapping[str, Any] = {}
 
     def __init__(

@@ -16,7 +16,7 @@ from unimed_jax.distributed.sharding import ParameterAxes
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from unimed_jax.reporting.html_report import Section
+    from unimed_jax.reporting.html_report import Chart, Section
 
 Params = Any  # nested dict of arrays
 
@@ -58,6 +58,9 @@ class Task(Protocol):
 
     identity: Mapping[str, Any]
     """What the weights depend on besides the config (a tokenizer's hash): kept in checkpoints."""
+
+    charts: Sequence[Chart]
+    """Training curves of this task's metrics in the report, after the loss."""
 
     def save_assets(self, workdir: str) -> None:
         """Copies into the work directory what a finished run needs besides checkpoints."""

@@ -9,7 +9,7 @@ import numpy as np
 from input_pipeline.io import images as image_files
 from input_pipeline.io.files import AnyPath
 from unimed_jax.distributed import process
-from unimed_jax.evals import classification, statistics
+from unimed_jax.evals import classification, classification_report, statistics
 from unimed_jax.evals.benchmark import results as suite_results
 from unimed_jax.evals.benchmark.results import ModelName
 from unimed_jax.evals.benchmark.run import PROTOCOLS, Scored, SetResult, SuiteResult
@@ -112,9 +112,9 @@ def _sections(found: SuiteResult, settings: Mapping[str, str]) -> list[html_repo
         html_report.Section("Plot", _plot(found)),
         *([_left_out(published, leak_free)] if leak_free["mean"]["without"] else []),
         *([_bad_images(found)] if any(r.bad_images for r in found.sets) else []),
-        html_report.classification_section(results, "Other scores"),
-        html_report.confusion_section(small),
-        html_report.gallery_section(_wrong_answers(found), "Wrong answers"),
+        classification_report.classification_section(results, "Other scores"),
+        classification_report.confusion_section(small),
+        classification_report.gallery_section(_wrong_answers(found), "Wrong answers"),
         html_report.config_section(settings, "Settings"),
     ]
 
@@ -241,7 +241,7 @@ def _percent(scored: Scored, metric: str) -> str:
     return f"{100 * scored.values[metric]:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _wrong_answers(found: SuiteResult) -> list[html_report.GalleryItem]:
+def _wrong_answers(found: SuiteResult) -> list[classification_report.GalleryItem]:
     """The first images of each set that are classified wrongly."""
     items = []
     for r in found.sets:
@@ -257,7 +257,7 @@ def _wrong_answers(found: SuiteResult) -> list[html_report.GalleryItem]:
             index = place[r.images.ids[number]]
             order = np.argsort(-probabilities[index], kind="stable")[:3]
             items.append(
-                html_report.GalleryItem(
+                classification_report.GalleryItem(
                     task=r.spec.key,
                     id=result.ids[index],
                     image=np.asarray(image),
