@@ -29,9 +29,7 @@ def packages() -> Iterator[tuple[str, list[str]]]:
         folders = sorted(path.parent for path in (ROOT / top).rglob("__init__.py"))
         for folder in folders:
             package = ".".join(folder.relative_to(ROOT).parts)
-            modules = sorted(
-                path for path in folder.glob("*.py") if not path.stem.startswith("_")
-            )
+            modules = sorted(path for path in folder.glob("*.py") if not path.stem.startswith("_"))
             init = folder / "__init__.py"
             names = [package] if _documented(init) else []
             names += [f"{package}.{path.stem}" for path in modules if _documented(path)]
@@ -48,7 +46,9 @@ def _page(package: str, modules: list[str]) -> str:
     for module in modules:
         parts.append(f"::: {module}")
         if module == package:
-            parts[-1] += "\n    options:\n      show_root_heading: false\n      show_root_toc_entry: false"
+            parts[-1] += (
+                "\n    options:\n      show_root_heading: false\n      show_root_toc_entry: false"
+            )
     return "\n\n".join(parts) + "\n"
 
 

@@ -29,8 +29,8 @@ class Svg:
             f'width="{width}" height="{height}" role="img" font-family="{SANS}">',
             f"<title>{html.escape(title)}</title>",
             '<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="8" '
-            f'markerHeight="8" orient="auto-start-reverse"><path d="M0 0 10 5 0 10z" fill="{LINE}"/>'
-            "</marker></defs>",
+            'markerHeight="8" orient="auto-start-reverse">'
+            f'<path d="M0 0 10 5 0 10z" fill="{LINE}"/></marker></defs>',
             f'<rect x="1" y="1" width="{width - 2}" height="{height - 2}" rx="14" fill="#fcfdfe" '
             'stroke="#d5dce4"/>',
         ]
