@@ -1,11 +1,11 @@
-"""Compiles the published recipes for TPU slices, on a machine without a TPU: docs/tpu_report.md.
+"""Compiles the published recipes for TPU slices, on a machine without a TPU: docs/log/tpu_report.md.
 
     pip install --target=libtpu 'libtpu==0.0.42.*'
     PYTHONPATH=libtpu python benchmarks/tpu_report.py [--cache=tpu_report]
 
 Every step is compiled by tools/compile_report.py in a process of its own, 2 to 4 minutes of one
 core each. What is found in --cache is not compiled again: a run that was stopped goes on, and after
-a change of the code the directory is to be removed. Writes docs/tpu_report.md and .json.
+a change of the code the directory is to be removed. Writes docs/log/tpu_report.md and .json.
 """
 
 import argparse
@@ -147,7 +147,7 @@ def loss_section(reports: list[dict[str, Any]]) -> str:
     lines = [
         f"## The loss alone: {rows:,} pairs per chip, embeddings of {width}",
         "",
-        f"By the formula of [tpu.md](tpu.md) at most {formula:.0f} MiB for the ring, whatever the "
+        f"By the [formula](../guides/tpu.md#memory-of-the-loss), at most {formula:.0f} MiB for the ring, whatever the "
         "number of chips; part of it is in the chip's own memory and not in the HBM.",
         "",
         f"| chips | batch | {' | '.join(f'{name}: HBM MiB | sent MB' for name in LOSSES)} |",
@@ -200,8 +200,8 @@ def main() -> None:
     head = (
         "# What the TPU's compiler says\n\n"
         "    PYTHONPATH=libtpu python benchmarks/tpu_report.py\n\n"
-        f"{', '.join(' '.join(v) for v in versions)}. Columns, roofline and how far to trust it: "
-        "[tpu.md](tpu.md).\n"
+        f"{', '.join(' '.join(v) for v in versions)}. Columns, roofline, and how far to trust "
+        "them: [guide](../guides/tpu.md).\n"
     )
     sections = [section(title, reports) for title, reports in found.items()]
     found["The loss alone"] = [
@@ -210,8 +210,8 @@ def main() -> None:
     sections.append(loss_section(found["The loss alone"]))
     text, found["Attention"] = attention_section(cache)
     sections.append(text)
-    (ROOT / "docs" / "tpu_report.md").write_text("\n\n".join([head.rstrip(), *sections]) + "\n")
-    (ROOT / "docs" / "tpu_report.json").write_text(json.dumps(found, indent=2) + "\n")
+    (ROOT / "docs" / "log" / "tpu_report.md").write_text("\n\n".join([head.rstrip(), *sections]) + "\n")
+    (ROOT / "docs" / "log" / "tpu_report.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

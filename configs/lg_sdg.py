@@ -8,7 +8,7 @@ SEG2D holds DATA/DOMAIN/{images,masks}. Without ``target`` all other domains of 
 ``network=vit`` takes a dual encoder's image tower, ``--config.init.visual`` its weights.
 ``smoke`` shrinks the network and the run to a few minutes on 2 cores; alone it takes generated
 images. The published settings are ``data=riga``, ``data=abdomen`` and ``data=cardiac``, on corpora
-that tools/convert_corpus.py wrote (docs/segmentation.md); they have not been trained here.
+that tools/convert_corpus.py wrote (docs/guides/segmentation.md); they have not been trained here.
 """
 
 from collections.abc import Mapping

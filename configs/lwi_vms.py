@@ -11,7 +11,7 @@ steps. ``only=init`` is the first stage alone; the second alone is ``init=random
 --config.init.network=RUN. SEG3D holds DATA/NAME_image.nii.gz and NAME_label.nii.gz; ``fold=1``
 holds other patients out. ``smoke`` shrinks everything to minutes on 2 cores; alone it takes
 generated volumes. ``data=synapse`` and ``data=lung`` are the published settings, on corpora that
-tools/convert_corpus.py wrote (docs/volumetric.md); they have not been trained here.
+tools/convert_corpus.py wrote (docs/guides/volumetric.md); they have not been trained here.
 """
 
 from collections.abc import Mapping

@@ -14,7 +14,7 @@ tower from BiomedBERT; both come from the Hugging Face hub. Which of MetaCLIP's 
 authors used is not published; its position embeddings are resized from 16 x 16 to 24 x 24.
 
 Hardware: published with 16 A100-40G; on 16 chips of TPU v5e, ViT-L/14 needs --config.mesh.fsdp=4
-(docs/tpu_report.md). Not trained here yet.
+(docs/log/tpu_report.md). Not trained here yet.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@
     ... --sweep [--remat=none,dots,full] [--accumulate=1,2,4] [--meshes=16x1x1,4x4x1]
 
 Prints, and writes as JSON and Markdown: does the step fit, memory per chip, FLOPs compiled against
-those of the model, bytes sent, and what the roofline allows (docs/tpu.md). --sweep compiles
+those of the model, bytes sent, and what the roofline allows (docs/guides/tpu.md). --sweep compiles
 combinations of rematerialisation, microbatches (optimizer.accumulate_steps) and mesh
 (data x fsdp x tensor), and names the fastest that fits; the JSON is then a list, fastest first.
 """

@@ -5,7 +5,7 @@
         --evals=zero_shot,linear_probe,few_shot,retrieval --out=DIR
 
 --checkpoint is a work directory (its newest checkpoint), one folder below its checkpoints/, or any
-weights that can be imported (docs/weights.md). Without --evals the evaluators of a run's own config
+weights that can be imported (docs/guides/weights.md). Without --evals the evaluators of a run's own config
 are run, on its own corpus. --set=KEY=VALUE sets any key of the config, such as
 --set=evals.linear_probe.draws=10. Writes results.json and report.html to --out.
 
@@ -13,7 +13,7 @@ are run, on its own corpus. --set=KEY=VALUE sets any key of the config, such as
     unimed-jax evaluate --checkpoint=PATH_OR_HUB_ID --suite=unimed21 --data=SETS --out=DIR
 
 With --suite, --data is the folder of the test sets; writes results.csv as well. More:
-docs/evaluation.md.
+docs/guides/suites.md.
 """
 
 import dataclasses

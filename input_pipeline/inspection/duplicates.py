@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 from input_pipeline.inspection.scan import ScannedImage
 
 # Re-encoded and resized copies differ in at most 12 of 256 bits, different images of one kind in 22
-# and more (docs/inspection.md has the measurement).
+# and more (docs/log/data.md has the measurement).
 DEFAULT_DISTANCE = 16
 _MAX_PAIRS = 1 << 22  # candidate pairs compared at a time: bounds memory
 

@@ -10,7 +10,7 @@ Trains on TPU slices of a GKE cluster: one xpk workload, which GKE restarts.
     --image=IMAGE [options] -- --config=FILE --workdir=gs://BUCKET/DIR [...]
 
 What follows -- goes to unimed_jax.train. IMAGE holds this checkout as its working directory, with
-`pip install -e .[tpu]` done (docs/launching.md). The workload is started again when a pod is lost,
+`pip install -e .[tpu]` done (docs/guides/launching.md). The workload is started again when a pod is lost,
 drained or preempted, and when the run fails; xpk (pip install xpk) and docker are on PATH.
 
   --num_slices=N         default 1

@@ -16,7 +16,7 @@ def keep() -> bool:
 
     XLA's CPU client allocates all temporaries of a program at every call and frees them after it.
     glibc gives such large blocks back to the kernel, which then maps and clears them anew, page by
-    page: a quarter of a million pages for every GiB, in every step (docs/performance.md).
+    page: a quarter of a million pages for every GiB, in every step (docs/log/performance.md).
 
     To be called before JAX looks for devices: threads that exist have arenas of their own by then.
 

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 # jaxlib 0.10 takes YNNPACK for most operations. Sums are up to nine times as fast with it, matrix
 # products and convolutions slower than with Eigen: 91 instead of 107 GFLOP/s on a core of a Zen 4
-# (docs/performance.md).
+# (docs/log/performance.md).
 _CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 

@@ -30,7 +30,7 @@ from unimed_jax.weights.loader import open_weights
 from unimed_jax.weights.pretrained import Pretrained, part_of
 from unimed_jax.weights.uri import resolve
 
-_CPU_TOKENS = 1024  # of a step on a CPU (docs/measurements.md, "Speed of evaluation")
+_CPU_TOKENS = 1024  # of a step on a CPU (docs/log/measurements.md, "Speed of evaluation")
 _DECODE_AHEAD = 64  # images
 
 ImageLike = Image.Image | np.ndarray | str | PathLike[str]
@@ -43,7 +43,7 @@ def load(
     tokenizer: str | PathLike[str] = "",
     overrides: Mapping[str, Any] | None = None,
 ) -> "Model":
-    """Loads a dual encoder of any kind that can be read (docs/weights.md), onto all devices.
+    """Loads a dual encoder of any kind that can be read (docs/guides/weights.md), onto all devices.
 
     Args:
         path_or_hub_id: a work directory or checkpoint of ours, a weights file or directory of CLIP,

@@ -159,7 +159,7 @@ def text_alignment_loss(tokens: jax.Array, text: jax.Array, present: jax.Array) 
                                + mean over absent k of max(0, 1 + c_k),
     a mean over no class being 0; the loss is the mean of l over images and patches (LG-SDG, arXiv
     2404.01272). The published code sums over patches and divides by a constant: see
-    docs/segmentation.md for what that makes of the weight.
+    docs/guides/segmentation.md for what that makes of the weight.
 
     Args:
       tokens: z, float (B, P, D).

@@ -37,7 +37,7 @@ class Dropout:
             return None
         words = jax.random.bits(self.key, (*shape[:-1], -(-shape[-1] // 2)), jnp.uint32)
         # The low halves decide the first features, the high halves the others: to take them in
-        # turns, as a bitcast would, moves every number to another lane of a TPU (docs/tpu.md).
+        # turns, as a bitcast would, moves every number to another lane of a TPU (docs/log/tpu.md).
         return [half >= self._threshold for half in (words & 0xFFFF, words >> 16)]
 
     def keep(self, shape: Sequence[int]) -> jax.Array | None:

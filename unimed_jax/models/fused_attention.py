@@ -8,7 +8,7 @@ The 128 lanes of a TPU hold a group of 128 / K heads of width K side by side. A 
 them takes all 128 lanes with those of the other heads set to zero, which costs the matrix unit, 128
 wide, no more than K lanes would. Queries, keys and values of a group are neighbours in one array,
 as one product with weights delivers them (`attention.by_groups`); other orders cost copies
-(docs/tpu.md).
+(docs/guides/tpu.md).
 
 Shape letters: B batch, T tokens, H heads, K head width, D = H K.
 """

@@ -49,7 +49,7 @@ def descriptions(file: str, modality: str, classes: Sequence[str]) -> dict[str, 
 
     Args:
       file: a packaged name (``segmentation``) or the path of a JSON of captions, as
-        tools/caption_labels.py writes it (docs/captions.md).
+        tools/caption_labels.py writes it (docs/guides/captions.md).
       modality: whose captions are taken.
       classes: names, as they stand among the labels of the file.
 

@@ -48,7 +48,7 @@ def default_config() -> dict[str, Any]:
         },
         "augmentation": {"min_area": 0.9},  # random resized crop: area in [min_area, 1]
         # weights to start from, each a file, a directory or a URI as above, of any kind that
-        # docs/weights.md lists; what stays empty is random
+        # docs/guides/weights.md lists; what stays empty is random
         "init": {
             "model": "",  # everything that it has; the towers named below come from elsewhere
             "visual": "",

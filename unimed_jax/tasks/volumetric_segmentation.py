@@ -1,7 +1,7 @@
 """Segmentation of volumes: Dice and cross-entropy at every resolution that the network answers in.
 
 It may start from the weights that `volumetric_init` has learned (``config.init.network``); see
-docs/volumetric.md.
+docs/guides/volumetric.md.
 """
 
 from __future__ import annotations

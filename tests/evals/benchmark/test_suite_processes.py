@@ -141,7 +141,7 @@ def test_a_killed_run_goes_on_where_it_was(checkpoint, large, tmp_path):
 
 
 def test_clip_benchmark_reads_the_results(checkpoint, large, tmp_path):
-    """What `clip_benchmark build` makes of the files is results.csv (docs/measurements.md)."""
+    """What `clip_benchmark build` makes of the files is results.csv (docs/log/measurements.md)."""
     out = tmp_path / "out"
     finish(start(checkpoint, large, out, "--suite.sets=acl_mri,CT_axial"))
     rows = []
