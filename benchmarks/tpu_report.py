@@ -1,4 +1,4 @@
-"""Compiles the published recipes for TPU slices, on a machine without a TPU: docs/log/tpu_report.md.
+"""Compiles the published recipes for TPU slices, without a TPU, and writes docs/log/tpu_report.md.
 
     pip install --target=libtpu 'libtpu==0.0.42.*'
     PYTHONPATH=libtpu python benchmarks/tpu_report.py [--cache=tpu_report]
@@ -147,8 +147,9 @@ def loss_section(reports: list[dict[str, Any]]) -> str:
     lines = [
         f"## The loss alone: {rows:,} pairs per chip, embeddings of {width}",
         "",
-        f"By the [formula](../guides/tpu.md#memory-of-the-loss), at most {formula:.0f} MiB for the ring, whatever the "
-        "number of chips; part of it is in the chip's own memory and not in the HBM.",
+        f"By the [formula](../guides/tpu.md#memory-of-the-loss), at most {formula:.0f} MiB for the "
+        "ring, whatever the number of chips; part of it is in the chip's own memory and not in the "
+        "HBM.",
         "",
         f"| chips | batch | {' | '.join(f'{name}: HBM MiB | sent MB' for name in LOSSES)} |",
         "|" + " --- |" * (2 + 2 * len(LOSSES)),
@@ -210,7 +211,9 @@ def main() -> None:
     sections.append(loss_section(found["The loss alone"]))
     text, found["Attention"] = attention_section(cache)
     sections.append(text)
-    (ROOT / "docs" / "log" / "tpu_report.md").write_text("\n\n".join([head.rstrip(), *sections]) + "\n")
+    (ROOT / "docs" / "log" / "tpu_report.md").write_text(
+        "\n\n".join([head.rstrip(), *sections]) + "\n"
+    )
     (ROOT / "docs" / "log" / "tpu_report.json").write_text(json.dumps(found, indent=2) + "\n")
 
 

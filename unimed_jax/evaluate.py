@@ -5,8 +5,8 @@
         --evals=zero_shot,linear_probe,few_shot,retrieval --out=DIR
 
 --checkpoint is a work directory (its newest checkpoint), one folder below its checkpoints/, or any
-weights that can be imported (docs/guides/weights.md). Without --evals the evaluators of a run's own config
-are run, on its own corpus. --set=KEY=VALUE sets any key of the config, such as
+weights that can be imported (docs/guides/weights.md). Without --evals, the evaluators of the run's
+config are applied to its corpus. --set=KEY=VALUE sets any key of the config, such as
 --set=evals.linear_probe.draws=10. Writes results.json and report.html to --out.
 
     unimed-jax evaluate --suite=unimed21 --list --data=SETS

@@ -7,9 +7,9 @@
         --set visual.activation=quick_gelu
 
 SOURCE is a file, a directory, pkg:PACKAGE/PATH, hf:ORG/NAME or ORG/NAME, of any kind that
-docs/guides/weights.md lists. Training can also start from it directly (config.init); this command is for
-checking a file, converting it once for many runs, and evaluating it. Every tensor that is missing,
-unexpected or of another shape is listed and stops the import.
+docs/guides/weights.md lists. Training can also start from it directly (config.init); this command
+checks a file, converts it once for many runs, or prepares it for evaluation. Every tensor that is
+missing, unexpected or of another shape is listed and stops the import.
 """
 
 import argparse

@@ -11,7 +11,7 @@ STEPS, WINDOW = 150, 25
 
 @pytest.mark.slow
 def test_bfloat16_follows_the_loss_curve_of_float32(tiny_config, tmp_path):
-    """The tolerance of docs/guides/tpu.md#bfloat16: 1 % before anything is learned, 10 % while it is."""
+    """Tolerances of docs/guides/tpu.md#bfloat16: 1 % before the loss falls, 10 % while it does."""
     curves = []
     for dtype in ("float32", "bfloat16"):
         config = tiny_config(

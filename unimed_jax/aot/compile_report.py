@@ -136,7 +136,7 @@ def default_meshes(num_devices: int) -> list[tuple[int, int, int]]:
 def compile_report(
     config: ConfigDict, topology: str, devices: Sequence[jax.Device], hlo_file: str | None = None
 ) -> Report:
-    """Compiles the train step of a config and reports what the compiler says; see docs/guides/tpu.md.
+    """Compiles the train step of a config and reports its cost; see docs/guides/tpu.md.
 
     Args:
       config: complete, as for training; its mesh must fit the devices.

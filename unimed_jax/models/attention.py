@@ -36,7 +36,7 @@ def plain(
 
 
 def can_fuse(tokens: int, heads: int, head_dim: int) -> bool:
-    """Whether `fused` is possible here, which is then the faster (docs/guides/tpu.md): in steps on TPU.
+    """Whether ``fused``, which is faster (docs/guides/tpu.md), can be used: in train steps on TPU.
 
     It is TPU code, and a mesh (`jax.set_mesh`) must say which rows and heads a device holds.
     """

@@ -1,7 +1,7 @@
 """U-Nets for segmentation with a projector to the space of texts, as pure functions on plain dicts.
 
-Two host networks (docs/guides/segmentation.md): a ResNet whose first features are split by channel prompts
-into content and style (CCSDG, MICCAI 2023), and an EfficientNet with the decoder of
+Two host networks (docs/guides/segmentation.md): a ResNet whose first features are split by channel
+prompts into content and style (CCSDG, MICCAI 2023), and an EfficientNet with the decoder of
 segmentation-models (SLAug, arXiv 2211.05868). And one on the image tower of a dual encoder, which
 can be a pretrained one.
 """

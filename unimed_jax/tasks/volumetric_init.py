@@ -3,7 +3,7 @@ that it is trained on afterwards.
 
 Sub-volumes of a crop are put out of order and cubes of it masked; the network restores what was
 masked, and linear heads on its encoder tell the order (arXiv 2306.09320). The next stage is
-`volumetric_segmentation`; docs/guides/volumetric.md says where this differs from the published code.
+`volumetric_segmentation`; docs/guides/volumetric.md lists the differences from the published code.
 """
 
 from __future__ import annotations
