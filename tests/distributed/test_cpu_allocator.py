@@ -8,9 +8,9 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from unimed_jax import host_memory
+from unimed_jax.distributed import cpu_allocator
 if sys.argv[1] == "keep":
-    assert host_memory.keep()
+    assert cpu_allocator.keep()
 import jax
 import jax.numpy as jnp
 
@@ -47,5 +47,5 @@ def test_a_program_finds_its_temporaries_mapped():
 
 
 def test_nothing_is_changed_where_an_accelerator_is_asked_for():
-    code = "from unimed_jax import host_memory; print(host_memory.keep())"
+    code = "from unimed_jax.distributed import cpu_allocator; print(cpu_allocator.keep())"
     assert run(code, platforms="tpu,cpu") == "False"

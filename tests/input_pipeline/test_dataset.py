@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from input_pipeline import dataset, manifest, records, transforms
+from input_pipeline import dataset, manifest, records, sampling_order, transforms
 from input_pipeline.io.errors import ConfigError, CorpusError
 
 BATCH, STREAMS, BLOCK = 8, 4, 5
@@ -107,7 +107,7 @@ def test_an_epoch_visits_every_record_once(corpus):
     seen = []
     for stream in range(STREAMS):
         ids = np.concatenate([b["id"][stream * rows : (stream + 1) * rows] for b in batches])
-        first_shard = dataset.sampling_order.epoch_shards(len(counts), STREAMS, 3, 0, 0, stream)
+        first_shard = sampling_order.epoch_shards(len(counts), STREAMS, 3, 0, 0, stream)
         seen.append(ids[: sum(counts[s] for s in first_shard)])
     seen = np.concatenate(seen)
     assert len(seen) == len(set(seen)) == sum(counts)

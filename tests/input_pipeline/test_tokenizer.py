@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from transformers import BertTokenizerFast
 
-from input_pipeline import phantoms
 from input_pipeline.io.errors import ConfigError
+from input_pipeline.phantoms import captions
 from input_pipeline.tokenizer import Tokenizer, clean
 
 TEXTS = [
@@ -21,7 +21,7 @@ TEXTS = [
 @pytest.fixture
 def vocab(tmp_path):
     path = tmp_path / "vocab.txt"
-    path.write_text("".join(f"{entry}\n" for entry in phantoms.vocabulary()), encoding="utf-8")
+    path.write_text("".join(f"{entry}\n" for entry in captions.vocabulary()), encoding="utf-8")
     return path
 
 

@@ -110,7 +110,7 @@ def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
 
 KILLED = """
 import os, sys
-from unimed_jax.metrics import MetricWriter
+from unimed_jax.monitoring.metrics import MetricWriter
 writer = MetricWriter(sys.argv[1])
 for step in range(1, 6):
     writer.write(step, {"loss": 1.0 / step})
@@ -128,7 +128,10 @@ def test_rows_outlive_kill_9_of_the_process(tmp_path):
 
 
 def test_importing_the_module_imports_neither_tensorflow_nor_torch():
-    code = "import sys, unimed_jax.metrics; print({'tensorflow', 'torch'} & set(sys.modules))"
+    code = (
+        "import sys, unimed_jax.monitoring.metrics; "
+        "print({'tensorflow', 'torch'} & set(sys.modules))"
+    )
     process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert process.stdout.strip() == b"set()"
 

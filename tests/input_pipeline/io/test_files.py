@@ -142,7 +142,7 @@ def test_an_error_of_the_bucket_is_one_line(storage):
 
 
 UPLOAD = """
-from input_pipeline import files
+from input_pipeline.io import files
 files.write_bytes_atomically("gs://bucket/large", bytes(9_000_000))
 """
 

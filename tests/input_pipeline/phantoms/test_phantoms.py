@@ -137,7 +137,7 @@ def test_vocabulary_spells_every_caption_and_prompt_without_unknown_pieces(
     corpus: Path, prompts: dict
 ) -> None:
     entries = (corpus / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    assert tuple(entries) == phantoms.vocabulary()
+    assert tuple(entries) == captions.vocabulary()
     assert entries[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     assert len(set(entries)) == len(entries) < 1000
     tokenizer = BertWordPieceTokenizer(str(corpus / "vocab.txt"), lowercase=True)
