@@ -1,27 +1,44 @@
-"""Doing the next of many things while the first is still waited for."""
+"""An ordered parallel map: later items are worked on while the first is still awaited."""
 
 import collections
 import concurrent.futures
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-IN_A_BUCKET = 16  # threads for items that each cost the round trip of a request
+BUCKET_THREADS = 16  # for items that each cost a round trip to a bucket
 
 
-def map_ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """`map(function, items)`, in order, at most twice `threads` items ahead of the consumer."""
-    if threads <= 1:
+def map_ahead(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    threads: int | None = None,
+    depth: int | None = None,
+) -> Iterator[R]:
+    """``map(function, items)``, in order, computed by threads ahead of the consumer.
+
+    Items are taken in the calling thread. An exception is raised in place of the item's result.
+
+    Args:
+      function: called in the threads.
+      items: any number of items.
+      threads: number of threads; None: one per core. With one or none, nothing is computed ahead.
+      depth: results that may be computed or awaited ahead of the consumer; None: twice the threads.
+    """
+    threads = (os.cpu_count() or 1) if threads is None else threads
+    if threads <= 1 and depth is None:
         yield from map(function, items)
         return
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        pending = collections.deque()
+    depth = 2 * threads - 1 if depth is None else depth
+    pending: collections.deque[concurrent.futures.Future[R]] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(max(threads, 1), "map_ahead") as pool:
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
-                if len(pending) == 2 * threads:
+                if len(pending) > depth:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

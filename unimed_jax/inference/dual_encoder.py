@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from input_pipeline import device_prefetch
 from input_pipeline.io.errors import UserError, WeightsError
 from input_pipeline.io.files import read_bytes, to_path
+from input_pipeline.io.threads import map_ahead
 from input_pipeline.tokenizer import Tokenizer
 from unimed_jax.distributed import sharding
 from unimed_jax.inference import embedding_cache
@@ -114,7 +114,7 @@ class Model:
         """
         one = isinstance(images, Image.Image | np.ndarray | str | PathLike)
         size = self.config.visual.image_size
-        pixels = device_prefetch.in_threads(
+        pixels = map_ahead(
             lambda image: preprocess(image, size), [images] if one else images, depth=_DECODE_AHEAD
         )
         return self.encode_pixels(pixels, normalize=normalize, batch_size=batch_size)

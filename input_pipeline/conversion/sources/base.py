@@ -8,7 +8,7 @@ from typing import Any
 from input_pipeline.conversion.planned_rows import Planned, Rejection
 from input_pipeline.io import files
 from input_pipeline.io.files import AnyPath
-from input_pipeline.io.threads import IN_A_BUCKET, map_ahead
+from input_pipeline.io.threads import BUCKET_THREADS, map_ahead
 from input_pipeline.records import Schema
 
 
@@ -81,7 +81,7 @@ class Reading:
     @property
     def threads(self) -> int:
         """How many images are best looked up or read at a time."""
-        return 1 if files.is_local(self.root) else IN_A_BUCKET
+        return 1 if files.is_local(self.root) else BUCKET_THREADS
 
     def planned(self) -> Iterator[Planned[SourceRow] | Rejection]:
         """The rows as planning takes them.

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from input_pipeline import device_prefetch
 from input_pipeline.io import images as image_files
 from input_pipeline.io.errors import CorpusError, UserError
 from input_pipeline.io.files import AnyPath
+from input_pipeline.io.threads import map_ahead
 from unimed_jax.evals.benchmark.images import LabelledImages
 from unimed_jax.inference import embedding_cache
 from unimed_jax.inference.dual_encoder import Model, preprocess
@@ -99,7 +99,7 @@ def _compute(
     first, last, length = _share(begin, end)
     rows = np.zeros(length, kind)
     size = model.config.visual.image_size
-    prepared = device_prefetch.in_threads(
+    prepared = map_ahead(
         lambda data: _prepare(data, size), _contents(images, first, last), depth=_DECODE_AHEAD
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from input_pipeline import device_prefetch
+from input_pipeline.io.threads import map_ahead
 
 
 def test_results_come_in_order_and_from_other_threads():
@@ -18,7 +18,7 @@ def test_results_come_in_order_and_from_other_threads():
             first_may_end.set()  # the second is done before the first
         return i, threading.current_thread().name
 
-    found = list(device_prefetch.in_threads(slow_first, range(20), depth=4))
+    found = list(map_ahead(slow_first, range(20), depth=4))
     assert [i for i, _ in found] == list(range(20))
     assert threading.current_thread().name not in {name for _, name in found}
 
@@ -32,7 +32,7 @@ def test_items_are_taken_so_far_ahead_and_no_further():
             taken = i + 1
             yield i
 
-    results = device_prefetch.in_threads(str, items(), depth=5)
+    results = map_ahead(str, items(), depth=5)
     assert next(results) == "0" and taken == 6
     assert next(results) == "1" and taken == 7
     results.close()
@@ -45,8 +45,8 @@ def test_an_error_is_raised_in_its_place():
             raise ValueError("three")
         return i
 
-    results = device_prefetch.in_threads(fail_at_3, range(10), depth=8)
+    results = map_ahead(fail_at_3, range(10), depth=8)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="three"):
         next(results)
-    assert list(device_prefetch.in_threads(fail_at_3, (), depth=8)) == []
+    assert list(map_ahead(fail_at_3, (), depth=8)) == []
