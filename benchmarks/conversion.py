@@ -29,10 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 from PIL import Image
 
-from input_pipeline.captioning.templates import CaptionTemplates
 from input_pipeline.conversion import plan as plan_lib
-from input_pipeline.conversion.samples import MakeSample
-from input_pipeline.conversion.sources.base import Reading, SourceRow
+from input_pipeline.conversion.planned_rows import SourceRow
+from input_pipeline.conversion.sources.base import CaptionOptions, OpenedSource
 from input_pipeline.conversion.write_shards import write_corpus
 
 CORPUS = 5_282_000  # pairs of the published corpus
@@ -110,25 +109,25 @@ def _tar_loop(paths: list[Path], out: Path, decode: bool) -> None:
     tar.close()
 
 
-def _reading(root: Path, paths: list[Path]) -> Reading:
+def _source(root: Path, paths: list[Path]) -> OpenedSource:
     names = [str(path.relative_to(root)) for path in paths]
     rows = (
         SourceRow(n, name, name, (TEXT,), (), "ct", "benchmark", "train", "")
         for n, name in enumerate(names, 1)
     )
-    return Reading(root, "benchmark", rows)
+    return OpenedSource(root, "benchmark", rows)
 
 
 def _plan(root: Path, paths: list[Path], out: Path) -> None:
-    rows = _reading(root, paths).planned()
+    rows = _source(root, paths).conversion(CaptionOptions()).rows
     plan_lib.build(out, "benchmark", rows, print, num_shards=None, seed=0)
     shutil.rmtree(out)
     out.mkdir()
 
 
 def _convert(root: Path, paths: list[Path], out: Path, short_side: int | None) -> None:
-    make_sample = MakeSample(root, CaptionTemplates(), short_side)
-    write_corpus(out / "corpus", "benchmark", _reading(root, paths).planned(), make_sample)
+    options = CaptionOptions(short_side=short_side)
+    write_corpus(out / "corpus", _source(root, paths).conversion(options))
 
 
 def _plan_memory(lengths: list[int]) -> None:

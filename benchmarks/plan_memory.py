@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from input_pipeline.conversion import plan
-from input_pipeline.conversion.planned_rows import Planned
+from input_pipeline.conversion.planned_rows import PlannedRow
 from input_pipeline.conversion.sources.tables import TableOptions, open_csv
 
 
@@ -30,7 +30,7 @@ def main() -> None:
         directory.mkdir()
         rows = open_csv(TableOptions(table)).planned()
         # as if every image were 100 kB, so that the number of shards grows with the corpus
-        rows = (Planned(r.row, r.split, r.id, r.number, r.image, r.group, 100_000) for r in rows)
+        rows = (PlannedRow(r.row, r.split, r.id, r.number, r.image, r.group, 100_000) for r in rows)
         start = time.monotonic()
         made = plan.build(directory, "n", rows, print, num_shards=None, seed=0)
         seconds = time.monotonic() - start

@@ -18,15 +18,14 @@ import types
 import typing
 from collections.abc import Sequence
 
-from input_pipeline import records
 from input_pipeline.captioning import templates as caption_templates
+from input_pipeline.captioning.templates import CaptionTemplates
 from input_pipeline.conversion import exclude, label_table
 from input_pipeline.conversion import report as conversion_report
 from input_pipeline.conversion.corpus_directory import REJECTED_FILE, REPORT_FILE
 from input_pipeline.conversion.executors import Beam, Executor, Local
-from input_pipeline.conversion.samples import MakeSample
 from input_pipeline.conversion.sources import SOURCES, Source
-from input_pipeline.conversion.sources.base import Conversion
+from input_pipeline.conversion.sources.base import CaptionedSource, CaptionOptions
 from input_pipeline.conversion.write_shards import write_corpus
 from input_pipeline.io import cli, files
 from input_pipeline.io.errors import UserError
@@ -53,54 +52,26 @@ def _convert(args: argparse.Namespace) -> int:
         **{field.name: getattr(args, field.name) for field in dataclasses.fields(source.options)}
     )
     executor, num_shards = _executor(args), _shards_given(args.num_shards)
-    if not source.captioned:
+    captions = {}
+    if isinstance(source, CaptionedSource):
+        if args.labels_out:
+            count = label_table.write(args.labels_out, source.read(options).rows)
+            print(f"{count} label sets -> {args.labels_out}")
+            return 0
         if not args.out:
-            raise UserError("give --out=DIR for the corpus")
-        return _write(args, source.open(options), num_shards, executor, start)
-    if args.labels_out:
-        count = label_table.write(args.labels_out, source.open(options).rows)
-        print(f"{count} label sets -> {args.labels_out}")
-        return 0
-    if not args.out:
-        raise UserError("give --out=DIR for a corpus, or --labels_out=FILE for its labels alone")
-    if args.short_side is not None and args.short_side < 1:
-        raise UserError(f"--short_side={args.short_side}: expected a number of pixels")
-    templates = caption_templates.CaptionTemplates()
-    if args.captions:
-        templates = caption_templates.load(args.captions)
-    reading = source.open(options)
-    if args.exclude:
-        rows = exclude.leave_out(reading.rows, exclude.load(args.exclude))
-        reading = dataclasses.replace(reading, rows=rows)
-    conversion = Conversion(
-        reading.name,
-        reading.planned(),
-        MakeSample(reading.root, templates, args.short_side),
-        records.SCHEMA,
-        reading.facts,
-        reading.threads,
-    )
-    return _write(args, conversion, num_shards, executor, start)
-
-
-def _write(
-    args: argparse.Namespace,
-    conversion: Conversion,
-    num_shards: dict[str, int] | int | None,
-    executor: Executor,
-    start: float,
-) -> int:
+            raise UserError(
+                "give --out=DIR for a corpus, or --labels_out=FILE for its labels alone"
+            )
+        captions = {"captions": _caption_options(args)}
+    elif not args.out:
+        raise UserError("give --out=DIR for the corpus")
     manifest = write_corpus(
         args.out,
-        args.name or conversion.name,
-        conversion.rows,
-        conversion.make_sample,
-        schema=conversion.schema,
+        source.open(options, **captions),
+        name=args.name or "",
         num_shards=num_shards,
         seed=args.seed,
         executor=executor,
-        threads=conversion.threads,
-        facts=conversion.facts,
         overwrite=args.overwrite,
         progress=True,
     )
@@ -114,6 +85,16 @@ def _write(
         )
         return 1
     return 0
+
+
+def _caption_options(args: argparse.Namespace) -> CaptionOptions:
+    if args.short_side is not None and args.short_side < 1:
+        raise UserError(f"--short_side={args.short_side}: expected a number of pixels")
+    return CaptionOptions(
+        caption_templates.load(args.captions) if args.captions else CaptionTemplates(),
+        args.short_side,
+        exclude.load(args.exclude) if args.exclude else {},
+    )
 
 
 def _executor(args: argparse.Namespace) -> Executor:
@@ -178,12 +159,12 @@ def _parser() -> argparse.ArgumentParser:
             description=source.description or f"Converts {source.help}.",
             epilog="Defaults in parentheses."
             + f"\n\ncaptions for labels (--captions)\n\n{caption_templates.__doc__}"
-            * source.captioned,
+            * isinstance(source, CaptionedSource),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         _add_options(subparser, source)
         subparser.add_argument("--out", type=files.flag, help="corpus directory")
-        if source.captioned:
+        if isinstance(source, CaptionedSource):
             _add_caption_options(subparser)
         subparser.add_argument("--name", help="of the corpus; default: from the input's folder")
         subparser.add_argument(

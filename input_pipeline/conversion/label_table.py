@@ -7,8 +7,7 @@ import collections
 import json
 from collections.abc import Iterable
 
-from input_pipeline.conversion.planned_rows import Rejection
-from input_pipeline.conversion.sources.base import SourceRow
+from input_pipeline.conversion.planned_rows import Rejection, SourceRow
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import PathLike, write_text_atomically
 

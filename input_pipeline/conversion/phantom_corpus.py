@@ -2,7 +2,8 @@
 
 from input_pipeline import phantoms
 from input_pipeline.conversion.executors import Local
-from input_pipeline.conversion.planned_rows import Planned
+from input_pipeline.conversion.planned_rows import PlannedRow
+from input_pipeline.conversion.sources.base import Conversion
 from input_pipeline.conversion.write_shards import write_corpus
 from input_pipeline.io.files import PathLike, to_path, write_text_atomically
 from input_pipeline.manifest import Manifest
@@ -29,17 +30,20 @@ def write_phantoms(
     """
     out_dir = to_path(out_dir)
     num_per_class = {"train": num_train_per_class, "val": num_val_per_class}
-    manifest = write_corpus(
-        out_dir,
+    conversion = Conversion(
         "phantoms",
         [
-            Planned(row, split, row.id)
+            PlannedRow(row, split, row.id)
             for split, part in phantoms.rows(
                 num_per_class, image_size=image_size, seed=seed
             ).items()
             for row in part
         ],
         phantoms.make_sample,
+    )
+    manifest = write_corpus(
+        out_dir,
+        conversion,
         num_shards={"train": 4, "val": 1},
         seed=seed,
         executor=Local(workers),

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from input_pipeline import manifest as manifest_lib
 from input_pipeline import records
-from input_pipeline.conversion.planned_rows import Planned, Rejection
+from input_pipeline.conversion.planned_rows import PlannedRow, Rejection
 from input_pipeline.io import files
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import AnyPath
@@ -84,7 +84,7 @@ def shard_rows(directory: AnyPath, shard: str) -> Iterator[Any]:
 def build(
     directory: pathlib.Path,
     name: str,
-    rows: Iterable[Planned | Rejection],
+    rows: Iterable[PlannedRow | Rejection],
     make_sample: Callable[[Any], Any],
     *,
     num_shards: Mapping[str, int] | int | None,
@@ -157,7 +157,7 @@ class _Size:
 def _index(
     index: sqlite3.Connection,
     directory: pathlib.Path,
-    rows: Iterable[Planned | Rejection],
+    rows: Iterable[PlannedRow | Rejection],
     seed: int,
 ) -> tuple[dict[str, _Size], int]:
     """Stores rows and rejections; returns the size of every split and the number of rejections."""
@@ -193,7 +193,7 @@ def _index(
     return sizes, num_rejected
 
 
-def _duplicate(index: sqlite3.Connection, row: Planned) -> Rejection | None:
+def _duplicate(index: sqlite3.Connection, row: PlannedRow) -> Rejection | None:
     digest = _digest(row.id)
     inserted = index.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (digest, row.number))
     if inserted.rowcount:
@@ -250,12 +250,20 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
+# Functions of moved modules keep their first name, so that corpora keep their hash.
+_FIRST_MODULES = {
+    "input_pipeline.phantoms.masks": "input_pipeline.segmentation.phantoms",
+    "input_pipeline.phantoms.volumes": "input_pipeline.segmentation.volume_phantoms",
+}
+
+
 def _describe(function: Any) -> str:
     """A name for a callable that is the same in every process (no memory addresses)."""
     if isinstance(function, functools.partial):
         return f"{_describe(function.func)}{function.args!r}{sorted(function.keywords.items())!r}"
     if inspect.isroutine(function):
-        return f"{function.__module__}.{function.__qualname__}"
+        module = _FIRST_MODULES.get(function.__module__, function.__module__)
+        return f"{module}.{function.__qualname__}"
     return repr(function)
 
 

@@ -22,7 +22,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from input_pipeline.conversion.planned_rows import Noted, Rejection
+from input_pipeline.conversion.planned_rows import Rejection, SampleWithNotes
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import AnyPath, appearing_file, write_text_atomically
 from input_pipeline.manifest import Manifest
@@ -30,7 +30,7 @@ from input_pipeline.manifest import Manifest
 _ORIGINAL, _GENERATED = "original_captions", "generated_captions"
 
 
-def count(noted: Noted) -> Mapping[str, int]:
+def count(noted: SampleWithNotes) -> Mapping[str, int]:
     """What one sample adds to the totals of the report."""
     original = noted.sample.num_original_captions
     remarks = collections.Counter(noted.notes)
@@ -73,11 +73,11 @@ def write(
     remarks: Mapping[str, int],
     num_shared_groups: int,
     shared_group: str,
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
 ) -> None:
-    """Writes the report; see the module docstring. `facts["expected"]` is compared here."""
-    facts = dict(facts)
-    expected = facts.pop("expected", None)
+    """Writes the report; see the module docstring. ``metadata["expected"]`` is compared here."""
+    metadata = dict(metadata)
+    expected = metadata.pop("expected", None)
     content = {
         "name": manifest.name,
         "read": manifest.read,
@@ -89,7 +89,7 @@ def write(
         "notes": {k: n for k, n in sorted(remarks.items()) if k not in (_ORIGINAL, _GENERATED)},
         "groups_in_several_splits": num_shared_groups,
         "example_of_such_a_group": shared_group,
-        "facts": facts,
+        "facts": metadata,
     }
     if expected:
         found = manifest.written if expected["of"] == "samples" else content[_ORIGINAL]

@@ -3,10 +3,8 @@
 import dataclasses
 
 from input_pipeline.captioning.templates import Caption, CaptionTemplates, Provenance
-from input_pipeline.conversion.planned_rows import Noted, RejectedSample
-from input_pipeline.conversion.sources.base import SourceRow
+from input_pipeline.conversion.planned_rows import SampleWithNotes, SourceRow, rejecting_invalid
 from input_pipeline.io import files, images
-from input_pipeline.io.errors import UserError
 from input_pipeline.io.files import AnyPath
 from input_pipeline.records import Sample
 
@@ -23,9 +21,9 @@ class MakeSample:
     templates: CaptionTemplates
     short_side: int | None = None
 
-    def __call__(self, row: SourceRow) -> Noted:
-        """Raises RejectedSample, with the reason, for a row that cannot be used."""
-        try:
+    def __call__(self, row: SourceRow) -> SampleWithNotes:
+        """Raises with the reason, for a row that cannot be used."""
+        with rejecting_invalid(row):
             generated = [
                 *(Caption(text, Provenance("released")) for text in row.released),
                 *self.templates.captions_of(row.source, row.modality, row.labels),
@@ -48,11 +46,7 @@ class MakeSample:
                 group=row.group,
                 caption_provenance=tuple(provenance.values()),
             )
-        except UserError:
-            raise  # a package is missing, a bucket does not answer: not the row's fault
-        except ValueError as error:
-            raise RejectedSample(str(error), row=row.row, id=row.id, path=row.image) from error
-        return Noted(sample, (*row.notes, *notes))
+        return SampleWithNotes(sample, (*row.notes, *notes))
 
     def _why_no_caption(self, row: SourceRow) -> str:
         if not row.labels:

@@ -7,9 +7,8 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from input_pipeline.conversion.planned_rows import Noted, RejectedSample
+from input_pipeline.conversion.planned_rows import SampleWithNotes, rejecting_invalid
 from input_pipeline.io import images
-from input_pipeline.io.errors import UserError
 from input_pipeline.segmentation_records import SegmentationSample
 
 ANY_VALUE = "*"  # of a mask: everything above 0 that is not named
@@ -97,9 +96,9 @@ class MakePicture:
     root: pathlib.Path = dataclasses.field(repr=False)
     classes: Classes
 
-    def __call__(self, row: MaskRow) -> Noted:
-        """Raises RejectedSample, with the reason, for a row that cannot be used."""
-        try:
+    def __call__(self, row: MaskRow) -> SampleWithNotes:
+        """Raises with the reason, for a row that cannot be used."""
+        with rejecting_invalid(row):
             image, notes = images.normalise(_read(self.root / row.image))
             mask = self.classes.label_map(_grey(_read(self.root / row.mask)))
             height, width = Image.open(io.BytesIO(image)).size[::-1]
@@ -114,11 +113,7 @@ class MakePicture:
                 source=row.source,
                 group=row.group,
             )
-        except UserError:
-            raise  # a package is missing: not the row's fault
-        except ValueError as error:
-            raise RejectedSample(str(error), row=row.row, id=row.id, path=row.image) from error
-        return Noted(sample, notes)
+        return SampleWithNotes(sample, notes)
 
 
 def _read(path: pathlib.Path) -> bytes:

@@ -1,9 +1,9 @@
 """Rows -> globally shuffled TFRecord shards of equal size, a manifest and TFDS metadata.
 
-What is written depends on (name, rows, make_sample, num_shards, seed) alone: rows are permuted and
-cut into shards before the first one is written (`plan.py`), so the bytes are the same for any
-executor and number of workers, and after any interruption. A run with the same plan goes on after
-the shards that are complete (`corpus_directory.py`). `manifest.json` comes last.
+The output depends only on (name, rows, make_sample, num_shards, seed): rows are permuted and cut
+into shards before the first one is written (``plan.py``). The bytes are the same for any executor
+and number of workers, and after any interruption. A run with the same plan resumes after the
+complete shards (``corpus_directory.py``). ``manifest.json`` is written last.
 """
 
 import collections
@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tqdm import tqdm
@@ -23,7 +23,13 @@ from input_pipeline.conversion import plan as plan_lib
 from input_pipeline.conversion.corpus_directory import PARTIAL, REJECTED_FILE, ROWS
 from input_pipeline.conversion.executors import Executor, Local
 from input_pipeline.conversion.plan import Plan
-from input_pipeline.conversion.planned_rows import Noted, Planned, RejectedSample, Rejection, Row
+from input_pipeline.conversion.planned_rows import (
+    RejectedSample,
+    Rejection,
+    Row,
+    SampleWithNotes,
+)
+from input_pipeline.conversion.sources.base import Conversion
 from input_pipeline.io import files
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import AnyPath, PathLike, write_text_atomically
@@ -32,7 +38,7 @@ from input_pipeline.manifest import Counts, Manifest, Shard, Split
 
 _IN_PROCESS = Local(workers=1)
 
-MakeSample = Callable[[Row], Any]  # -> a sample of the schema, or Noted
+MakeSample = Callable[[Row], Any]  # -> a sample of the schema, or SampleWithNotes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,52 +50,43 @@ class _WrittenShard:
 
 def write_corpus(
     out_dir: PathLike,
-    name: str,
-    rows: Iterable[Planned[Row] | Rejection],
-    make_sample: MakeSample,
+    conversion: Conversion,
     *,
-    schema: records.Schema = records.SCHEMA,
+    name: str = "",
     num_shards: Mapping[str, int] | int | None = None,
     seed: int = 0,
     executor: Executor = _IN_PROCESS,
-    threads: int = 1,
-    facts: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Manifest:
-    """Writes a corpus directory, or finishes one that an interrupted run has begun.
+    """Writes a corpus directory, or finishes one that was interrupted.
 
     Args:
-      out_dir: directory of this corpus alone, local or in a bucket; made if missing.
-      name: name of the corpus, in the manifest and the TFDS metadata.
-      rows: what `make_sample` turns into samples, read once, in a stream.
-      make_sample: called wherever the executor has its workers: it and the rows must be picklable.
-        It may raise RejectedSample. A function, a `functools.partial` of one, or an object with a
-        stable `repr` (a dataclass).
-      schema: of the samples that `make_sample` gives.
-      num_shards: of each split, or one number for all; None and splits without a number: by size.
-      seed: of the permutation.
+      out_dir: directory for this corpus alone, local or in a bucket; created if missing.
+      conversion: the rows, how they become samples, and their schema.
+      name: name of the corpus in the manifest and the TFDS metadata; "": the conversion's.
+      num_shards: shards of each split, or one number for all; None, and splits without a number:
+        chosen by size.
+      seed: seed of the permutation.
       executor: runs the writing of shards.
-      threads: samples of a shard that are made at a time; more where images are in a bucket.
-      facts: what is known of the source, for `conversion.json`.
       overwrite: remove another corpus that `out_dir` holds, complete or not.
       progress: show progress bars.
 
     Returns:
-      The manifest that was written, or the one found when this very corpus is there already.
+      The manifest that was written, or the one found if the same corpus is already there.
 
     Raises:
       CorpusError: `out_dir` is not writable, is in use by another conversion, or holds another
         corpus; there are no rows; more shards than rows are asked for; every row of a split was
         rejected.
     """
-    out_dir = files.to_path(out_dir)
+    out_dir, name, schema = files.to_path(out_dir), name or conversion.name, conversion.schema
     with corpus_directory.locked(out_dir), corpus_directory.planning(out_dir) as directory:
         plan = plan_lib.build(
             directory,
             name,
-            rows,
-            make_sample,
+            conversion.rows,
+            conversion.make_sample,
             num_shards=num_shards,
             seed=seed,
             schema=schema,
@@ -99,8 +96,8 @@ def write_corpus(
         if finished is not None:
             return finished
         plan = dataclasses.replace(plan, directory=out_dir / PARTIAL / ROWS)
-        _write_shards(out_dir, name, plan, make_sample, schema, executor, threads, progress)
-        manifest = _finish(out_dir, name, plan, schema, facts or {})
+        _write_shards(out_dir, name, plan, conversion, executor, progress)
+        manifest = _finish(out_dir, name, plan, schema, conversion.metadata)
     return manifest
 
 
@@ -108,10 +105,8 @@ def _write_shards(
     out_dir: AnyPath,
     name: str,
     plan: Plan,
-    make_sample: MakeSample,
-    schema: records.Schema,
+    conversion: Conversion,
     executor: Executor,
-    threads: int,
     progress: bool,
 ) -> None:
     """Writes the shards that an earlier run has not completed."""
@@ -127,7 +122,9 @@ def _write_shards(
         delay=1,
         disable=not progress,
     ) as bar:
-        write = functools.partial(write_shard, out_dir, make_sample, schema, threads)
+        write = functools.partial(
+            write_shard, out_dir, conversion.make_sample, conversion.schema, conversion.threads
+        )
         for file in executor(write, missing):
             bar.update(plan.shards[file])
 
@@ -167,12 +164,12 @@ def write_shard(
         raise CorpusError(f"cannot write shard {out_dir / file}: {error}") from error
 
 
-def _made(make_sample: MakeSample, row: Any) -> Noted | Rejection:
+def _made(make_sample: MakeSample, row: Any) -> SampleWithNotes | Rejection:
     try:
         made = make_sample(row)
     except RejectedSample as error:
         return error.rejection
-    return made if isinstance(made, Noted) else Noted(made, ())
+    return made if isinstance(made, SampleWithNotes) else SampleWithNotes(made, ())
 
 
 def _proof_file(out_dir: AnyPath, file: str) -> AnyPath:
@@ -196,7 +193,7 @@ def _finish(
     name: str,
     plan: Plan,
     schema: records.Schema,
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
 ) -> Manifest:
     """Writes what is known once all shards are there, in the order of the plan."""
     splits = {}
@@ -237,7 +234,7 @@ def _finish(
         remarks,
         plan.num_shared_groups,
         plan.shared_group,
-        facts,
+        metadata,
     )
     tfds_metadata.write(out_dir, manifest, schema.tfds_features())
     manifest_lib.save(out_dir, manifest)

@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from input_pipeline.conversion.sources import SOURCES
+from input_pipeline.conversion.sources.base import CaptionedSource
 from input_pipeline.conversion.write_shards import write_corpus
 from input_pipeline.io.errors import ConfigError
 from input_pipeline.io.files import AnyPath, to_path, under
@@ -68,8 +69,8 @@ def prepare(config: ConfigDict, workdir: str) -> AnyPath:
 
 def _convert(name: str, settings: dict[str, Any], raw_root: AnyPath, out: AnyPath) -> None:
     source = SOURCES.get(settings.pop("kind", ""))
-    if source is None or source.captioned:
-        valid = ", ".join(key for key, value in SOURCES.items() if not value.captioned)
+    if source is None or isinstance(source, CaptionedSource):
+        valid = ", ".join(k for k, s in SOURCES.items() if not isinstance(s, CaptionedSource))
         raise ConfigError(f"config.data.raw.{name}.kind is none of: {valid}")
     known = {field.name for field in dataclasses.fields(source.options)}
     if unknown := sorted(settings.keys() - known):
@@ -78,13 +79,4 @@ def _convert(name: str, settings: dict[str, Any], raw_root: AnyPath, out: AnyPat
         )
     if "raw" in settings:
         settings["raw"] = under(raw_root, settings["raw"])
-    conversion = source.open(source.options(**settings))
-    write_corpus(
-        out,
-        conversion.name,
-        conversion.rows,
-        conversion.make_sample,
-        schema=conversion.schema,
-        threads=conversion.threads,
-        facts=conversion.facts,
-    )
+    write_corpus(out, source.open(source.options(**settings)))

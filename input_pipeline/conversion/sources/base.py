@@ -1,119 +1,135 @@
-"""What every source gives: rows, how they become samples, and facts about itself."""
+"""Sources: what each one yields, and how it becomes a conversion."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from input_pipeline.conversion.planned_rows import Planned, Rejection
+from input_pipeline.captioning.templates import CaptionTemplates
+from input_pipeline.conversion import exclude
+from input_pipeline.conversion.planned_rows import PlannedRow, Rejection, SourceRow
+from input_pipeline.conversion.samples import MakeSample
 from input_pipeline.io import files
 from input_pipeline.io.files import AnyPath
 from input_pipeline.io.threads import BUCKET_THREADS, map_ahead
-from input_pipeline.records import Schema
-
-
-@dataclass(frozen=True)
-class SourceRow:
-    """One image of a corpus before conversion.
-
-    Attributes:
-      row: number in the input, from 1.
-      id: of the sample.
-      image: path of a file, relative to the root of the reading.
-      texts: written by people for this image.
-      labels: class names.
-      modality, source, split, group: as in a record (`records.py`).
-      released: captions that the source brings and no person wrote for this image.
-      span: (offset, length) of the image in the file, in bytes; None: the whole file.
-      notes: remarks for `conversion.json`, counted there if the sample is written.
-    """
-
-    row: int
-    id: str
-    image: str
-    texts: tuple[str, ...]
-    labels: tuple[str, ...]
-    modality: str
-    source: str
-    split: str
-    group: str
-    released: tuple[str, ...] = ()
-    span: tuple[int, int] | None = None
-    notes: tuple[str, ...] = ()
+from input_pipeline.records import SCHEMA, Schema
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """All that `write_corpus` needs to know of a source.
+    """A source that is ready to be written by ``write_corpus``.
 
     Attributes:
-      name: of the corpus, if the user gives none.
-      rows: read once.
-      make_sample: turns a row into a sample of `schema`.
-      facts: for `conversion.json`; under `expected` a range of counts, if one is known.
-      threads: how many samples are best made at a time.
+      name: name of the corpus, if the user gives none.
+      rows: the rows, to be read once.
+      make_sample: turns a row into a sample of ``schema``. It is called wherever the executor has
+        its workers: it and the rows must be picklable. It may raise RejectedSample. A function, a
+        ``functools.partial`` of one, or an object with a stable ``repr`` (a dataclass).
+      schema: the schema of the samples.
+      metadata: facts about the source for ``conversion.json``; under ``expected`` a range of
+        counts, if one is known.
+      threads: number of samples to make at a time; more than one where images are in a bucket.
     """
 
     name: str
-    rows: Iterable[Planned[Any] | Rejection]
+    rows: Iterable[PlannedRow[Any] | Rejection]
     make_sample: Callable[[Any], Any]
-    schema: Schema
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    schema: Schema = SCHEMA
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     threads: int = 1
 
 
 @dataclass(frozen=True)
-class Reading:
-    """An opened source of images that are still to get captions.
+class CaptionOptions:
+    """How the images of a captioned source become samples.
+
+    Attributes:
+      templates: captions for labels.
+      short_side: bound of the short side of stored images, in pixels; None keeps their size.
+      excluded: ids of rows to leave out, with the reasons.
+    """
+
+    templates: CaptionTemplates = field(default_factory=CaptionTemplates)
+    short_side: int | None = None
+    excluded: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OpenedSource:
+    """An opened source of images without captions for their labels.
 
     Attributes:
       root: the folder that image paths are relative to.
-      name: of the corpus, if the user gives none.
-      rows: read once.
-      facts: for `conversion.json`; under `expected` a range of counts, if one is known.
+      name: name of the corpus, if the user gives none.
+      rows: the rows, to be read once.
+      metadata: as of ``Conversion``.
     """
 
     root: AnyPath
     name: str
     rows: Iterator[SourceRow | Rejection]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def threads(self) -> int:
-        """How many images are best looked up or read at a time."""
-        return 1 if files.is_local(self.root) else BUCKET_THREADS
+    def conversion(self, captions: CaptionOptions) -> Conversion:
+        """The source with captions."""
+        threads = 1 if files.is_local(self.root) else BUCKET_THREADS
+        rows = exclude.leave_out(self.rows, captions.excluded) if captions.excluded else self.rows
+        return Conversion(
+            self.name,
+            map_ahead(self._planned, rows, threads),
+            MakeSample(self.root, captions.templates, captions.short_side),
+            SCHEMA,
+            self.metadata,
+            threads,
+        )
 
-    def planned(self) -> Iterator[Planned[SourceRow] | Rejection]:
-        """The rows as planning takes them.
+    def _planned(self, row: SourceRow | Rejection) -> PlannedRow[SourceRow] | Rejection:
+        """A row as planning takes it.
 
         Groups are compared within a source and label, because some collections number the patients
-        or clusters of each class anew; a patient with other labels on the other side is not
+        or clusters of each class anew; a patient with different labels in two splits is not
         noticed.
         """
-        yield from map_ahead(self._planned, self.rows, self.threads)
-
-    def _planned(self, row: SourceRow | Rejection) -> Planned[SourceRow] | Rejection:
         if isinstance(row, Rejection):
             return row
         group = (row.source, row.labels, row.group) if row.group else None
         num_bytes = row.span[1] if row.span else _num_bytes(files.under(self.root, row.image))
-        return Planned(row, row.split, row.id, row.row, row.image, group, num_bytes)
+        return PlannedRow(row, row.split, row.id, row.row, row.image, group, num_bytes)
 
 
 @dataclass(frozen=True)
 class Source:
-    """How a corpus is read: its flags, and the function that opens it.
+    """A corpus format that can be converted.
 
-    `captioned`: whether it gives a `Reading`, whose rows need captions, or a `Conversion`. `open`
-    raises CorpusError for an input that is missing or not as it should be; its rows may do so as
-    well.
+    Attributes:
+      help: what it is, in a few words.
+      options: dataclass of its flags.
+      opener: takes the options; raises CorpusError for an input that is missing or invalid, and so
+        may its rows.
+      description: for ``--help``.
     """
 
     help: str
     options: type[Any]
-    open: Callable[[Any], Any]
+    opener: Callable[[Any], Any]
     description: str = ""
-    captioned: bool = True
+
+    def open(self, options: Any) -> Conversion:
+        """The conversion of the source. Raises CorpusError."""
+        return self.opener(options)
+
+
+@dataclass(frozen=True)
+class CaptionedSource(Source):
+    """A source of images whose labels are to be captioned; its ``opener`` gives OpenedSource."""
+
+    def read(self, options: Any) -> OpenedSource:
+        """The source without captions. Raises CorpusError."""
+        return self.opener(options)
+
+    def open(self, options: Any, captions: CaptionOptions = CaptionOptions()) -> Conversion:
+        """The conversion of the source. Raises CorpusError."""
+        return self.read(options).conversion(captions)
 
 
 def corpus_name(text: str) -> str:

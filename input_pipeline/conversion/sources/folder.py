@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated
 
-from input_pipeline.conversion.sources.base import Reading, SourceRow, corpus_name
+from input_pipeline.conversion.planned_rows import SourceRow
+from input_pipeline.conversion.sources.base import OpenedSource, corpus_name
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import AnyPath, reason, walk_files
 
@@ -37,7 +38,7 @@ class FolderOptions:
     ] = None
 
 
-def open_folder(options: FolderOptions) -> Reading:
+def open_folder(options: FolderOptions) -> OpenedSource:
     """Files in the order of their names. Files that are no images are rejected, hidden ones not
     read."""
     try:
@@ -54,7 +55,7 @@ def open_folder(options: FolderOptions) -> Reading:
     except re.error as error:
         raise CorpusError(f"--group_regex={options.group_regex}: {error}") from error
     name = corpus_name(options.raw.resolve().name)
-    return Reading(options.raw, name, _rows(options, folders, group, options.source or name))
+    return OpenedSource(options.raw, name, _rows(options, folders, group, options.source or name))
 
 
 def _rows(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from input_pipeline.conversion.planned_rows import Planned
+from input_pipeline.conversion.planned_rows import PlannedRow
 from input_pipeline.conversion.sources.base import Conversion
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.phantoms.masks import STYLES, PhantomRow, make_sample
@@ -29,9 +29,9 @@ def open_phantoms(options: PhantomOptions) -> Conversion:
     return Conversion("mask_phantoms", _rows(options), make_sample, SCHEMA)
 
 
-def _rows(options: PhantomOptions) -> Iterator[Planned[PhantomRow]]:
+def _rows(options: PhantomOptions) -> Iterator[PlannedRow[PhantomRow]]:
     num_val = round(options.held_out * options.num_images)
     for index in range(options.num_images):
         name = f"phantom-{options.anatomy_seed}-{options.style}-{index:05d}"
         row = PhantomRow(name, options.style, options.image_size)
-        yield Planned(row, "val" if index < num_val else "train", name)
+        yield PlannedRow(row, "val" if index < num_val else "train", name)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from input_pipeline.conversion.planned_rows import Planned, Rejection
+from input_pipeline.conversion.planned_rows import PlannedRow, Rejection
 from input_pipeline.conversion.segmentation_samples import Classes, MakePicture, MaskRow
 from input_pipeline.conversion.sources.base import Conversion, corpus_name
 from input_pipeline.conversion.sources.masks import held_out
@@ -59,7 +59,7 @@ def open_mask_table(options: MaskTableOptions) -> Conversion:
         rows=_rows(options, root, columns, records),
         make_sample=MakePicture(root, classes),
         schema=SCHEMA,
-        facts={"input": {"file": options.input.name, "sha256": file_sha256(options.input)}},
+        metadata={"input": {"file": options.input.name, "sha256": file_sha256(options.input)}},
     )
 
 
@@ -68,7 +68,7 @@ def _rows(
     root: Path,
     columns: Mapping[str, str | None],
     records: Sequence[Mapping[str, str]],
-) -> Iterator[Planned[MaskRow] | Rejection]:
+) -> Iterator[PlannedRow[MaskRow] | Rejection]:
     source = options.source or corpus_name(options.input.stem)
     units = [record[columns["group"] or columns["image"]] for record in records]
     val = held_out(units, options.held_out)
@@ -95,6 +95,6 @@ def _rows(
             source=source,
             group=group,
         )
-        yield Planned(
+        yield PlannedRow(
             row, row.split, row.id, number, image, (source, group) if group else None, num_bytes
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from input_pipeline.conversion.planned_rows import Planned, Rejection
+from input_pipeline.conversion.planned_rows import PlannedRow, Rejection
 from input_pipeline.conversion.segmentation_samples import Classes, MakePicture, MaskRow
 from input_pipeline.conversion.sources.base import Conversion, corpus_name
 from input_pipeline.io.errors import CorpusError
@@ -74,7 +74,7 @@ def held_out(groups: list[str], share: float) -> set[str]:
 
 def _rows(
     options: MaskOptions, group: re.Pattern[str], source: str
-) -> Iterator[Planned[MaskRow] | Rejection]:
+) -> Iterator[PlannedRow[MaskRow] | Rejection]:
     pictures = _files(options.raw / options.images)
     masks: dict[str, list[Path]] = {}
     for path in _files(options.raw / options.masks):
@@ -103,7 +103,7 @@ def _rows(
             source=source,
             group=patient,
         )
-        yield Planned(
+        yield PlannedRow(
             row, split, row.id, number, image, (source, patient) if patient else None, num_bytes
         )
 

@@ -11,11 +11,11 @@ from typing import Annotated
 
 import numpy as np
 
-from input_pipeline.conversion.planned_rows import Planned, RejectedSample, Rejection
+from input_pipeline.conversion.planned_rows import PlannedRow, Rejection, rejecting_invalid
 from input_pipeline.conversion.segmentation_samples import Classes
 from input_pipeline.conversion.sources.base import Conversion, corpus_name
 from input_pipeline.conversion.sources.masks import held_out
-from input_pipeline.io.errors import CorpusError, UserError
+from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.intensity_windows import MINMAX, Window, rescaled
 from input_pipeline.io.nifti import NiftiVolume
 from input_pipeline.segmentation_records import SCHEMA, SegmentationSample
@@ -88,7 +88,7 @@ def open_nifti(options: NiftiOptions) -> Conversion:
 
 def _rows(
     options: NiftiOptions, volumes: list[Path], source: str
-) -> Iterator[Planned[SliceRow] | Rejection]:
+) -> Iterator[PlannedRow[SliceRow] | Rejection]:
     ids = [path.name.removeprefix(options.image_prefix).split(".nii")[0] for path in volumes]
     val = held_out(ids, options.held_out)
     number = 0
@@ -123,7 +123,7 @@ def _rows(
                 source=source,
                 group=volume,
             )
-            yield Planned(
+            yield PlannedRow(
                 row,
                 row.split,
                 row.id,
@@ -143,8 +143,8 @@ class MakeSlice:
     window: Window
 
     def __call__(self, row: SliceRow) -> SegmentationSample:
-        """Raises RejectedSample, with the reason, for a row that cannot be used."""
-        try:
+        """Raises with the reason, for a row that cannot be used."""
+        with rejecting_invalid(row):
             image, spacing = _load(self.root / row.image)
             labels, _ = _load(self.root / row.label)
             if image.shape != labels.shape:
@@ -162,10 +162,6 @@ class MakeSlice:
                 group=row.group,
                 spacing=spacing,
             )
-        except UserError:
-            raise
-        except ValueError as error:
-            raise RejectedSample(str(error), row=row.row, id=row.id, path=row.image) from error
 
 
 @functools.lru_cache(maxsize=4)  # the slices of a volume follow each other in no fixed order

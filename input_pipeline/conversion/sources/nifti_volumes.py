@@ -13,11 +13,11 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from input_pipeline.conversion.planned_rows import Planned, RejectedSample, Rejection
+from input_pipeline.conversion.planned_rows import PlannedRow, Rejection, rejecting_invalid
 from input_pipeline.conversion.segmentation_samples import Classes
 from input_pipeline.conversion.sources.base import Conversion, corpus_name
 from input_pipeline.conversion.sources.masks import held_out
-from input_pipeline.io.errors import CorpusError, UserError
+from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.intensity_windows import BY_MODALITY, MINMAX, Window, rescaled
 from input_pipeline.io.nifti import NiftiVolume
 from input_pipeline.segmentation_records import SCHEMA, SegmentationSample
@@ -107,7 +107,7 @@ def open_volumes(options: VolumeOptions) -> Conversion:
         rows=_rows(options.raw, pairs, val, modality, options.source or name),
         make_sample=MakeVolume(options.raw, classes, window),
         schema=SCHEMA,
-        facts={"window": window_text, "val": sorted(val & set(ids))},
+        metadata={"window": window_text, "val": sorted(val & set(ids))},
     )
 
 
@@ -190,7 +190,7 @@ def _pair(entry: Mapping[str, str]) -> _Pair:
 
 def _rows(
     raw: Path, pairs: list[_Pair], val: set[str], modality: str, source: str
-) -> Iterator[Planned[VolumeRow] | Rejection]:
+) -> Iterator[PlannedRow[VolumeRow] | Rejection]:
     for number, pair in enumerate(pairs, 1):
         sample_id = f"{source}/{pair.id}"
         absent = [name for name in (pair.image, pair.label) if not (raw / name).is_file()]
@@ -210,7 +210,7 @@ def _rows(
             group=pair.id,
         )
         group = (source, pair.id)
-        yield Planned(row, row.split, row.id, number, pair.image, group, num_bytes)
+        yield PlannedRow(row, row.split, row.id, number, pair.image, group, num_bytes)
 
 
 @dataclass(frozen=True)
@@ -222,8 +222,8 @@ class MakeVolume:
     window: Window
 
     def __call__(self, row: VolumeRow) -> SegmentationSample:
-        """Raises RejectedSample, with the reason, for a row that cannot be used."""
-        try:
+        """Raises with the reason, for a row that cannot be used."""
+        with rejecting_invalid(row):
             image, labels = (NiftiVolume(self.root / name) for name in (row.image, row.label))
             if image.shape != labels.shape:
                 raise ValueError(f"the image is {image.shape}, its labels {labels.shape}")
@@ -242,7 +242,3 @@ class MakeVolume:
                 group=row.group,
                 spacing=image.spacing,
             )
-        except UserError:
-            raise
-        except ValueError as error:
-            raise RejectedSample(str(error), row=row.row, id=row.id, path=row.image) from error

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from input_pipeline.conversion.planned_rows import Rejection
-from input_pipeline.conversion.sources.base import Reading, SourceRow, corpus_name
+from input_pipeline.conversion.planned_rows import Rejection, SourceRow
+from input_pipeline.conversion.sources.base import OpenedSource, corpus_name
 from input_pipeline.io import tabular_files
 from input_pipeline.io.cell_text import clean_texts
 from input_pipeline.io.errors import CorpusError
@@ -38,7 +38,7 @@ class TableOptions:
     split: Annotated[str, "split of the rows that name none (train)"] = "train"
 
 
-def open_csv(options: TableOptions) -> Reading:
+def open_csv(options: TableOptions) -> OpenedSource:
     """A CSV file with a header line; `row` 1 is the first after the header."""
     header = tabular_files.csv_header(options.input)
     columns = _columns(options, header)
@@ -49,7 +49,7 @@ def open_csv(options: TableOptions) -> Reading:
     return _reading(options, columns, records)
 
 
-def open_jsonl(options: TableOptions) -> Reading:
+def open_jsonl(options: TableOptions) -> OpenedSource:
     """A JSON Lines file, one object each; `row` is the line number.
 
     A value may be a text, a number or null; of text and label columns also a list of texts.
@@ -65,11 +65,11 @@ def _reading(
     options: TableOptions,
     columns: Mapping[str, str | None],
     records: Iterable[tuple[int, Mapping[str, Any]]],
-) -> Reading:
+) -> OpenedSource:
     name = corpus_name(options.input.resolve().parent.name)
     root = options.image_root or options.input.parent
-    facts = {"input": {"file": options.input.name, "sha256": file_sha256(options.input)}}
-    return Reading(root, name, _table_rows(options, columns, records), facts)
+    metadata = {"input": {"file": options.input.name, "sha256": file_sha256(options.input)}}
+    return OpenedSource(root, name, _table_rows(options, columns, records), metadata)
 
 
 def _columns(options: TableOptions, found: Iterable[str]) -> Mapping[str, str | None]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
-from input_pipeline.conversion.sources.base import Reading, SourceRow, corpus_name
+from input_pipeline.conversion.planned_rows import SourceRow
+from input_pipeline.conversion.sources.base import OpenedSource, corpus_name
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import AnyPath, to_path
 
@@ -33,7 +34,7 @@ class TfdsOptions:
     source: Annotated[str | None, "name of the collection (of the data set)"] = None
 
 
-def open_tfds(options: TfdsOptions) -> Reading:
+def open_tfds(options: TfdsOptions) -> OpenedSource:
     """All splits under their names; `validation` becomes `val`."""
     import tensorflow_datasets as tfds
 
@@ -59,8 +60,11 @@ def open_tfds(options: TfdsOptions) -> Reading:
             found = sorted(builder.info.features)
             raise CorpusError(f"{options.dataset} has no feature {key!r}; found {found}")
     name = corpus_name(options.source or builder.name)
-    facts = {"dataset": builder.info.full_name, "licence": builder.info.redistribution_info.license}
-    return Reading(to_path(builder.data_dir), name, _rows(options, builder, name), facts)
+    metadata = {
+        "dataset": builder.info.full_name,
+        "licence": builder.info.redistribution_info.license,
+    }
+    return OpenedSource(to_path(builder.data_dir), name, _rows(options, builder, name), metadata)
 
 
 def _rows(

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
-from input_pipeline.conversion.planned_rows import Rejection
-from input_pipeline.conversion.sources.base import Reading, Source, SourceRow
+from input_pipeline.conversion.planned_rows import Rejection, SourceRow
+from input_pipeline.conversion.sources.base import CaptionedSource, OpenedSource
 from input_pipeline.conversion.unimed_parts import Column, Part
 from input_pipeline.io import tabular_files
 from input_pipeline.io.cell_text import literal_texts, value_texts
@@ -46,13 +46,13 @@ class PartOptions:
     )
 
 
-def source(key: str, part: Part) -> Source:
+def source(key: str, part: Part) -> CaptionedSource:
     """The entry of a part among the sources."""
     split = f"\nOfficial split, needed: {part.split_file.paths[0]}" if part.split_file else ""
-    return Source(
+    return CaptionedSource(
         help=part.title,
         options=PartOptions,
-        open=functools.partial(_open, key, part),
+        opener=functools.partial(_open, key, part),
         description=(
             f"{part.title}\n\nGet it from: {part.access}\nTerms: {part.licence}\n"
             f"Annotations, in --raw or below: {part.annotations[0]}\n"
@@ -62,7 +62,7 @@ def source(key: str, part: Part) -> Source:
     )
 
 
-def _open(key: str, part: Part, options: PartOptions) -> Reading:
+def _open(key: str, part: Part, options: PartOptions) -> OpenedSource:
     _check_options(key, part, options)
     annotations = _annotations(key, part, options.raw)
     split_file, splits = _official_split(key, part, options)
@@ -71,7 +71,7 @@ def _open(key: str, part: Part, options: PartOptions) -> Reading:
     first = list(itertools.islice(records, _PROBED_ROWS))
     places = _Places.probe(part, options.raw, annotations[0], first)
     rows = _Rows(key, part, options, places, splits, held_out)
-    facts = {
+    metadata = {
         "part": part.title,
         "access": part.access,
         "licence": part.licence,
@@ -90,7 +90,7 @@ def _open(key: str, part: Part, options: PartOptions) -> Reading:
         "held_out_names": len(held_out),
         "expected": dataclasses.asdict(part.expected),
     }
-    return Reading(options.raw, key, rows.read(itertools.chain(first, records)), facts)
+    return OpenedSource(options.raw, key, rows.read(itertools.chain(first, records)), metadata)
 
 
 def _check_options(key: str, part: Part, options: PartOptions) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from input_pipeline.conversion.planned_rows import Planned
+from input_pipeline.conversion.planned_rows import PlannedRow
 from input_pipeline.conversion.sources.base import Conversion
 from input_pipeline.phantoms.volumes import VolumePhantomRow, make_sample
 from input_pipeline.segmentation_records import SCHEMA
@@ -25,9 +25,9 @@ def open_phantoms(options: VolumePhantomOptions) -> Conversion:
     return Conversion("volume_phantoms", _rows(options), make_sample, SCHEMA)
 
 
-def _rows(options: VolumePhantomOptions) -> Iterator[Planned[VolumePhantomRow]]:
+def _rows(options: VolumePhantomOptions) -> Iterator[PlannedRow[VolumePhantomRow]]:
     num_val = round(options.held_out * options.num_volumes)
     for index in range(options.num_volumes):
         name = f"volume-{options.anatomy_seed}-{index:05d}"
         row = VolumePhantomRow(name, options.voxels)
-        yield Planned(row, "val" if index < num_val else "train", name)
+        yield PlannedRow(row, "val" if index < num_val else "train", name)

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
-from input_pipeline.conversion.planned_rows import Rejection
-from input_pipeline.conversion.sources.base import Reading, SourceRow, corpus_name
+from input_pipeline.conversion.planned_rows import Rejection, SourceRow
+from input_pipeline.conversion.sources.base import OpenedSource, corpus_name
 from input_pipeline.conversion.unimed_parts import PARTS, TarLayout
 from input_pipeline.io.cell_text import clean_texts, value_texts
 from input_pipeline.io.errors import CorpusError
@@ -35,16 +35,16 @@ class TarOptions:
     generated: Annotated[bool, "the texts are generated captions (without: people's)"] = False
 
 
-def open_tars(options: TarOptions) -> Reading:
+def open_tars(options: TarOptions) -> OpenedSource:
     """The samples of all tars, in the order of their names."""
-    folder, layout, facts = options.raw, _layout(options), {}
+    folder, layout, metadata = options.raw, _layout(options), {}
     source, modality = options.source, options.modality
     if options.part:
         part = PARTS[options.part]
         source, modality = source or options.part, modality or part.modality
         folders = (options.raw / name for name in layout.folders)
         folder = next((path for path in folders if path.is_dir()), options.raw)
-        facts = {
+        metadata = {
             "part": part.title,
             "licence": part.licence,
             "expected": asdict(part.expected),
@@ -56,7 +56,7 @@ def open_tars(options: TarOptions) -> Reading:
     if not tars:
         raise CorpusError(f"there is no .tar in {folder}")
     name = source or corpus_name(folder.resolve().name)
-    return Reading(folder, name, _rows(tars, options.split, name, modality, layout), facts)
+    return OpenedSource(folder, name, _rows(tars, options.split, name, modality, layout), metadata)
 
 
 def _layout(options: TarOptions) -> TarLayout:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input_pipeline.conversion import plan
-from input_pipeline.conversion.planned_rows import Planned, Rejection
+from input_pipeline.conversion.planned_rows import PlannedRow, Rejection
 from input_pipeline.io.errors import CorpusError
 
 
@@ -29,7 +29,7 @@ def planned_rows(made):
     st.integers(0, 5),
 )
 def test_every_row_is_in_one_shard_or_rejected(tmp_path_factory, rows, seed):
-    planned = [Planned((split, n), split, str(n), i) for i, (split, n) in enumerate(rows, 1)]
+    planned = [PlannedRow((split, n), split, str(n), i) for i, (split, n) in enumerate(rows, 1)]
     made = build(tmp_path_factory.mktemp("plan"), planned, seed=seed)
     found = planned_rows(made)
     kept = [row for part in found.values() for row in part]
@@ -44,7 +44,7 @@ def test_every_row_is_in_one_shard_or_rejected(tmp_path_factory, rows, seed):
 
 
 def test_the_plan_is_a_function_of_rows_and_settings(tmp_path):
-    rows = [Planned(n, "train", str(n)) for n in range(100)]
+    rows = [PlannedRow(n, "train", str(n)) for n in range(100)]
     made = build(tmp_path / "a", rows)
     assert build(tmp_path / "b", rows).hash == made.hash
     assert planned_rows(build(tmp_path / "c", rows)) == planned_rows(made)
@@ -60,7 +60,7 @@ def test_the_plan_is_a_function_of_rows_and_settings(tmp_path):
 def test_groups_in_two_splits_are_counted(tmp_path):
     groups = {"train": ("p1", "p2", "p3"), "val": ("p2", "p3", "p4"), "test": ("p3",)}
     rows = [
-        Planned(0, split, f"{split}{name}", group=("src", name))
+        PlannedRow(0, split, f"{split}{name}", group=("src", name))
         for split, names in groups.items()
         for name in names
     ]

@@ -15,7 +15,8 @@ from PIL import Image
 from input_pipeline import manifest as manifest_lib
 from input_pipeline import records
 from input_pipeline.conversion.executors import Local
-from input_pipeline.conversion.planned_rows import Planned, RejectedSample, Rejection
+from input_pipeline.conversion.planned_rows import PlannedRow, RejectedSample, Rejection
+from input_pipeline.conversion.sources.base import Conversion
 from input_pipeline.conversion.write_shards import write_corpus
 from input_pipeline.io.errors import CorpusError
 
@@ -64,13 +65,12 @@ class FailsWhile:
 
 def write(out_dir, rows=ROWS, make=make_sample, num_shards=NUM_SHARDS, rejected=(), **options):
     planned = [
-        Planned(row, split, f"s{row.number}", row.number)
+        PlannedRow(row, split, f"s{row.number}", row.number)
         for split, part in rows.items()
         for row in part
     ]
-    return write_corpus(
-        out_dir, "numbers", [*planned, *rejected], make, num_shards=num_shards, **options
-    )
+    conversion = Conversion("numbers", [*planned, *rejected], make)
+    return write_corpus(out_dir, conversion, num_shards=num_shards, **options)
 
 
 def contents(directory):
