@@ -71,7 +71,7 @@ def ours(args: argparse.Namespace) -> None:
     from unimed_jax.distributed import cpu_allocator, sharding, xla_options
     from unimed_jax.training import train_step
 
-    cpu_allocator.keep()  # as the trainer does
+    cpu_allocator.tune_malloc()  # as the trainer does
     variant = "data=riga,source=binrushed"
     config = runpy.run_path(str(ROOT / "configs" / "lg_sdg.py"))["get_config"](variant)
     config.head, config.batch_size = "exclusive", args.batch_size
@@ -79,11 +79,11 @@ def ours(args: argparse.Namespace) -> None:
     config.content_style_weight = 0.0
     config.augmentation.update({"location_scale": "none", "fourier": False, "plain": True})
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
-    program = train_step.Program(tasks.create(config, "/nonexistent"), config, 1000, mesh)
+    program = train_step.TrainStep(tasks.create(config, "/nonexistent"), config, 1000, mesh)
     state = jax.jit(
         program.init,
         out_shardings=program.shardings,
-        compiler_options=xla_options.options_once(mesh),
+        compiler_options=xla_options.one_shot_options(mesh),
     )(program.key())
     step, key = program.lower().compile(), program.key()
     images, labels = images_and_labels(args)

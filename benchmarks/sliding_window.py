@@ -100,7 +100,7 @@ def run_ours(path: Path) -> dict[str, float]:
     from unimed_jax.models.volumetric import VolumetricConfig, VolumetricModel
     from unimed_jax.segment import WindowedVolume
 
-    cpu_allocator.keep()  # as unimed_jax.segment does
+    cpu_allocator.tune_malloc()  # as unimed_jax.segment does
     sizes = UNETRConfig(width=WIDTH, heads=HEADS, mlp_width=MLP, features=FEATURES)
     model = VolumetricModel(VolumetricConfig("unetr", sizes, WINDOW, num_outputs=OUTPUTS))
     params = jax.jit(model.init)(jax.random.key(0))

@@ -3,7 +3,7 @@
     python benchmarks/train_step.py              # --quick: 2 of the 12 layers, fewer turns
 
 ViT-B/16 + BERT-base with the published recipe (256 tokens, dropout 0.1 in the text tower): forward,
-contrastive loss, backward, AdamW. Ours is `train_step.Program`, what the trainer compiles; theirs
+contrastive loss, backward, AdamW. Ours is `train_step.TrainStep`, what the trainer compiles; theirs
 is `CustomTextCLIP`, `ClipLoss` and `torch.optim.AdamW`, in a process of its own. Random weights,
 pixels and ids. The two take turns on the same cores; the ratio is the median over rounds. The peak
 is that of the larger of both libraries' products of 2048 x 2048 matrices. Needs the extra [torch].
@@ -133,9 +133,9 @@ def unimed_jax(args: argparse.Namespace) -> None:
     from unimed_jax.distributed import cpu_allocator, sharding
     from unimed_jax.training import train_step
 
-    cpu_allocator.keep()  # as the trainer does
+    cpu_allocator.tune_malloc()  # as the trainer does
     config, mesh = make_config(args), one_device()
-    program = train_step.Program(tasks.create(config, ""), config, 1000, mesh)
+    program = train_step.TrainStep(tasks.create(config, ""), config, 1000, mesh)
     state = jax.jit(program.init, out_shardings=program.shardings)(program.key())
     step, key = program.lower().compile(), program.key()
     images, ids = random_batch(args)

@@ -1,4 +1,4 @@
-"""Which caption of a sample is drawn at a visit: each source has one named rule.
+"""Which caption of a sample is drawn: each source has one named rule.
 
 =============  ===============================================================================
 ``uniform``    any caption, all equally likely (label-derived templates; RadImageNet, CheXpert)
@@ -39,7 +39,7 @@ def draw_caption(
       captions: string (n,), n >= 1; the first ``num_original`` are original texts.
       num_original: int64 ().
       rule: see the module docstring.
-      seed: int64 (2,), of this visit.
+      seed: int64 (2,), the seed of this draw of the sample.
 
     Returns:
       string (): the caption.

@@ -1,49 +1,54 @@
-"""What is read when: pure functions of (seed, source, epoch, stream), no state and no TensorFlow.
+"""The order of records: pure functions of (seed, source, epoch, stream), stateless, in NumPy.
 
-A global batch is made of ``num_streams`` *logical streams* in stream order; each gives an equal
-number of rows. A host serves a contiguous range of streams, so the batch at step k does not depend
-on how many hosts there are. Within a stream, every source keeps its own position:
+A global batch consists of the rows of ``num_streams`` *logical streams*, an equal number from each,
+in stream order. A host serves a contiguous range of streams, so the batch at step k does not depend
+on the number of hosts. Within a stream, every source has its own position:
 
-* each epoch, all shards of the source are permuted and dealt to the streams in turn;
-* the records that a stream meets in an epoch are cut into *blocks* of ``block_size``, and each
-block is
-  shuffled with its own seed. Unlike a sliding shuffle buffer, a block is reached by arithmetic: to
-  resume, whole shards are skipped by their counts and at most one shard plus one block is read
-  again.
+* In each epoch, all shards of the source are permuted and dealt to the streams in turn.
+* The records of a stream in an epoch are cut into *blocks* of ``block_size``; each block is
+  shuffled with its own seed. Unlike a position in a sliding shuffle buffer, a block is found by
+  arithmetic: to resume, whole shards are skipped by their counts, and at most one shard and one
+  block are read again.
 """
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-_DRAWS, _SHARDS, _BLOCKS, _EXAMPLES = range(
-    4
-)  # one random domain per use, so that none repeats another
+
+class RngStream(enum.IntEnum):
+    """Independent streams of random numbers; the values are part of every seed."""
+
+    DRAWS = 0  # which source each draw takes
+    SHARDS = 1  # the permutation of shards
+    BLOCKS = 2  # the shuffling of blocks
+    EXAMPLES = 3  # the seeds that ``decode`` receives
 
 
 def _generator(*key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key))))
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([int(k) for k in key])))
 
 
-def stream_seed(seed: int, domain_index: int, stream: int, domain: int) -> int:
-    """A 63-bit seed that belongs to one stream of one source in one random domain."""
-    words = np.random.SeedSequence([seed, domain, domain_index, stream]).generate_state(
-        1, np.uint64
-    )
-    return int(words[0] >> np.uint64(1))
+def stream_seed(seed: int, source: int, stream: int, rng_stream: RngStream) -> int:
+    """A 63-bit seed for one use in one stream of one source."""
+    sequence = np.random.SeedSequence([seed, int(rng_stream), source, stream])
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def block_seed(seed: int, source: int, stream: int) -> int:
-    return stream_seed(seed, source, stream, _BLOCKS)
+    """The seed of the shuffling of blocks."""
+    return stream_seed(seed, source, stream, RngStream.BLOCKS)
 
 
 def example_seed(seed: int, source: int, stream: int) -> int:
-    return stream_seed(seed, source, stream, _EXAMPLES)
+    """The seed that, with the number of a draw, belongs to that draw."""
+    return stream_seed(seed, source, stream, RngStream.EXAMPLES)
 
 
 def source_draws(weights: Sequence[float], seed: int, stream: int, num_draws: int) -> np.ndarray:
-    """Which source each draw of a stream takes, with probability in proportion to ``weights``.
+    """The source of each draw of a stream, with probabilities proportional to ``weights``.
 
     Returns:
       uint8 array of shape (num_draws,); its prefixes do not depend on ``num_draws``.
@@ -51,7 +56,7 @@ def source_draws(weights: Sequence[float], seed: int, stream: int, num_draws: in
     if len(weights) == 1:
         return np.zeros(num_draws, np.uint8)
     cumulative = np.cumsum(np.asarray(weights, np.float64) / np.sum(weights))
-    uniform = _generator(seed, _DRAWS, stream).random(num_draws)
+    uniform = _generator(seed, RngStream.DRAWS, stream).random(num_draws)
     return np.minimum(np.searchsorted(cumulative, uniform, side="right"), len(weights) - 1).astype(
         np.uint8
     )
@@ -60,17 +65,19 @@ def source_draws(weights: Sequence[float], seed: int, stream: int, num_draws: in
 def epoch_shards(
     num_shards: int, num_streams: int, seed: int, source: int, epoch: int, stream: int
 ) -> np.ndarray:
-    """Shards (int64 indices, in reading order) that ``stream`` visits in ``epoch``."""
-    return _generator(seed, _SHARDS, source, epoch).permutation(num_shards)[stream::num_streams]
+    """Shards (int64 indices, in reading order) that ``stream`` reads in ``epoch``."""
+    return _generator(seed, RngStream.SHARDS, source, epoch).permutation(num_shards)[
+        stream::num_streams
+    ]
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """The part of one epoch that one stream has still to read of one source."""
+    """The rest of one epoch that one stream reads from one source."""
 
     epoch: int
-    shards: np.ndarray  # int64, in reading order, the first may be entered part-way
-    skip_records: int  # records to pass over at the start of the first shard, undecoded
+    shards: np.ndarray  # int64, in reading order; reading may start within the first one
+    skip_records: int  # records to skip at the start of the first shard, undecoded
     first_block: int  # index within the epoch of the first block that is read
     skip_in_block: int  # records of that (shuffled) block that were consumed before
 

@@ -104,7 +104,7 @@ def serve(page: "gradio.Blocks", port: int) -> None:
         )
     except OSError as error:
         raise UserError(f"--port={port} cannot be had: another program may have it") from error
-    process.say(f"the page is at {address} (Ctrl-C ends it)")
+    process.log(f"the page is at {address} (Ctrl-C ends it)")
     page.block_thread()
 
 

@@ -151,7 +151,7 @@ def _evaluate_corpus() -> None:
     mesh = sharding.make_mesh({"data": jax.device_count(), "fsdp": 1, "tensor": 1})
     evaluators = task.evaluators(mesh, _cache())
     evaluations = evaluate(evaluators, subject.params(task, mesh))
-    process.say(subject.title)
+    process.log(subject.title)
     if jax.process_index() == 0:
         write_results(to_path(_OUT.value), subject.title, config, evaluations)
 

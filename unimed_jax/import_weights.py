@@ -88,7 +88,7 @@ def _write(
         checkpoints.close()
 
     out = args.out.absolute()
-    with files.appearing_directory(out) as staged:
+    with files.atomic_directory(out) as staged:
         if tokenizer:
             tokenizer.save(staged / "tokenizer")
         (staged / "config.json").write_text(config_lib.to_json(recipe) + "\n", "utf-8")

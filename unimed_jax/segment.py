@@ -81,7 +81,7 @@ def _main(argv: list[str]) -> None:
             start += len(labels)
         if writer:
             writer.close()
-        process.say(f"{target}")
+        process.log(f"{target}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,8 +4,8 @@
     unimed-jax train --config=FILE[:variant] --workdir=DIR [--config.KEY=VALUE ...]
 
 Every key of the config can be set on the command line (--config.optimizer.learning_rate=3e-4). The
-same command started again goes on from the newest checkpoint in the work directory, with the same
-losses as if it had never stopped. The work directory receives config.json, metrics.jsonl,
+same command, given again, resumes from the newest checkpoint in the work directory, with the same
+losses as an uninterrupted run. The work directory receives config.json, metrics.jsonl,
 tensorboard/, checkpoints/, results.json, report.html.
 """
 
@@ -30,9 +30,10 @@ from unimed_jax import tasks
 from unimed_jax.distributed import process, sharding, xla_options
 from unimed_jax.evals.results import evaluate, named_metrics, write_results
 from unimed_jax.monitoring import metrics, profiling
-from unimed_jax.training import data_location, stages, train_step
+from unimed_jax.training import data_location, stages
 from unimed_jax.training.data_loader import DataLoader
 from unimed_jax.training.task import Evaluation, Task
+from unimed_jax.training.train_step import State, TrainStep
 from unimed_jax.weights.checkpoint import FOLDER, Checkpoints, make_meta
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -47,7 +48,7 @@ _STOPPED_STATUS = flags.DEFINE_integer(
 
 
 def claim_workdir(config: ConfigDict, workdir: AnyPath) -> None:
-    """Writes config.json, after checking that checkpoints found there are of the same config.
+    """Writes config.json; refuses a directory with checkpoints of another config.
 
     Raises:
       UserError: the directory cannot be written, or belongs to another config.
@@ -57,17 +58,17 @@ def claim_workdir(config: ConfigDict, workdir: AnyPath) -> None:
         changed = config_lib.differences(config_lib.from_json(path.read_text()), config)
         if changed:
             raise UserError(
-                f"{workdir} belongs to another config ({'; '.join(changed)}); take another "
-                "--workdir, or set these keys back"
+                f"{workdir} belongs to another config ({'; '.join(changed)}); choose another "
+                "--workdir, or restore these keys"
             )
     write_text_atomically(path, config_lib.to_json(config) + "\n")
 
 
 def prepare(config: ConfigDict, workdir: AnyPath, num_devices: int) -> None:
-    """Checks the config, claims the work directory, and makes the corpus where it is not there.
+    """Checks the config, claims the work directory, and generates the corpus if it is missing.
 
     Raises:
-      UserError: anything the user can mend.
+      UserError: anything the user can fix.
     """
     config_lib.validate(config, num_devices, jax.process_count())
     if jax.process_index() == 0:
@@ -76,19 +77,19 @@ def prepare(config: ConfigDict, workdir: AnyPath, num_devices: int) -> None:
     process.wait_for_all("work directory and corpus are ready")
 
 
-def initial_state(task: Task, program: train_step.Program) -> train_step.State:
-    """Random parameters, made where they belong, with the pretrained part put in their place."""
+def initial_state(task: Task, step: TrainStep) -> State:
+    """The state before the first step: random parameters, the pretrained ones replaced."""
     state = jax.jit(
-        program.init,
-        out_shardings=program.shardings,
-        compiler_options=xla_options.options_once(program.mesh),
-    )(program.key())
-    abstract = program.abstract_state["params"]
+        step.init,
+        out_shardings=step.shardings,
+        compiler_options=xla_options.one_shot_options(step.mesh),
+    )(step.key())
+    abstract = step.abstract_state["params"]
     wanted = {
         sharding.path_string(path): (leaf.dtype, placement)
         for (path, leaf), placement in zip(
             jax.tree_util.tree_leaves_with_path(abstract),
-            jax.tree.leaves(program.shardings["params"]),
+            jax.tree.leaves(step.shardings["params"]),
             strict=True,
         )
     }
@@ -102,7 +103,7 @@ def initial_state(task: Task, program: train_step.Program) -> train_step.State:
 
 
 def is_multiple(step: int, every: int) -> bool:
-    """Whether something that happens every ``every`` steps (0: never) happens after ``step``."""
+    """Whether an action of every ``every`` steps (0: never) is due after ``step``."""
     return every > 0 and step % every == 0
 
 
@@ -112,31 +113,31 @@ def train(
     devices: Sequence[jax.Device] | None = None,
     began: float | None = None,
 ) -> bool:
-    """One run, from the config to the report; resumes what the work directory holds.
+    """One run, from the config to the report; resumes the run in the work directory.
 
     Args:
-      config: as a recipe gives it.
+      config: the config of a recipe.
       workdir: absolute path, local or in a bucket.
-      devices: of all hosts; None: all there are.
-      began: `time.time` when the command was given; None: now.
+      devices: devices of all hosts; None: all that JAX finds.
+      began: ``time.time()`` when the command was given; None: now.
 
     Returns:
-      Whether it is finished; False if a signal stopped it, saved, before the last step.
+      Whether the run is finished; False if a signal stopped it before the last step, after saving.
 
     Raises:
-      UserError: anything the user can mend, as one line.
+      UserError: anything the user can fix, as one line.
     """
-    start_up = profiling.StartUp(time.time() if began is None else began)
-    start_up.part("imports")
+    startup = profiling.StartupTimer(time.time() if began is None else began)
+    startup.mark("imports")
     # --- checks, before anything is compiled
     num_devices = len(devices or jax.devices())
     prepare(config, workdir, num_devices)
     main_host = jax.process_index() == 0
     root = data_location.corpus_root(config, str(workdir))
-    start_up.part("corpus")
+    startup.mark("corpus")
     mesh = sharding.make_mesh(config_lib.mesh_shape(config, num_devices), devices)
     task = tasks.create(config, str(workdir))
-    meta = make_meta(config, task.identity)
+    meta = make_meta(config, task.asset_fingerprints)
     loader = DataLoader(config, task, root, mesh)
     num_steps = config.num_train_steps or math.ceil(
         config.num_epochs * loader.num_samples / config.batch_size
@@ -145,36 +146,38 @@ def train(
     if main_host:
         task.save_assets(str(workdir))
 
-    # --- state: restored if there is a checkpoint, else made from the seed and the pretrained
-    # weights
-    program = train_step.Program(task, config, num_steps, mesh)
+    # --- state: restored from a checkpoint, or initialized from the seed and pretrained weights
+    train_step = TrainStep(task, config, num_steps, mesh)
     checkpoints = Checkpoints(
         workdir, keep=config.checkpoint.keep, best_metric=config.checkpoint.best_metric
     )
-    restored = checkpoints.restore_newest(program.abstract_state, program.shardings)
+    restored = checkpoints.restore_newest(train_step.abstract_state, train_step.shardings)
     if restored is None:
-        start, state = 0, initial_state(task, program)
+        start, state = 0, initial_state(task, train_step)
     else:
         start, state = restored.step, restored.state
         found = restored.meta["identity"]
-        if found != dict(task.identity):
-            raise UserError(f"{workdir} was trained with {found}, but now there is {task.identity}")
+        if found != dict(task.asset_fingerprints):
+            raise UserError(
+                f"{workdir} was trained with {found}, but this run has {task.asset_fingerprints}"
+            )
         loader.check_position(restored.position, start)
-    num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(program.abstract_state["params"]))
-    process.say(
+    abstract_params = train_step.abstract_state["params"]
+    num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params))
+    process.log(
         f"{config.task}: {num_params:,} parameters, {loader.num_samples:,} samples, "
         f"{num_steps} steps of {config.batch_size}, mesh {dict(mesh.shape)}, from step {start}"
     )
     jax.block_until_ready(state)
-    start_up.part("state")
+    startup.mark("state")
 
-    # --- the step, compiled once, while the first batches are being read
+    # --- the step, compiled once, while the first batches are read
     stream = device_prefetch.prefetch(loader.read(start, num_steps))
-    compiled = program.lower().compile()
-    key, step_flops = program.key(), program.model_flops()
+    compiled = train_step.lower().compile()
+    key, step_flops = train_step.key(), train_step.model_flops()
     device_kind = jax.devices()[0].device_kind
     process.wait_for_all("the step is compiled")
-    start_up.part("compilation")
+    startup.mark("compilation")
 
     # --- the loop
     writer = metrics.MetricWriter(workdir, resume_step=start or None) if main_host else None
@@ -191,30 +194,30 @@ def train(
             checkpoints.wait()
             raise UserError(
                 f"step {step}: loss {fetched['loss']}, gradient norm {fetched['grad_norm']}; "
-                f"nothing of it was saved; last good checkpoint: {checkpoints.latest_step()}; "
+                f"this step was not saved; last good checkpoint: {checkpoints.latest_step()}; "
                 f"samples of the batch on this host: {', '.join(ids)}"
             )
         return fetched
 
     step = start
     stop_signal = process.StopSignal()
-    # nothing goes between host and device in a step but what is asked for: batches in the feed's
-    # thread, metrics in `check`
+    # no implicit transfers between host and device: batches are placed in the prefetch thread,
+    # metrics fetched in `check`
     with jax.transfer_guard("disallow"), contextlib.ExitStack() as ending:
         for end in (checkpoints.wait, bar.close, stream.close, trace.close, stop_signal.restore):
-            ending.callback(end)  # the last one is called first
+            ending.callback(end)  # called in reverse order
         while step < num_steps and not stop_signal.received(step):
             trace.before(step)
             with speed.waiting_for_data():
                 ids, batch = next(stream)
             if step == start:
-                start_up.part("first batch")
+                startup.mark("first batch")
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, values = compiled(state, batch, key)
             if step == start:
                 jax.block_until_ready(values)
-                start_up.part("first step")
-                process.say(start_up.line())
+                startup.mark("first step")
+                process.log(startup.line())
             trace.after(step, values)
             step += 1
             speed.step_done()
@@ -235,7 +238,7 @@ def train(
                 used = metrics.mfu(step_flops, row["step_seconds"], device_kind, num_devices)
                 row |= {} if used is None else {"mfu": used}
                 bar.set_postfix(loss=row["loss"], images_s=row["images_per_sec"], refresh=False)
-                process.say(metrics.format_line(step, row))
+                process.log(metrics.format_line(step, row))
             with speed.paused(), jax.transfer_guard("allow"):
                 scores: dict[str, float] = {}
                 if run_evals:
@@ -251,8 +254,8 @@ def train(
     if step < num_steps:
         checkpoints.save(step, state, loader.position(step), meta)
         checkpoints.close()
-        process.say(
-            f"stopped by {stop_signal.name}: step {step} is saved; the same command goes on"
+        process.log(
+            f"stopped by {stop_signal.name}: step {step} is saved; the same command resumes the run"
         )
         return False
     checkpoints.close()
@@ -273,9 +276,9 @@ def train_stages(
     devices: Sequence[jax.Device] | None = None,
     began: float | None = None,
 ) -> bool:
-    """The stages of a run, one after the other, and the run itself; see ``stages.py``.
+    """Trains the stages of a run, one after the other, then the run itself; see ``stages.py``.
 
-    Arguments and result as of ``train``. What is finished is passed over, what was stopped goes on.
+    Arguments and result as of ``train``. Finished stages are skipped; a stopped one is resumed.
     """
     if config.stages:
         num_devices = len(devices or jax.devices())
@@ -288,7 +291,7 @@ def train_stages(
             directory = stages.directory(workdir, name)
             if stages.is_finished(stage, directory):
                 continue
-            process.say(f"\nstage {name}: {directory}")
+            process.log(f"\nstage {name}: {directory}")
             if not train(stage, directory, devices, began):
                 return False
             began = None

@@ -24,7 +24,7 @@ from typing import Any
 
 from input_pipeline.conversion.planned_rows import Rejection, SampleWithNotes
 from input_pipeline.io.errors import CorpusError
-from input_pipeline.io.files import AnyPath, appearing_file, write_text_atomically
+from input_pipeline.io.files import AnyPath, atomic_file, write_text_atomically
 from input_pipeline.manifest import Manifest
 
 _ORIGINAL, _GENERATED = "original_captions", "generated_captions"
@@ -45,7 +45,7 @@ def write_rejected(
     """Writes the rejections ordered by row, one JSON object a line; returns them by reason.
 
     The reasons counted are without what differs from row to row. Sorted on disk: a corpus may
-    refuse millions of rows. `scratch`: as of `appearing_file`.
+    refuse millions of rows. `scratch`: as of `atomic_file`.
     """
     reasons = collections.Counter()
     try:
@@ -57,7 +57,7 @@ def write_rejected(
                 sorter.execute("INSERT INTO rejected VALUES (?,?,?,?)", (r.row, r.id, r.path, line))
             order = "SELECT line FROM rejected ORDER BY row IS NULL, row, id, path"
             with (
-                appearing_file(path, scratch) as temporary,
+                atomic_file(path, scratch) as temporary,
                 temporary.open("w", encoding="utf-8") as file,
             ):
                 file.writelines(f"{line}\n" for (line,) in sorter.execute(order))

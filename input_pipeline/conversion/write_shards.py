@@ -141,7 +141,7 @@ def write_shard(
     num_samples = 0
     rows = plan_lib.shard_rows(out_dir / PARTIAL / ROWS, file)
     try:
-        with files.appearing_file(out_dir / file, out_dir / PARTIAL) as temporary:
+        with files.atomic_file(out_dir / file, out_dir / PARTIAL) as temporary:
             with tf.io.TFRecordWriter(str(temporary)) as writer:
                 for made in map_ahead(functools.partial(_made, make_sample), rows, threads):
                     if isinstance(made, Rejection):

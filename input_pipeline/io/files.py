@@ -197,7 +197,7 @@ def write_text_atomically(path: PathLike, text: str) -> None:
 
 
 def write_bytes_atomically(path: PathLike, content: bytes) -> None:
-    """Replaces the file at `path` by `content`, creating parent directories; see `appearing_file`.
+    """Replaces the file at `path` by `content`, creating parent directories; see `atomic_file`.
 
     Raises:
       UserError: the directory or the file cannot be written; the message names it and says why.
@@ -206,14 +206,14 @@ def write_bytes_atomically(path: PathLike, content: bytes) -> None:
     try:
         if is_local(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with appearing_file(path) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
-def appearing_file(path: AnyPath, scratch: AnyPath | None = None) -> Iterator[pathlib.Path]:
+def atomic_file(path: AnyPath, scratch: AnyPath | None = None) -> Iterator[pathlib.Path]:
     """A file name on a local disk; what is written there is at `path` when the block ends without
     an error. A kill at any moment leaves either the old file or the new one.
 
@@ -244,7 +244,7 @@ def appearing_file(path: AnyPath, scratch: AnyPath | None = None) -> Iterator[pa
 
 
 @contextlib.contextmanager
-def appearing_directory(path: AnyPath) -> Iterator[pathlib.Path]:
+def atomic_directory(path: AnyPath) -> Iterator[pathlib.Path]:
     """An empty local directory that takes the name ``path`` when the block ends without an error.
 
     In a bucket its files appear one by one.
@@ -316,7 +316,7 @@ def remove_tree(folder: AnyPath) -> None:
         folder.fs.rm(folder.path, recursive=True)
 
 
-class GrowingFile:
+class AppendOnlyFile:
     """A file that begins with some content and is appended to.
 
     Attributes:

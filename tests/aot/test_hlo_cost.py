@@ -220,7 +220,7 @@ def test_compiled_flops_are_those_of_the_jaxpr(tiny_config):
     """Without rematerialisation the compiler does what the mathematics says, or less."""
     config = tiny_config(model__text__dropout=0.0, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    program = train_step.Program(tasks.create(config, ""), config, 10, mesh)
+    program = train_step.TrainStep(tasks.create(config, ""), config, 10, mesh)
     compiled = program.lower().compile()
     cost = hlo_cost.cost(hlo.parse(compiled.as_text()), 8)
     assert 0.8 < cost.flops * 8 / program.model_flops() < 1.6

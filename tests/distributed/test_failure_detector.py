@@ -1,4 +1,4 @@
-"""Where one process of a job is gone, all stop and name it: real processes, killed for real."""
+"""If one process of a job is lost, all stop and name it: real processes, really killed."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from unimed_jax.distributed.failure_detector import RESTART_STATUS
 
 
 @pytest.fixture
-def three_peers():
+def three_processes():
     """Three processes of a job that know each other."""
     processes = [
         subprocess.Popen(
@@ -42,24 +42,24 @@ def order(process: subprocess.Popen, text: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 2])
-def test_the_others_name_the_process_that_was_killed_and_ask_for_a_restart(three_peers, victim):
+def test_the_others_name_the_process_that_was_killed_and_ask_for_a_restart(three_processes, victim):
     killed = time.monotonic()
-    three_peers[victim].kill()
+    three_processes[victim].kill()
     host = socket.gethostname()
-    for process in three_peers:
-        if process is not three_peers[victim]:
+    for process in three_processes:
+        if process is not three_processes[victim]:
             output = finish(process, RESTART_STATUS)
             last = output.splitlines()[-1]
-            assert last.startswith(f"error: process {victim} of 3 (host {host}) is gone: ")
+            assert last.startswith(f"error: process {victim} of 3 (host {host}) is lost: ")
             assert "Fatal Python error" not in output
     assert time.monotonic() - killed < 60
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1])
-def test_an_error_of_one_process_is_the_reason_and_the_status_of_all(three_peers, failing):
-    order(three_peers[failing], "give up")
-    for index, process in enumerate(three_peers):
+def test_an_error_of_one_process_is_the_reason_and_the_status_of_all(three_processes, failing):
+    order(three_processes[failing], "give up")
+    for index, process in enumerate(three_processes):
         output = finish(process, 2)
         if index != failing:
             said = f"error: process {failing} of 3 (host {socket.gethostname()}) stopped: a reason"
@@ -67,9 +67,9 @@ def test_an_error_of_one_process_is_the_reason_and_the_status_of_all(three_peers
 
 
 @pytest.mark.slow
-def test_a_process_that_has_done_its_part_alarms_nobody(three_peers):
-    for process in (three_peers[2], three_peers[0], three_peers[1]):
+def test_a_process_that_has_done_its_part_alarms_nobody(three_processes):
+    for process in (three_processes[2], three_processes[0], three_processes[1]):
         order(process, "leave")
         time.sleep(0.5)
-    for process in three_peers:
+    for process in three_processes:
         assert "error" not in finish(process)

@@ -102,7 +102,7 @@ def test_killed_and_preempted_two_processes_train_like_one(uneven_corpus, tmp_pa
         killed = time.monotonic()
         output = finish(processes[1 - victim], RESTART_STATUS)
         assert time.monotonic() - killed < 60
-        said = f"error: process {victim} of 2 (host {socket.gethostname()}) is gone: "
+        said = f"error: process {victim} of 2 (host {socket.gethostname()}) is lost: "
         assert output.splitlines()[-1].startswith(said)
         assert "Traceback" not in output
         processes[victim].communicate()

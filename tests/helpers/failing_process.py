@@ -1,16 +1,16 @@
-"""One process of a job that only watches its peers: leaves, gives up, or waits, as it is told."""
+"""One process of a job that only runs the failure detector: it deregisters, aborts or waits."""
 
 import sys
 import time
 
-from unimed_jax.distributed.failure_detector import join
+from unimed_jax.distributed.failure_detector import join_job
 
-peers = join()
+detector = join_job()
 print("ready", flush=True)
 for order in sys.stdin:
     if order == "leave\n":
-        peers.leave()
+        detector.deregister()
         break
-    peers.give_up("a reason", status=2)
+    detector.abort("a reason", status=2)
 else:
     time.sleep(600)

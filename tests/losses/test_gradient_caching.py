@@ -31,7 +31,7 @@ def updates(config, shape):
     axes = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
     mesh = sharding.make_mesh(axes, jax.devices()[: np.prod(shape)])
     task = tasks.create(config, "")
-    program = train_step.Program(task, config, 10, mesh)
+    program = train_step.TrainStep(task, config, 10, mesh)
     compiled = program.lower().compile()
     state = jax.jit(program.init, out_shardings=program.shardings)(program.key())
     placed = jax.device_put(batch(), sharding.batch_sharding(mesh))

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest that can be read, and it says which it is not."""
+"""Which checkpoint a run resumes from: the newest readable one, and it logs which it skips."""
 
 import os
 import shutil
@@ -57,7 +57,7 @@ def test_the_newest_is_taken(workdir, capsys):
     _, restored = restore_newest(workdir)
     assert (restored.step, restored.position, restored.meta) == (3, {"step": 3}, {"identity": {}})
     assert int(restored.state["params"]["a"][0, 0]) == 3
-    assert f"goes on from {workdir / 'checkpoints' / '3'}\n" in capsys.readouterr().out
+    assert f"resuming from {workdir / 'checkpoints' / '3'}\n" in capsys.readouterr().out
 
 
 def test_there_may_be_none(tmp_path):
@@ -92,8 +92,8 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_is_taken(workdir, capsys,
     assert restored.step == 2
     assert int(restored.state["params"]["a"][0, 0]) == 2
     said = capsys.readouterr().out
-    assert f"ignores {folder / '3'}, now damaged-3: it cannot be read (" in said
-    assert f"goes on from {folder / '2'}\n" in said
+    assert f"skipping {folder / '3'}, renamed to damaged-3: it cannot be read (" in said
+    assert f"resuming from {folder / '2'}\n" in said
     # its step is free again
     checkpoints.save(3, state_of(7), {"step": 3}, {"identity": {}})
     checkpoints.close()
@@ -136,4 +136,4 @@ def test_what_a_kill_leaves_of_a_save_is_ignored_aloud(workdir, capsys):
     assert len(left) == 1
     _, restored = restore_newest(workdir)
     assert restored.step == 3
-    assert f"ignores {left[0]}: its save was interrupted\n" in capsys.readouterr().out
+    assert f"skipping {left[0]}: its save was interrupted\n" in capsys.readouterr().out

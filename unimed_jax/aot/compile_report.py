@@ -155,7 +155,7 @@ def compile_report(
     if chip is None:
         raise UserError(f"chips.py has no figures of {kind!r}; known: {', '.join(CHIPS)}")
     mesh = sharding.make_mesh(config_lib.mesh_shape(config, num_devices), devices)
-    program = train_step.Program(tasks.create(config, ""), config, 1_000_000, mesh)
+    program = train_step.TrainStep(tasks.create(config, ""), config, 1_000_000, mesh)
     model_flops = program.model_flops()
     report: Report = {
         "topology": topology,

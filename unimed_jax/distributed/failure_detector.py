@@ -1,9 +1,9 @@
-"""The processes of a job: how they meet, and that all stop, and name it, where one is gone.
+"""Failure detection in a job of several processes: if one is lost, all stop and name it.
 
-A collective whose partner has died waits for ever on some platforms and raises something cryptic on
-others. So every process keeps a TCP connection to process 0, on which nothing is sent while all is
-well. The kernel closes the connections of a process that dies, however it dies, and probes those of
-a host that is silent; process 0 tells the others.
+A collective with a lost process waits forever on some platforms and raises a cryptic error on
+others. Therefore every process keeps a TCP connection to process 0, which is silent as long as all
+processes are alive. The kernel closes the connections of a process that dies, however it dies, and
+probes those of a silent host; process 0 reports the failure to the others.
 """
 
 import contextlib
@@ -19,24 +19,24 @@ import time
 from typing import Any, NoReturn, TextIO
 
 import jax
-from jax._src import cloud_tpu_init, distributed  # what is used of them has no public name
+from jax._src import cloud_tpu_init, distributed  # no public API; see test_jax_internals.py
 
 from input_pipeline.io.errors import UserError
 
-# EX_TEMPFAIL of sysexits.h: nothing has to be mended, the same command goes on
+# EX_TEMPFAIL of sysexits.h: nothing has to be fixed, the same command resumes the run
 RESTART_STATUS = 75
 
-_KEY = "unimed_jax/peers"
+_KEY = "unimed_jax/failure_detector"
 _CONNECT_SECONDS = 60
-_VERDICT_SECONDS = 5
-# A host that lost its power or network answers none of these: gone after 10 + 3 * 5 seconds.
+_REPORT_SECONDS = 5
+# A host without power or network answers no probe: it counts as lost after 10 + 3 * 5 seconds.
 _PROBES = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
 
 
-def join() -> "Peers | None":
-    """Joins the other processes; None if this one is alone.
+def join_job() -> "FailureDetector | None":
+    """Connects to the other processes of the job; None if there are no others.
 
-    On TPU VMs and under Slurm JAX finds the job by itself; elsewhere JAX_COORDINATOR_ADDRESS,
+    On TPU VMs and under Slurm, JAX finds the job by itself; elsewhere, JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID name it.
 
     Raises:
@@ -52,10 +52,12 @@ def join() -> "Peers | None":
         jax.distributed.initialize()
     state = distributed.global_state
     if state.num_processes > 1 and jax.default_backend() == "cpu":
-        # What several processes load from the cache computes other numbers than what they compile:
-        # seen with jaxlib 0.10.2, four processes, two CPU devices each.
+        # In a job of several processes, programs from the cache compute other numbers than freshly
+        # compiled ones: seen with jaxlib 0.10.2, four processes, two CPU devices each.
         jax.config.update("jax_enable_compilation_cache", False)
-    return Peers(state.process_id, state.num_processes) if state.num_processes > 1 else None
+    if state.num_processes == 1:
+        return None
+    return FailureDetector(state.process_id, state.num_processes)
 
 
 def _is_slurm_step() -> bool:
@@ -63,11 +65,11 @@ def _is_slurm_step() -> bool:
     return "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
 
-class Peers:
-    """Connections of this process: to process 0, or from all others if it is process 0."""
+class FailureDetector:
+    """The connections of this process: to process 0 or, in process 0, from all other processes."""
 
     def __init__(self, index: int, count: int) -> None:
-        """Connects to process 0, or starts to listen.
+        """Connects to process 0; process 0 starts to listen.
 
         Raises:
           UserError: process 0 cannot be reached.
@@ -83,26 +85,27 @@ class Peers:
         else:
             self._connect()
 
-    def leave(self) -> None:
-        """This process has done its part: from now on, nobody minds that it ends."""
+    def deregister(self) -> None:
+        """Announces that this process has finished; the others then ignore its exit."""
         with self._lock:
             self._over = True
-            self._tell_all({"done": True})
+            self._send_to_all({"done": True})
 
-    def give_up(self, reason: str, status: int) -> NoReturn:
-        """Ends this process because of an error of its own, and all others with the same status."""
+    def abort(self, reason: str, status: int) -> NoReturn:
+        """Ends all processes of the job with ``status``, because of an error in this one."""
         with self._lock:
             self._over = True
-            self._tell_all({"stop": f"{self._name(self._index)} stopped: {reason}", "exit": status})
-        time.sleep(1)  # they hear it before they notice that the connection is closed
-        _leave_process(status)
+            text = f"{self._name(self._index)} stopped: {reason}"
+            self._send_to_all({"stop": text, "exit": status})
+        time.sleep(1)  # they must receive it before they notice that the connection is closed
+        _exit_now(status)
 
-    def await_verdict(self) -> None:
-        """Returns if no process is gone; else this process ends here, as its connections tell it.
+    def await_failure_report(self) -> None:
+        """Returns if no process is lost; otherwise this process ends here, with a report.
 
-        To be called when a collective has failed, which may be the first sign of it.
+        To be called when a collective has failed: that may be the first sign of a lost process.
         """
-        time.sleep(_VERDICT_SECONDS)
+        time.sleep(_REPORT_SECONDS)
 
     def _listen(self) -> None:
         dual = socket.has_dualstack_ipv6()
@@ -110,9 +113,9 @@ class Peers:
         server = socket.create_server(
             ("", 0), family=family, backlog=self._count, dualstack_ipv6=dual
         )
-        token = secrets.token_hex(16)  # a stranger who finds the port is no peer
-        facts = {"port": server.getsockname()[1], "token": token, "host": self._hosts[0]}
-        distributed.global_state.client.key_value_set(_KEY, json.dumps(facts))
+        token = secrets.token_hex(16)  # keeps out strangers who find the port
+        address = {"port": server.getsockname()[1], "token": token, "host": self._hosts[0]}
+        distributed.global_state.client.key_value_set(_KEY, json.dumps(address))
 
         def greet(connection: socket.socket) -> None:
             lines = connection.makefile("r", encoding="utf-8")
@@ -130,55 +133,56 @@ class Peers:
                 connection = _watched(server.accept()[0])
                 threading.Thread(target=greet, args=(connection,), daemon=True).start()
 
-        threading.Thread(target=accept, name="peers", daemon=True).start()
+        threading.Thread(target=accept, name="failure_detector", daemon=True).start()
 
     def _connect(self) -> None:
         state = distributed.global_state
-        facts = json.loads(state.client.blocking_key_value_get(_KEY, 1000 * _CONNECT_SECONDS))
+        address = json.loads(state.client.blocking_key_value_get(_KEY, 1000 * _CONNECT_SECONDS))
         host = state.coordinator_address.rpartition(":")[0].strip("[]")
         try:
-            connection = socket.create_connection((host, facts["port"]), _CONNECT_SECONDS)
+            connection = socket.create_connection((host, address["port"]), _CONNECT_SECONDS)
         except OSError as error:
             raise UserError(
-                f"process {self._index} cannot reach process 0 at {host}:{facts['port']} "
+                f"process {self._index} cannot reach process 0 at {host}:{address['port']} "
                 f"({error.strerror or error}); a host of a job must reach every port of the others"
             ) from error
         connection.settimeout(None)
-        self._hosts[0] = facts["host"]
+        self._hosts[0] = address["host"]
         self._connections[0] = _watched(connection)
-        hello = {"token": facts["token"], "index": self._index, "host": self._hosts[self._index]}
-        self._tell_all(hello)
+        hello = {"token": address["token"], "index": self._index, "host": self._hosts[self._index]}
+        self._send_to_all(hello)
         lines = connection.makefile("r", encoding="utf-8")
-        thread = threading.Thread(target=self._follow, args=(0, lines), name="peers", daemon=True)
-        thread.start()
+        threading.Thread(
+            target=self._follow, args=(0, lines), name="failure_detector", daemon=True
+        ).start()
 
     def _follow(self, index: int, lines: TextIO) -> None:
-        """Reads what a process says, until it has done its part or all have to stop."""
+        """Reads the messages of a process, until it has finished or all have to stop."""
         try:
             message = json.loads(lines.readline() or "{}")
-        except OSError:  # the probes were not answered
+        except OSError:  # no answer to the probes
             message = {}
         if "done" in message:
             return
-        gone = f"{self._name(index)} is gone: killed, out of memory, or its host was lost"
-        text, status = message.get("stop", gone), message.get("exit", RESTART_STATUS)
+        lost = f"{self._name(index)} is lost: killed, out of memory, or its host failed"
+        text, status = message.get("stop", lost), message.get("exit", RESTART_STATUS)
         with self._lock:
             if self._over:
                 return
             self._over = True
             if self._index == 0:
-                self._tell_all({"stop": text, "exit": status})
-        time.sleep(1)  # what JAX says in C++ comes first, this line last
+                self._send_to_all({"stop": text, "exit": status})
+        time.sleep(1)  # so that this line is printed after the C++ messages of JAX
         advice = "; start all processes again" if status == RESTART_STATUS else ""
         print(f"error: {text}{advice}", file=sys.stderr)
-        _leave_process(status)
+        _exit_now(status)
 
     def _name(self, index: int) -> str:
         return f"process {index} of {self._count} (host {self._hosts[index]})"
 
-    def _tell_all(self, message: dict[str, Any]) -> None:
+    def _send_to_all(self, message: dict[str, Any]) -> None:
         for connection in self._connections.values():
-            with contextlib.suppress(OSError):  # that one is gone, too
+            with contextlib.suppress(OSError):  # that process is lost, too
                 connection.sendall(json.dumps(message).encode() + b"\n")
 
 
@@ -192,18 +196,18 @@ def _watched(connection: socket.socket) -> socket.socket:
 
 
 def _delay_abort() -> None:
-    """Gives ``Peers`` the time to say its line when JAX aborts the process.
+    """Gives ``FailureDetector`` the time to print its line before JAX aborts the process.
 
-    JAX does so, with a C++ stack trace and no way to be asked first, at the very moment that
-    process 0 is gone. The handler of SIGABRT becomes ``sleep``, whose argument is then the number
-    of the signal: 6 seconds, without Python and without a lock.
+    JAX aborts as soon as process 0 is lost, with a C++ stack trace and without a hook. Therefore
+    the handler of SIGABRT becomes ``sleep``, whose argument is then the number of the signal: 6
+    seconds, without Python and without a lock.
     """
     libc = ctypes.CDLL(None)
     libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
 
 
-def _leave_process(status: int) -> NoReturn:
-    """Ends the process without waiting for anything, as peers that are gone never answer."""
+def _exit_now(status: int) -> NoReturn:
+    """Ends the process without waiting for anything, because lost processes never answer."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,8 +1,8 @@
-"""The notice that Google Cloud gives before it takes a host away, from the host's metadata server.
+"""Preemption and maintenance notices of Google Cloud, from the host's metadata server.
 
-A TPU VM learns of maintenance and of the preemption of a Spot VM from there, half a minute or more
-before it stops; a signal reaches its processes only when the system is already shutting down. (A
-pod of GKE and a job of Slurm receive SIGTERM in time.)
+The server announces maintenance, and the preemption of a Spot VM, half a minute or more before the
+host stops; a signal would reach its processes only when the system is already shutting down. (Pods
+of GKE and jobs of Slurm receive SIGTERM in time.)
 """
 
 import http.client
@@ -16,7 +16,7 @@ from pathlib import Path
 
 _INTERVAL_SECONDS = 5
 _TIMEOUT_SECONDS = 5
-# path -> the value that means that this host goes away
+# path -> the value that announces the end of this host
 _NOTICES = {
     "instance/preempted": "TRUE",
     "instance/maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE",
@@ -24,13 +24,13 @@ _NOTICES = {
 
 
 def watch(announce: Callable[[str], None]) -> Callable[[], None]:
-    """Calls ``announce`` from a thread, once, with the notice, such as ``preempted TRUE``.
+    """Watches for notices in a thread; calls ``announce`` once, with, say, ``preempted TRUE``.
 
-    Asks the server that GCE_METADATA_HOST names, or that of a Google Compute Engine VM; elsewhere
-    nothing is watched.
+    Polls the server that GCE_METADATA_HOST names, or that of a Google Compute Engine VM; does
+    nothing elsewhere.
 
     Returns:
-      A function that ends the watching.
+      A function that stops the thread.
     """
     stop = threading.Event()
     server = os.environ.get("GCE_METADATA_HOST") or _own_server()
@@ -39,7 +39,7 @@ def watch(announce: Callable[[str], None]) -> Callable[[], None]:
         while not stop.wait(_INTERVAL_SECONDS):
             try:
                 notice = _notice(server)
-            except (OSError, http.client.HTTPException) as error:  # it may answer the next time
+            except (OSError, http.client.HTTPException) as error:  # it may respond next time
                 logging.info("metadata server %s: %s", server, error)
                 continue
             if notice:
@@ -61,8 +61,8 @@ def _own_server() -> str:
 
 
 def _notice(server: str) -> str:
-    """The first notice that is given; "" if none is. Raises OSError, HTTPException."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches it
+    """The first notice; "" if there is none. Raises OSError, HTTPException."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not reachable by proxy
     for path, meaning in _NOTICES.items():
         request = urllib.request.Request(
             f"http://{server}/computeMetadata/v1/{path}", headers={"Metadata-Flavor": "Google"}

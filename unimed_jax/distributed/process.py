@@ -1,4 +1,4 @@
-"""The process: start-up, messages, signals, and errors as one line."""
+"""The running process: start-up, log lines, signals, and errors as one line."""
 
 import collections
 import os
@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
-from jax._src import distributed  # barriers without a device have no public name
+from jax._src import distributed  # barriers without a device; no public API
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
@@ -21,14 +21,14 @@ from input_pipeline.io.errors import UserError
 from input_pipeline.io.files import store_errors
 from unimed_jax import config as config_lib
 from unimed_jax.distributed import cpu_allocator, preemption_notice
-from unimed_jax.distributed.failure_detector import Peers, join
+from unimed_jax.distributed.failure_detector import FailureDetector, join_job
 
-_PATIENCE_MS = 60 * 60 * 1000
+_BARRIER_TIMEOUT_MS = 60 * 60 * 1000
 
-_peers: Peers | None = None  # of a job of several processes
+_failure_detector: FailureDetector | None = None  # None: a job of one process
 _times_waited: collections.Counter[str] = collections.Counter()
 
-# where compiled programs are kept between runs, unless JAX_COMPILATION_CACHE_DIR names a place
+# cache of compiled programs, unless JAX_COMPILATION_CACHE_DIR names another folder
 _COMPILED = Path("~/.cache/unimed_jax/compiled")
 
 
@@ -46,20 +46,19 @@ def compiler_environment() -> dict[str, str]:
 
 
 def initialize() -> None:
-    """Joins the job's other processes if there are any; TensorFlow never takes an accelerator, and
-    on CPUs memory is kept.
+    """Joins the job's other processes, if there are any, and configures JAX and TensorFlow.
 
-    Compiled programs are kept for the next run; JAX_ENABLE_COMPILATION_CACHE=false switches that
-    off.
+    TensorFlow leaves the accelerators to JAX; on CPUs, malloc is tuned. Compiled programs are
+    cached for the next run; JAX_ENABLE_COMPILATION_CACHE=false switches the cache off.
     """
-    global _peers
+    global _failure_detector
     os.environ.update(compiler_environment())
-    cpu_allocator.keep()
+    cpu_allocator.tune_malloc()
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(_COMPILED.expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    _peers = join()
-    if _peers:  # lost during a save, one lets Orbax log a traceback of what it raises as well
+    _failure_detector = join_job()
+    if _failure_detector:  # when a process is lost during a save, Orbax would log a traceback
         absl_logging.set_verbosity(absl_logging.FATAL)
     import tensorflow as tf
 
@@ -67,28 +66,28 @@ def initialize() -> None:
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process has called it as often with the same name.
+    """A barrier: returns when every process has called it equally often with the same name.
 
-    Unlike a collective it has the patience for hosts of different speed: on CPUs, a collective
-    whose partners come more than 30 seconds apart fails.
+    Unlike a collective, it tolerates hosts of different speed: on CPUs, a collective fails whose
+    processes arrive more than 30 seconds apart.
     """
     if jax.process_count() > 1:
         _times_waited[what] += 1  # a barrier's name can be used only once
         name = f"unimed_jax/{what}/{_times_waited[what]}"
-        distributed.global_state.client.wait_at_barrier(name, _PATIENCE_MS)
+        distributed.global_state.client.wait_at_barrier(name, _BARRIER_TIMEOUT_MS)
 
 
-def say(text: str) -> None:
-    """Prints a line for people, above the progress bar; on the first host only."""
+def log(text: str) -> None:
+    """Prints a line above the progress bar, on the main process only."""
     if jax.process_index() == 0:
         tqdm.write(text)
 
 
 class StopSignal:
-    """Remembers SIGTERM and SIGINT, so that the loop can save and leave between two steps.
+    """Records SIGTERM and SIGINT, so that the training loop can save and stop between two steps.
 
-    In a job of several processes JAX's preemption service watches SIGTERM, and all stop at the same
-    step, whichever of them is told. The notice of a cloud's maintenance becomes a SIGTERM.
+    In a job of several processes, JAX's preemption service watches SIGTERM, and all processes stop
+    at the same step, whichever one received it. A cloud's maintenance notice becomes a SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -110,13 +109,13 @@ class StopSignal:
         _terminate_self()
 
     def received(self, step: int) -> bool:
-        """Whether to stop before ``step``; every process answers the same at the same step."""
+        """Whether to stop before ``step``; the same on every process at the same step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._received
 
     def restore(self) -> None:
-        """Puts the handlers back that were there before."""
+        """Restores the previous signal handlers."""
         self._stop_watching()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
@@ -125,33 +124,33 @@ class StopSignal:
 def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
     """Runs a command and exits with its status.
 
-    A ``UserError`` ends it with one line and status 2. An error in one process of several ends them
-    all, see ``failure_detector``.
+    A ``UserError`` ends the command with one line and status 2. An error in one of several
+    processes ends them all; see ``failure_detector``.
 
     Args:
-      main: takes the program's name and the arguments that are no flags; returns an exit status or
-        None for 0. The docstring of its module is the text of ``--help``.
-      argv: the arguments without the program's name; None: those of the process.
+      main: takes the program's name and the positional arguments; returns an exit status, or None
+        for 0. The docstring of its module is the text of ``--help``.
+      argv: the arguments without the program's name; None: those of this process.
     """
 
     def guarded(argv: list[str]) -> int | None:
-        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is meant to be
+        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns about intended behaviour
         try:
             with store_errors():
                 status = main(argv)
         except UserError as error:
-            if _peers:
+            if _failure_detector:
                 print(f"error: {error}", file=sys.stderr)
-                _peers.give_up(str(error), status=2)
+                _failure_detector.abort(str(error), status=2)
             _exit(str(error))
         except Exception as error:
-            if not _peers:
+            if not _failure_detector:
                 raise
-            _peers.await_verdict()
+            _failure_detector.await_failure_report()
             traceback.print_exc()
-            _peers.give_up(repr(error), status=1)
-        if _peers:
-            _peers.leave()
+            _failure_detector.abort(repr(error), status=1)
+        if _failure_detector:
+            _failure_detector.deregister()
         return status
 
     def parse(argv: list[str]) -> list[str]:
@@ -174,10 +173,10 @@ def _exit(message: str) -> NoReturn:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """As absl's own parser, but an error in a recipe or a key becomes one line."""
+    """Like absl's parser, but an error in a recipe or a key becomes one line."""
     try:
         return flags.FLAGS(argv)
-    except (AttributeError, KeyError, TypeError) as error:  # of an override that does not fit
+    except (AttributeError, KeyError, TypeError) as error:  # an override of the wrong type
         recipe = next((a for a in argv if a.startswith("--config=")), "").partition("=")[2]
         keys = [a[len("--config.") :] for a in argv if a.startswith("--config.")]
         _exit(config_lib.explain_override(recipe, keys) or str(error))

@@ -219,7 +219,7 @@ class Features:
         gathered = [multihost_utils.process_allgather(rows, tiled=True) for rows in valid]
         keep = np.concatenate(gathered)[: len(ids)]
         for index in np.flatnonzero(~keep):
-            process.say(f"sample {ids[index]!r} cannot be decoded: left out")
+            process.log(f"sample {ids[index]!r} cannot be decoded: left out")
         return tuple(name for name, k in zip(ids, keep, strict=True) if k), embeddings[keep]
 
     def _decode(

@@ -60,10 +60,10 @@ def write_results(
     curves = (_LOSS_CHART, *charts, *_OPTIMIZER_CHARTS)
     sections = [html_report.curves_section(history, curves)] if history else []
     for name, evaluation in evaluations.items():
-        process.say(f"\n{name}\n{evaluation.table}")
+        process.log(f"\n{name}\n{evaluation.table}")
         for folder, text in evaluation.files.items():
             write_text_atomically(directory / folder / f"{name}.json", text)
         sections += evaluation.sections()
     sections.append(html_report.config_section(json.loads(config_lib.to_json(config))))
     html_report.write_report(directory / "report.html", title=title, sections=sections)
-    process.say(f"\nresults: {directory / 'results.json'}\nreport:  {directory / 'report.html'}")
+    process.log(f"\nresults: {directory / 'results.json'}\nreport:  {directory / 'report.html'}")

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.io.errors import UserError
-from input_pipeline.io.files import appearing_directory, local_copy
+from input_pipeline.io.files import atomic_directory, local_copy
 from unimed_jax.exporting import model_card, open_clip_directory
 from unimed_jax.inference.dual_encoder import Model, from_pretrained
 from unimed_jax.weights.loader import open_weights
@@ -65,7 +65,7 @@ def export(
     if not pretrained.tokenizer:
         raise UserError(f"{pretrained.source} names no tokenizer, without which open_clip errs")
     tokenizer_dir = local_copy(resolve(pretrained.tokenizer, weights=False))
-    with appearing_directory(out) as staged:
+    with atomic_directory(out) as staged:
         # under the name that it has now, for the verification
         open_clip_directory.write(staged, pretrained, config, tokenizer_dir, str(staged))
         card = model_card.text(pretrained, config, out)

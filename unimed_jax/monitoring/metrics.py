@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from input_pipeline.io.errors import UserError
-from input_pipeline.io.files import GrowingFile, PathLike, reason, to_path
+from input_pipeline.io.files import AppendOnlyFile, PathLike, reason, to_path
 from unimed_jax.monitoring.hardware import CHIPS
 
 Row = dict[str, Any]
@@ -49,13 +49,13 @@ class MetricWriter:
         if resume_step is not None and path.exists():
             kept = [row for row in read_metrics(path) if row["step"] <= resume_step]
         content = "".join(_to_json(row) + "\n" for row in kept)
-        self._rows_file = GrowingFile(path, content.encode())
+        self._rows_file = AppendOnlyFile(path, content.encode())
         self._tf = tf
         self._rows = self._rows_file.local.open("a", encoding="utf-8")
         # TensorBoard reads the event files of a directory in the order of their names.
         events = workdir / "tensorboard" / f"events.out.tfevents.{time.time():.6f}"
         try:
-            self._events_file = GrowingFile(events)
+            self._events_file = AppendOnlyFile(events)
             self._events = tf.io.TFRecordWriter(str(self._events_file.local))
         except (OSError, tf.errors.OpError) as error:
             raise UserError(f"cannot write {events}: {error}") from error

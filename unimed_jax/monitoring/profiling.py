@@ -1,4 +1,4 @@
-"""Where the time of a run goes: the parts of its start, and a trace of a few of its steps."""
+"""Timing of a run: the parts of its start-up, and a profiler trace of a few steps."""
 
 import pathlib
 import shutil
@@ -14,11 +14,11 @@ from unimed_jax.distributed import process
 _WARM_UP, _TRACED = 3, 4  # steps
 
 
-class StartUp:
+class StartupTimer:
     """The time from the start of a command to the end of its first step, in named parts."""
 
     def __init__(self, began: float) -> None:
-        """``began`` is what `time.time` was then."""
+        """``began``: ``time.time()`` at the start of the command."""
         self._began = self._last = began
         self._parts: dict[str, float] = {}
         self._compiling = 0.0
@@ -28,8 +28,8 @@ class StartUp:
         if event == "/jax/core/compile/backend_compile_duration":
             self._compiling += seconds
 
-    def part(self, name: str) -> None:
-        """What happened since the last call was ``name``."""
+    def mark(self, name: str) -> None:
+        """Ends the part ``name``, which began at the previous call."""
         now = time.time()
         self._parts[name] = now - self._last
         self._last = now
@@ -78,4 +78,4 @@ class StepTrace:
             if self._written != self._folder:
                 move_folder(self._written, self._folder)
                 shutil.rmtree(self._written)
-            process.say(f"profile: {self._folder}")
+            process.log(f"profile: {self._folder}")

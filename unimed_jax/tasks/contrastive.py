@@ -121,7 +121,7 @@ class Contrastive:
         return tokenizer
 
     @property
-    def identity(self) -> Mapping[str, Any]:
+    def asset_fingerprints(self) -> Mapping[str, Any]:
         return {"tokenizer_sha256": self.tokenizer.sha256}
 
     def save_assets(self, workdir: str) -> None:

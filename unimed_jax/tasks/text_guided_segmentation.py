@@ -152,7 +152,9 @@ class TextGuidedSegmentation:
                 **settings,
             )
         )
-        self.identity = {} if self.text is None else {"text_vectors_sha256": self.text.sha256}
+        self.asset_fingerprints = (
+            {} if self.text is None else {"text_vectors_sha256": self.text.sha256}
+        )
 
     def _text_vectors(self) -> class_embeddings.TextVectors:
         guidance = self._config.guidance

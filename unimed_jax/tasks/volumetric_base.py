@@ -113,7 +113,7 @@ class VolumeTask:
         Chart("Dice", "segmentation/*/dice", (0.0, 1.0)),
         Chart("Segmentation loss", "segmentation_*"),
     )
-    identity: Mapping[str, Any] = {}
+    asset_fingerprints: Mapping[str, Any] = {}
 
     def __init__(
         self, config: ConfigDict, workdir: str, num_outputs: int, **order: int | str
@@ -152,7 +152,7 @@ class VolumeTask:
         )
         names = {"from": found.source, "transferred": found.restored, "new": found.initialized,
                  "left": found.unused}  # fmt: skip
-        process.say(
+        process.log(
             f"{len(found.restored)} parameters from {found.source}; initialized at random: "
             f"{', '.join(found.initialized) or 'none'}; unused: {', '.join(found.unused) or 'none'}"
         )

@@ -1,4 +1,4 @@
-"""Where the files that a config names really are."""
+"""Locations of the files that a config names."""
 
 import dataclasses
 from typing import Any
@@ -20,7 +20,7 @@ CONVERTED = "corpora"  # folder of the work directory for what data.raw names
 def corpus_root(config: ConfigDict, workdir: str) -> AnyPath:
     """The directory of ``config.data.root``.
 
-    What is generated or converted for a run is in its work directory.
+    Corpora that are generated or converted for a run are in its work directory.
     """
     if config.data.get("raw"):  # a checkpoint may be older than the key
         return to_path(workdir) / CONVERTED
@@ -35,10 +35,14 @@ def corpus_root(config: ConfigDict, workdir: str) -> AnyPath:
 
 
 def locate(uri: str, config: ConfigDict, workdir: str, *, weights: bool = True) -> AnyPath:
-    """Path of ``root:PATH`` (in the corpus), of ``stage:NAME`` (an earlier stage of the run), or of
-    what ``porting.resolve`` knows.
+    """The path of a URI.
 
-    ``weights=False`` leaves weights out of a download.
+    Args:
+      uri: ``root:PATH`` (in the corpus), ``stage:NAME`` (an earlier stage of the run), or anything
+        that ``weights.uri.resolve`` takes.
+      config: the config of the run.
+      workdir: the work directory of the run.
+      weights: False leaves weights out of a download.
     """
     if uri.startswith("root:"):
         return under(corpus_root(config, workdir), uri.removeprefix("root:"))
@@ -48,14 +52,14 @@ def locate(uri: str, config: ConfigDict, workdir: str, *, weights: bool = True) 
 
 
 def prepare(config: ConfigDict, workdir: str) -> AnyPath:
-    """The corpus root, after making what is not there yet.
+    """The corpus root, after generating or converting the corpora that are missing.
 
-    That are the phantoms, or the corpora of ``data.raw``: each entry names a source of
+    These are the phantoms, or the corpora of ``data.raw``: each entry names a source of
     ``tools/convert_corpus.py`` as ``kind`` and gives its flags; its folder ``raw`` is relative to
     ``data.root``.
 
     Raises:
-      CorpusError: the raw data is not what it should be, or has changed since it was converted.
+      CorpusError: the raw data is invalid, or has changed since it was converted.
     """
     root = corpus_root(config, workdir)
     for name, settings in config.data.get("raw", {}).items():
@@ -68,10 +72,11 @@ def prepare(config: ConfigDict, workdir: str) -> AnyPath:
 
 
 def _convert(name: str, settings: dict[str, Any], raw_root: AnyPath, out: AnyPath) -> None:
-    source = SOURCES.get(settings.pop("kind", ""))
+    kind = settings.pop("kind", "")
+    source = SOURCES.get(kind)
     if source is None or isinstance(source, CaptionedSource):
         valid = ", ".join(k for k, s in SOURCES.items() if not isinstance(s, CaptionedSource))
-        raise ConfigError(f"config.data.raw.{name}.kind is none of: {valid}")
+        raise ConfigError(f"config.data.raw.{name}.kind={kind!r} is not possible; valid: {valid}")
     known = {field.name for field in dataclasses.fields(source.options)}
     if unknown := sorted(settings.keys() - known):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""AdamW, Adam, SGD, their schedules; decay and freezing by regular expressions over paths."""
+"""AdamW, Adam and SGD with schedules; decay and freezing by regular expressions over paths."""
 
 import re
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from unimed_jax.distributed.sharding import path_string
 
 
 def learning_rate_schedule(config: ConfigDict, num_train_steps: int) -> optax.Schedule:
-    """lr(t) of the t-th update, t from 0.
+    """The learning rate lr(t) of update t, counted from 0.
 
-    lr0 (t+1)/w for t < w; then lr0 until step h, for a fraction ``hold_fraction`` of the remaining
-    steps; then lr0 (constant), or lr0/2 (1 + cos(pi (t-h)/(T-h))) (cosine), or
-    lr0 (1 - (t-h)/(T-h))^power (polynomial).
+    lr0 (t+1)/w for t < w; then lr0 for a share ``hold`` of the remaining steps, until step h; then
+    lr0 (constant), lr0/2 (1 + cos(pi (t-h)/(T-h))) (cosine), or lr0 (1 - (t-h)/(T-h))^power
+    (polynomial).
 
     Args:
       config: ``config.optimizer``.
@@ -40,7 +40,7 @@ def learning_rate_schedule(config: ConfigDict, num_train_steps: int) -> optax.Sc
 
 
 def path_mask(params: Any, patterns: Sequence[str]) -> Any:
-    """A tree of bools: is any of the regular expressions found in the path of the leaf?"""
+    """A tree of bools: whether any of the regular expressions matches the path of the leaf."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: any(re.search(pattern, path_string(path)) for pattern in patterns), params
     )
@@ -52,10 +52,10 @@ def decay_mask(params: Any, no_decay: Sequence[str]) -> Any:
 
 
 def scale_by_path(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
-    """Multiplies the update of a parameter by the factor of the first expression found in its path.
+    """Multiplies the update of a parameter by the factor of the first expression that matches.
 
     Args:
-      factors: (regular expression, factor); a path without any match keeps its update.
+      factors: (regular expression over the path, factor); without a match the factor is 1.
     """
 
     def factor(path: Any) -> float:
@@ -71,9 +71,9 @@ def scale_by_path(factors: Sequence[tuple[str, float]]) -> optax.GradientTransfo
 def make_optimizer(config: ConfigDict, num_train_steps: int) -> optax.GradientTransformation:
     """AdamW: p <- p - lr (m / (sqrt(v) + eps) + weight_decay p), moments bias-corrected.
 
-    Loshchilov & Hutter, Decoupled Weight Decay Regularization, arXiv 1711.05101. Or, as torch has
-    them, with g <- g + weight_decay p first: Adam, and SGD with Nesterov's momentum, m <- momentum
-    m + g; p <- p - lr (g + momentum m).
+    Loshchilov & Hutter, Decoupled Weight Decay Regularization, arXiv 1711.05101. Adam and SGD
+    are those of torch, with L2 regularization g <- g + weight_decay p: SGD has Nesterov momentum,
+    m <- momentum m + g; p <- p - lr (g + momentum m).
 
     Args:
       config: ``config.optimizer``.

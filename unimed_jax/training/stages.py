@@ -1,8 +1,9 @@
-"""Runs of several stages: what is trained first, in the work directory of what follows.
+"""Runs of several stages, such as pretraining, each in the work directory of the final run.
 
-``config.stages`` maps a name to the task of a stage and to the keys in which it differs; all others
-are those of the run itself. A stage is a run of its own, with its own checkpoints, results and
-report, in WORKDIR/stages/NAME; a later one starts from it by ``config.init`` and ``stage:NAME``.
+``config.stages`` maps the name of a stage to its task and to the keys in which it differs from the
+run; it inherits all other keys. A stage is a complete run, with checkpoints, results and report, in
+WORKDIR/stages/NAME; a later stage, or the run, starts from it by ``config.init`` and
+``stage:NAME``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from input_pipeline.io.files import AnyPath
 from unimed_jax import config as config_lib
 
 FOLDER = "stages"
-_OF_THE_RUN = ("task", "stages", "evals", "init")  # not inherited
+_NOT_INHERITED = ("task", "stages", "evals", "init")
 _LENGTH = ("num_train_steps", "num_epochs")
 
 
@@ -30,18 +31,18 @@ def derived(config: ConfigDict, name: str, corpus: AnyPath) -> ConfigDict:
     """The config of a stage.
 
     Args:
-      config: of the run.
-      name: of the stage.
-      corpus: where the corpus of the run is, which the stage reads as well.
+      config: the config of the run.
+      name: the name of the stage.
+      corpus: the corpus of the run, which the stage reads as well.
 
     Raises:
-      ConfigError: a key of ``config.stages`` is none of the stage's task.
+      ConfigError: ``config.stages`` has a key that the stage's task does not have.
     """
     changes = config.stages[name].to_dict()
     stage = config_lib.base_config(changes.pop("task"))
     with stage.unlocked():
         for key in stage:
-            if key in config and key not in _OF_THE_RUN:
+            if key in config and key not in _NOT_INHERITED:
                 stage[key] = copy.deepcopy(config[key])
         stage.data.raw = ConfigDict()
         stage.data.root = str(corpus)
@@ -67,7 +68,7 @@ def _leaves(changes: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def is_finished(stage: ConfigDict, workdir: AnyPath) -> bool:
-    """Whether a stage of this config has been trained to its end."""
+    """Whether a stage with this config has finished."""
     path = workdir / "config.json"
     if not path.is_file() or not (workdir / "results.json").is_file():
         return False

@@ -1,4 +1,4 @@
-"""The interface between the trainer and what is trained."""
+"""The interface between the trainer and a task."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Params = Any  # nested dict of arrays
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluator found.
+    """The result of an evaluator.
 
     Attributes:
       metrics: name -> value, logged as ``<evaluator>/<name>``.
@@ -42,12 +42,12 @@ Evaluator = Callable[[Params], Evaluation]
 
 
 class Task(Protocol):
-    """One thing that can be trained; the trainer knows nothing else about it.
+    """A model with its loss, data and evaluators; the trainer knows nothing else about it.
 
-    A task is made from (config, workdir) on every host and holds no parameters. Making it and
-    ``batch_spec`` read no files but those that the shapes of the parameters depend on, so that its
-    step can be compiled where there is neither data nor tokenizer. Its module also has
-    ``default_config() -> dict`` (the keys that only this task has) and ``validate(config)``.
+    A task is created from (config, workdir) on every host and holds no parameters. Its constructor
+    and ``batch_spec`` read only files on which the shapes of the parameters depend, so that its
+    step can be compiled without data and tokenizer. Its module also has ``default_config() ->
+    dict`` (the keys that only this task has) and ``validate(config)``.
     """
 
     record_schema: str
@@ -56,33 +56,32 @@ class Task(Protocol):
     parameter_axes: ParameterAxes
     """(regular expression over the parameter path, logical axis of each dim); see sharding.py."""
 
-    identity: Mapping[str, Any]
-    """What the weights depend on besides the config (a tokenizer's hash): kept in checkpoints."""
+    asset_fingerprints: Mapping[str, Any]
+    """Hashes of files that the weights depend on (say, a tokenizer); stored in checkpoints."""
 
     charts: Sequence[Chart]
     """Training curves of this task's metrics in the report, after the loss."""
 
     def save_assets(self, workdir: str) -> None:
-        """Copies into the work directory what a finished run needs besides checkpoints."""
+        """Copies into the work directory all files that a finished run needs besides checkpoints."""
 
     def init(self, key: jax.Array) -> Params:
         """Random parameters, a nested dict of arrays. Pure: it is jitted and sharded."""
 
     def pretrained(self, abstract_params: Params) -> Params:
-        """Host arrays for a sub-tree of the parameters (maybe empty), from ``config.init``."""
+        """Host arrays for a sub-tree of the parameters (possibly empty), from ``config.init``."""
 
     def loss(
         self, params: Params, batch: Mapping[str, jax.Array], rng: jax.Array
     ) -> tuple[jax.Array, dict[str, Any]]:
         """Loss and metrics (scalars) of the global batch; ``rng`` belongs to this step.
 
-        With ``config.optimizer.accumulate_steps`` = A > 1 it keeps no activations but those of
-        1/A of the rows (``microbatches.map_rows``) and is the same loss; a task that cannot refuses
-        the key.
+        With ``config.optimizer.accumulate_steps`` = A > 1, the loss is the same, but only the
+        activations of 1/A of the rows are in memory (``gradient_caching.map_rows``); a task that
+        does not support this rejects the key.
 
-        A model with running statistics keeps them among its parameters, names them in
-        ``optimizer.frozen``, and returns new values of them as the metric ``statistics``, a
-        sub-tree of the parameters.
+        A model keeps running statistics among its parameters, names them in ``optimizer.frozen``,
+        and returns their new values as the metric ``statistics``, a sub-tree of the parameters.
         """
 
     def constrain(self, params: Params) -> Params:
@@ -95,7 +94,7 @@ class Task(Protocol):
 
         Args:
           record: string (), a serialized Example.
-          seed: int64 (2,), belongs to this visit of this record; all randomness derives from it.
+          seed: int64 (2,), belongs to this draw of this record; all randomness derives from it.
           source: int64 (), index into ``config.data.sources`` in sorted order.
 
         Returns:
@@ -103,7 +102,7 @@ class Task(Protocol):
         """
 
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Stacked features of this host -> what ``batch_spec`` says, on the host."""
+        """Stacked features of this host -> arrays as in ``batch_spec``, on the host."""
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the global batch that ``loss`` takes."""
@@ -113,5 +112,5 @@ class Task(Protocol):
 
         Args:
           mesh: over the devices of all hosts.
-          cache: folder for what can be used again in another process; None: nothing is kept.
+          cache: folder of files that other processes can reuse; None: no cache.
         """

@@ -1,4 +1,4 @@
-"""One optimiser step as a pure function (state, batch, key) -> (state, metrics)."""
+"""One optimizer step as a pure function (state, batch, key) -> (state, metrics)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +19,7 @@ Batch = Mapping[str, jax.Array]
 
 
 def init_state(task: Task, optimizer: optax.GradientTransformation, key: jax.Array) -> State:
-    """The state before the first step; a function of the key alone, whatever the mesh."""
+    """The state before the first step; depends on the key alone, not on the mesh."""
     params = task.init(key)
     return {"params": params, "opt_state": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
 
@@ -30,21 +30,21 @@ def make_train_step(
     """Builds the step of a task.
 
     Args:
-      task: supplies ``loss`` and ``constrain``.
+      task: provides ``loss`` and ``constrain``.
       optimizer: from ``optim.make_optimizer``.
-      config: the whole config; ``optimizer`` is read.
+      config: the config of the run; ``config.optimizer`` is read.
       num_train_steps: length of the schedule, for the reported learning rate.
 
     Returns:
-      A pure function of the state, a batch and the run's key, which is the same at every step: an
-      argument, so that runs that differ in their seed share one program. Its metrics are float32
-      scalars, among them ``loss``, ``grad_norm`` (before clipping) and ``learning_rate``.
+      A pure function of the state, a batch and the run's key. The key is the same at every step; it
+      is an argument so that runs with different seeds share one compiled program. The metrics are
+      float32 scalars, among them ``loss``, ``grad_norm`` (before clipping) and ``learning_rate``.
     """
     schedule = optim.learning_rate_schedule(config.optimizer, num_train_steps)
     frozen = tuple(config.optimizer.frozen)
 
     def loss(params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        if frozen:  # no gradient is computed for what is frozen
+        if frozen:  # no gradients of frozen parameters
             mask = optim.path_mask(params, frozen)
             params = jax.tree.map(
                 lambda p, stop: jax.lax.stop_gradient(p) if stop else p, params, mask
@@ -75,13 +75,13 @@ def make_train_step(
     return train_step
 
 
-class Program:
-    """The step of a task on a mesh: what a run compiles, and ``tools/compile_report.py`` as well.
+class TrainStep:
+    """The train step of a task on a mesh, ready to be lowered and compiled.
 
     Attributes:
       mesh: the devices.
       abstract_state: shapes and dtypes of the state.
-      shardings: where its arrays belong.
+      shardings: the sharding of every array of the state.
     """
 
     def __init__(self, task: Task, config: ConfigDict, num_train_steps: int, mesh: Mesh) -> None:
@@ -94,7 +94,7 @@ class Program:
         self.shardings = sharding.state_shardings(self.abstract_state, task.parameter_axes, mesh)
 
     def key(self) -> jax.Array:
-        """What all that is random in the run is drawn from, on every device."""
+        """The key that all randomness of the run derives from, on every device."""
         make = jax.jit(
             lambda: jax.random.key(self._config.seed), out_shardings=sharding.replicated(self.mesh)
         )
@@ -105,7 +105,7 @@ class Program:
         return init_state(self._task, self._optimizer, key)
 
     def lower(self) -> jax.stages.Lowered:
-        """The step, ready to be compiled; it takes over the memory of the state it is given."""
+        """The lowered step; it donates the memory of its input state."""
         everywhere = sharding.replicated(self.mesh)
         step = jax.jit(
             make_train_step(self._task, self._optimizer, self._config, self._num_train_steps),
@@ -114,12 +114,12 @@ class Program:
             donate_argnums=0,
             compiler_options=xla_options.options(self.mesh),
         )
-        with jax.set_mesh(self.mesh):  # for what is written per device, as the losses are
+        with jax.set_mesh(self.mesh):  # for code written per device, such as the losses
             return step.lower(self.abstract_state, self._batch, self._abstract_key)
 
     def model_flops(self) -> float:
-        """FLOPs that the mathematics of one step needs, without those that are done again."""
-        # the backward pass takes two matrix products for each of the forward pass
+        """FLOPs of the mathematics of one step, without recomputation."""
+        # the backward pass has two matrix products for each one of the forward pass
         return 3 * flops.matmul_flops(
             self._task.loss, self.abstract_state["params"], self._batch, self._abstract_key
         )

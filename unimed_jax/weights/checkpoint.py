@@ -2,10 +2,10 @@
 
     WORKDIR/checkpoints/STEP/{state, data, meta}
 
-``state`` is {params, opt_state, step}; ``data`` the position of the input stream; ``meta`` the
-resolved config, versions and the task's identity (say, its tokenizer's hash), so that a checkpoint
-can be opened without naming its config. A step folder appears under its name only when it is
-complete; one that is damaged afterwards is passed over and becomes ``damaged-STEP``.
+``state`` is {params, opt_state, step}; ``data`` is the position of the input stream; ``meta`` holds
+the resolved config, versions and, as ``identity``, the fingerprints of the task's assets (say, its
+tokenizer), so that a checkpoint can be opened without its config. A step folder gets its name only
+when it is complete; one that is damaged afterwards is skipped and renamed to ``damaged-STEP``.
 """
 
 import contextlib
@@ -46,10 +46,10 @@ def _without_warnings() -> Iterator[None]:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, which leaves it to the loop to ask whether a preemption is near.
+    """Orbax's manager, which leaves the check for a preemption to the training loop.
 
-    JAX agrees on a step to stop at from the step that each host asked for last, and Orbax asks for
-    older ones from its background thread.
+    JAX agrees on the step to stop at by the last step that each host asked for, and Orbax would ask
+    for older steps, from its background thread.
     """
 
     def reached_preemption(self, step: int) -> bool:
@@ -59,7 +59,7 @@ class _Manager(ocp.CheckpointManager):
 
 @dataclass(frozen=True)
 class Restored:
-    """A checkpoint in memory: see the top of this module for its parts."""
+    """A checkpoint in memory; its parts are described at the top of this module."""
 
     step: int
     state: Any
@@ -83,12 +83,12 @@ class Checkpoints:
 
         Args:
           workdir: holds ``checkpoints/``.
-          keep: how many of the newest are kept.
-          best_metric: name of an evaluation metric; the checkpoint where it is highest is kept as
-            well.
-          read_only: nothing is created or removed.
-          asynchronous: ``save`` returns before all is on disk, at the price of a second copy of the
-            state in host memory.
+          keep: number of newest checkpoints to keep.
+          best_metric: name of an evaluation metric; the checkpoint with the highest value is kept
+            as well.
+          read_only: create and remove nothing.
+          asynchronous: ``save`` returns before everything is on disk, at the cost of a second copy
+            of the state in host memory.
         """
         policies: list[Any] = [checkpoint_managers.LatestN(keep)]
         if best_metric:
@@ -101,7 +101,7 @@ class Checkpoints:
             )
         self._best_metric = best_metric
         directory = to_path(workdir).absolute() / FOLDER
-        # before the manager removes what an interrupted save left
+        # before the manager removes the remains of an interrupted save
         self._found = [path.name for path in directory.iterdir()] if directory.is_dir() else []
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
@@ -131,7 +131,7 @@ class Checkpoints:
         meta: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Starts writing a step, unless it is there; returns when the state is off the devices."""
+        """Starts to write a step, unless it exists; returns when the state has left the devices."""
         if step in self._manager.all_steps():
             return
         metrics = dict(metrics or {})
@@ -148,9 +148,9 @@ class Checkpoints:
     def restore_newest(self, abstract_state: Any, shardings: Any) -> Restored | None:
         """The newest checkpoint that every host can read; None if there is none at all.
 
-        Says which one it is, and which newer ones it is not: those that an interrupted save left
-        (Orbax removes them), and those of which files are missing or damaged (they are renamed, so
-        that their step can be saved again).
+        Logs which one it is, and which newer ones are skipped: the remains of interrupted saves,
+        which Orbax removes, and checkpoints with missing or damaged files, which are renamed, so
+        that their step can be saved again.
 
         Raises:
           UserError: a checkpoint does not fit the model, or there are some and none can be read.
@@ -158,7 +158,7 @@ class Checkpoints:
         complete, folder = self.steps(), self._manager.directory
         for name in sorted(self._found):
             if name.partition(".")[0].isdigit() and not (name.isdigit() and int(name) in complete):
-                process.say(f"ignores {folder / name}: its save was interrupted")
+                process.log(f"skipping {folder / name}: its save was interrupted")
         for step in reversed(complete):
             restored, problem = None, "another host cannot read it"
             try:
@@ -166,22 +166,23 @@ class Checkpoints:
                 state = _read_state(path, abstract_state, shardings)
                 restored = Restored(step, state, _read_json(path, "data"), _read_json(path, "meta"))
             except UserError:
-                raise  # of every host alike
+                raise  # the same on every host
             except Exception as error:
-                # Orbax raises of its own, with a specification of pages, what TensorStore found
+                # Orbax wraps the error of TensorStore in one with pages of specifications
                 problem = str(error.__cause__ or error).splitlines()[0]
             process.wait_for_all(f"checkpoint {step} is read")
             if np.all(multihost_utils.process_allgather(np.array(restored is not None))):
-                process.say(f"goes on from {folder / str(step)}")
+                process.log(f"resuming from {folder / str(step)}")
                 return restored
             self._quarantine(step)
-            process.say(
-                f"ignores {folder / str(step)}, now damaged-{step}: it cannot be read ({problem})"
+            process.log(
+                f"skipping {folder / str(step)}, renamed to damaged-{step}: it cannot be read "
+                f"({problem})"
             )
         if complete:
             raise UserError(
-                f"none of the checkpoints in {folder} can be read; bring one back, or take another "
-                "--workdir"
+                f"none of the checkpoints in {folder} can be read; restore one of them, or choose "
+                "another --workdir"
             )
         return None
 
@@ -193,18 +194,18 @@ class Checkpoints:
         self._manager.reload()
 
     def wait(self) -> None:
-        """Blocks until everything is on disk."""
+        """Blocks until all saves are on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
         self._manager.close()
 
 
-def make_meta(config: ConfigDict, identity: Mapping[str, Any]) -> dict[str, Any]:
+def make_meta(config: ConfigDict, asset_fingerprints: Mapping[str, Any]) -> dict[str, Any]:
     """The ``meta`` of a checkpoint."""
     return {
         "config": json.loads(config_lib.to_json(config)),
-        "identity": dict(identity),
+        "identity": dict(asset_fingerprints),
         "versions": {"unimed_jax": __version__, "jax": jax.__version__},
     }
 

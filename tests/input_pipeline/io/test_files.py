@@ -120,7 +120,7 @@ def test_a_folder_in_a_bucket_is_sent_once(storage, tmp_path):
 
 
 def test_a_growing_file_is_seen_after_every_publish(storage):
-    grown = files.GrowingFile(files.to_path("gs://bucket/grown.jsonl"), b"1\n")
+    grown = files.AppendOnlyFile(files.to_path("gs://bucket/grown.jsonl"), b"1\n")
     with grown.local.open("ab") as file:
         for line in (b"2\n", b"3\n"):
             file.write(line)

@@ -49,8 +49,8 @@ def write(
         subtitle=f"Protocol {found.protocol}: {PROTOCOLS[found.protocol]}. It shows pictures of "
         "the sets: their terms apply.",
     )
-    process.say(table(found))
-    process.say(f"\nresults: {directory / 'results.json'}\nreport:  {directory / 'report.html'}")
+    process.log(table(found))
+    process.log(f"\nresults: {directory / 'results.json'}\nreport:  {directory / 'report.html'}")
 
 
 def table(found: SuiteResult) -> str:

@@ -210,7 +210,7 @@ def evaluate_suite(
         images = opened[spec.key]
         embedded = image_embeddings.embed(model, images, cache / spec.key)
         before = f", {embedded.num_cached:,} of them embedded before" if embedded.num_cached else ""
-        process.say(f"{spec.key}: {len(images.ids):,} images{before}")
+        process.log(f"{spec.key}: {len(images.ids):,} images{before}")
         found.append(
             _score_set(
                 spec,
