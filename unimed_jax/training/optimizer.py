@@ -15,7 +15,7 @@ from unimed_jax.distributed.sharding import path_string
 def learning_rate_schedule(config: ConfigDict, num_train_steps: int) -> optax.Schedule:
     """The learning rate lr(t) of update t, counted from 0.
 
-    lr0 (t+1)/w for t < w; then lr0 for a share ``hold`` of the remaining steps, until step h; then
+    lr0 (t+1)/w for t < w; then lr0 for a fraction ``hold_fraction`` of the rest, until step h; then
     lr0 (constant), lr0/2 (1 + cos(pi (t-h)/(T-h))) (cosine), or lr0 (1 - (t-h)/(T-h))^power
     (polynomial).
 

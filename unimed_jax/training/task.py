@@ -57,13 +57,13 @@ class Task(Protocol):
     """(regular expression over the parameter path, logical axis of each dim); see sharding.py."""
 
     asset_fingerprints: Mapping[str, Any]
-    """Hashes of files that the weights depend on (say, a tokenizer); stored in checkpoints."""
+    """Hashes of files that the weights depend on (a tokenizer, say); kept in checkpoints."""
 
     charts: Sequence[Chart]
     """Training curves of this task's metrics in the report, after the loss."""
 
     def save_assets(self, workdir: str) -> None:
-        """Copies into the work directory all files that a finished run needs besides checkpoints."""
+        """Copies the files that a finished run needs, besides checkpoints, into the workdir."""
 
     def init(self, key: jax.Array) -> Params:
         """Random parameters, a nested dict of arrays. Pure: it is jitted and sharded."""
