@@ -11,9 +11,9 @@ from jax.sharding import PartitionSpec
 
 from unimed_jax.distributed.sharding import BATCH_AXES, LOGICAL_TO_MESH
 from unimed_jax.models.dropout import Dropout
+from unimed_jax.monitoring.hardware import TPU_LANES as LANES
 
 _HEADS = LOGICAL_TO_MESH["heads"]
-LANES = 128  # of a TPU's vector registers
 _LONGEST = 640  # tokens whose scores, and what the backward pass adds, fit into a TPU's VMEM
 
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from unimed_jax.models.attention import LANES
+from unimed_jax.monitoring.hardware import TPU_LANES as LANES
 
 _PARTS = tuple(slice(i * LANES, (i + 1) * LANES) for i in range(3))  # query, key, value of a group
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+TPU_LANES = 128  # values side by side in a vector register
+
 
 @dataclass(frozen=True)
 class Chip:
