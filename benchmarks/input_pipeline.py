@@ -31,7 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-import turns
+import interleave
 from PIL import Image
 
 SIZE, BATCH, SHARDS, CONTEXT = 224, 64, 8, 32
@@ -46,8 +46,8 @@ def main() -> None:
     )
     parser.add_argument("--images", type=Path, help="folder with metadata.csv and its images")
     parser.add_argument("--num", type=int, default=1000, help="images")
-    parser.add_argument("--batches", type=int, default=24, help="per turn")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each")
+    parser.add_argument("--batches", type=int, default=24, help="per round")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each")
     parser.add_argument("--quick", action="store_true", help="200 images, few and short turns")
     parser.add_argument("--scratch", type=Path, help="folder for the corpora, to keep them")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -72,13 +72,13 @@ def main() -> None:
         times = {}
         for corpus in corpora:  # the two that are compared, at a time
             pair = {key: command for key, command in commands.items() if key[1] == corpus}
-            times |= turns.compare(pair, args.rounds)
+            times |= interleave.compare(pair, args.rounds)
         report(times, args.batches * BATCH)
         path = corpora["1024 px"]
         subprocess.run([*map(str, side), "--side=pixels", f"--corpus={path}"], check=True)
 
 
-def report(times: dict[tuple[str, str], turns.Times], images: int) -> None:
+def report(times: dict[tuple[str, str], interleave.Times], images: int) -> None:
     """A line per set, and what a bounded corpus gains over raw images in a tar."""
     print(f"{len(os.sched_getaffinity(0))} cores, {images} images a turn; medians")
     print("| set | webdataset, images/s | unimed_jax, images/s | ratio | ratio of CPU time |")
@@ -89,8 +89,8 @@ def report(times: dict[tuple[str, str], turns.Times], images: int) -> None:
     for raw, stored in pairs:
         theirs, ours = times["webdataset", raw], times["unimed_jax", stored]
         name = raw if raw == stored else f"{raw} for webdataset, bounded for unimed_jax"
-        speeds = (f"{images / turns.statistics.median(t.wall):.0f}" for t in (theirs, ours))
-        wall, cpu = turns.ratio(theirs.wall, ours.wall), turns.ratio(theirs.cpu, ours.cpu)
+        speeds = (f"{images / interleave.statistics.median(t.wall):.0f}" for t in (theirs, ours))
+        wall, cpu = interleave.ratio(theirs.wall, ours.wall), interleave.ratio(theirs.cpu, ours.cpu)
         print(f"| {name} | {' | '.join(speeds)} | {wall:.2f} | {cpu:.2f} |", flush=True)
 
 
@@ -237,7 +237,7 @@ def run(stream: object, length: object, batches: int) -> None:
         for batch in itertools.islice(stream, count):
             assert length(batch) == BATCH
 
-    turns.take(lambda: read(batches), before=lambda: read(UNCOUNTED))
+    interleave.serve_rounds(lambda: read(batches), before=lambda: read(UNCOUNTED))
 
 
 def pixels(corpus: Path, batches: int) -> None:

@@ -5,14 +5,16 @@
 Prints the peak resident set in MB, the seconds, and the numbers of shards and of shared groups.
 """
 
-import resource
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import peak_memory
+
 from input_pipeline.conversion import plan
 from input_pipeline.conversion.planned_rows import PlannedRow
+from input_pipeline.conversion.sources.base import CaptionOptions
 from input_pipeline.conversion.sources.tables import TableOptions, open_csv
 
 
@@ -28,14 +30,14 @@ def main() -> None:
                 file.write(f'a/folder/image_{n}.jpg,"{text}",ct,src,patient{n // 4},{split}\n')
         directory = Path(folder) / "plan"
         directory.mkdir()
-        rows = open_csv(TableOptions(table)).planned()
+        rows = open_csv(TableOptions(table)).conversion(CaptionOptions()).rows
         # as if every image were 100 kB, so that the number of shards grows with the corpus
         rows = (PlannedRow(r.row, r.split, r.id, r.number, r.image, r.group, 100_000) for r in rows)
         start = time.monotonic()
         made = plan.build(directory, "n", rows, print, num_shards=None, seed=0)
         seconds = time.monotonic() - start
         assert sum(made.shards.values()) == num_rows
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_memory.of_this_process() / 2**20
     print(f"{peak:.1f} {seconds:.2f} {len(made.shards)} {made.num_shared_groups}")
 
 

@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import multiprocessing
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import peak_memory
 from PIL import Image
 
 import unimed_jax
@@ -108,11 +108,8 @@ def write_checkpoint(config: ModelConfig, workdir: Path) -> None:
 def measured(name: str, *command: str) -> tuple[str, int, float]:
     """Runs a command; (name, bytes of its largest process at the peak, seconds)."""
     start = time.monotonic()
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"failed: {' '.join(command)}")
-    return name, usage.ru_maxrss * 1024, time.monotonic() - start
+    peak = peak_memory.of_python(command, ROOT)
+    return name, peak, time.monotonic() - start
 
 
 def print_parity(exported: Path, images: Path | None, texts: Path | None, num: int) -> None:

@@ -19,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+import interleave
 import numpy as np
-import turns
 
 CLASSES, WIDTH = 2, 384
 LOOPS, VECTORISED, OURS = "PyTorch, loops", "PyTorch, vectorised", "unimed_jax"
@@ -32,8 +32,8 @@ def main() -> None:
     )
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--image_size", type=int, default=192)
-    parser.add_argument("--steps", type=int, default=2, help="per turn")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each")
+    parser.add_argument("--steps", type=int, default=2, help="per round")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
@@ -41,14 +41,14 @@ def main() -> None:
         return
     flags = [f"--{key}={getattr(args, key)}" for key in ("batch_size", "image_size", "steps")]
     sides = {name: (sys.executable, __file__, *flags, f"--side={name}") for name in SIDES}
-    times = turns.compare(sides, args.rounds)
+    times = interleave.compare(sides, args.rounds)
     print(f"{len(os.sched_getaffinity(0))} cores, batches of {args.batch_size}, "
           f"{args.image_size} px; {args.rounds} turns of {args.steps} steps")  # fmt: skip
     print("| | s / step, median | times ours | by CPU time |")
     print("|---|---|---|---|")
     for name, taken in times.items():
         wall, cpu = (
-            turns.ratio(theirs, ours)
+            interleave.ratio(theirs, ours)
             for theirs, ours in ((taken.wall, times[OURS].wall), (taken.cpu, times[OURS].cpu))
         )
         seconds = statistics.median(taken.wall) / args.steps
@@ -91,13 +91,13 @@ def ours(args: argparse.Namespace) -> None:
     batch = {"image": images, "label": labels.astype(np.int32), "seed": seeds}
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))
 
-    def turn() -> None:
+    def run_round() -> None:
         nonlocal state
         for _ in range(args.steps):
             state, metrics = step(state, batch, key)
         jax.block_until_ready(metrics)
 
-    turns.take(turn)
+    interleave.serve_rounds(run_round)
 
 
 def in_torch(form: str, args: argparse.Namespace) -> None:
@@ -146,7 +146,7 @@ def in_torch(form: str, args: argparse.Namespace) -> None:
     y = torch.from_numpy(labels)
     text = F.normalize(torch.randn(CLASSES, WIDTH), dim=-1)
 
-    def turn() -> None:
+    def run_round() -> None:
         for _ in range(args.steps):
             optimizer.zero_grad()
             mean = x.mean((2, 3), keepdim=True)
@@ -159,7 +159,7 @@ def in_torch(form: str, args: argparse.Namespace) -> None:
             loss.backward()
             optimizer.step()
 
-    turns.take(turn)
+    interleave.serve_rounds(run_round)
 
 
 SIDES = {

@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import interleave
 import numpy as np
-import turns
 
 NAMES = ("open_clip", "unimed_jax")
 
@@ -36,9 +36,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12, help="of each tower")
     parser.add_argument("--context", type=int, default=256, help="tokens of a text")
     parser.add_argument("--dropout", type=float, default=0.1, help="of the text tower")
-    parser.add_argument("--steps", type=int, default=1, help="per turn")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each")
-    parser.add_argument("--quick", action="store_true", help="2 layers, batches of 8, 3 turns")
+    parser.add_argument("--steps", type=int, default=1, help="per round")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of each")
+    parser.add_argument("--quick", action="store_true", help="2 layers, batches of 8, 3 rounds")
     parser.add_argument("--trace", type=Path, help="folder for a trace of one more step of ours")
     parser.add_argument("--side", choices=(*NAMES, *(f"{n} peak" for n in NAMES)),
                         help=argparse.SUPPRESS)  # fmt: skip
@@ -57,8 +57,8 @@ def main() -> None:
         sides = {name: (*command, f"--side={name}") for name in NAMES}
         if args.trace:
             sides["unimed_jax"] += (f"--trace={args.trace}",)
-        times = turns.compare(sides, args.rounds)
-        peaks = turns.compare({n: (*command, f"--side={n} peak") for n in NAMES}, 3)
+        times = interleave.compare(sides, args.rounds)
+        peaks = interleave.compare({n: (*command, f"--side={n} peak") for n in NAMES}, 3)
     peak = {name: PEAK_FLOPS / min(taken.wall) for name, taken in peaks.items()}
     images = args.batch_size * args.steps
     print(
@@ -77,8 +77,8 @@ def main() -> None:
         )
     theirs, ours = (times[name] for name in NAMES)
     print(
-        f"unimed_jax / open_clip: {turns.ratio(theirs.wall, ours.wall):.3f} "
-        f"(by CPU time {turns.ratio(theirs.cpu, ours.cpu):.3f})"
+        f"unimed_jax / open_clip: {interleave.ratio(theirs.wall, ours.wall):.3f} "
+        f"(by CPU time {interleave.ratio(theirs.cpu, ours.cpu):.3f})"
     )
 
 
@@ -141,13 +141,13 @@ def unimed_jax(args: argparse.Namespace) -> None:
     images, ids = random_batch(args)
     batch = jax.device_put({"image": images, "text": ids}, sharding.batch_sharding(mesh))
 
-    def turn() -> None:
+    def run_round() -> None:
         nonlocal state
         for _ in range(args.steps):
             state, metrics = step(state, batch, key)
         jax.block_until_ready(metrics)
 
-    turns.take(turn)
+    interleave.serve_rounds(run_round)
     if args.trace:
         with jax.profiler.trace(args.trace, create_perfetto_trace=True):
             turn()
@@ -170,7 +170,7 @@ def open_clip(args: argparse.Namespace) -> None:
     pixels, ids = pixels.contiguous(), torch.from_numpy(ids).long()
     loss = ClipLoss()
 
-    def turn() -> None:
+    def run_round() -> None:
         for _ in range(args.steps):
             optimizer.zero_grad()
             image, text, scale = model(pixels, ids)[:3]
@@ -179,7 +179,7 @@ def open_clip(args: argparse.Namespace) -> None:
             with torch.no_grad():
                 model.logit_scale.clamp_(0, float(np.log(100)))
 
-    turns.take(turn)
+    interleave.serve_rounds(run_round)
 
 
 PEAK_SIDE, PEAK_REPEATS = 2048, 10
@@ -188,7 +188,7 @@ PEAK_FLOPS = 2 * PEAK_SIDE**3 * PEAK_REPEATS
 
 def repeat(product: Callable[[], object]) -> None:
     """Turns of the products that the peak is measured by."""
-    turns.take(lambda: [product() for _ in range(PEAK_REPEATS)])
+    interleave.serve_rounds(lambda: [product() for _ in range(PEAK_REPEATS)])
 
 
 def unimed_jax_peak(args: argparse.Namespace) -> None:

@@ -309,8 +309,6 @@ def test_missing_columns_are_named_with_those_found(table, tmp_path, capsys):
         ("csv", b'image,label\n"a.jpg,x\n', "line 2: unexpected end of data"),
         ("csv", b"image,label\na.jpg,x\n\xff.jpg,y\n", "line 3: not UTF-8"),
         ("csv", b"", "has no column 'image'; found []"),
-        ("csv", b"image,label\n", "no input rows"),
-        ("csv", b"image,label\n,x\n", "all 1 were rejected, the first: no image"),
         ("jsonl", b'{"image": "a.jpg", "label": "x"}\n{"image"\n', "line 2: "),
         ("jsonl", b'["a.jpg"]\n', "line 1: not a JSON object"),
         ("jsonl", b'{"image": {"a": 1}, "label": "x"}\n', "line 1: expected a text"),
@@ -322,7 +320,21 @@ def test_malformed_tables_name_the_file_and_line(tmp_path, capsys, source, conte
     flags = ("--modality=ct", "--source=s")
     error = error_of(capsys, source, table, tmp_path / "out", *flags)
     assert message in error
-    assert str(table) in error or "no rows to convert" in error
+    assert str(table) in error
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("image,label\n", "no input rows"),
+        ("image,label\n,x\n", "all 1 were rejected, the first: no image"),
+    ],
+)
+def test_tables_without_a_usable_row_are_refused_with_the_reason(tmp_path, capsys, content, reason):
+    table = tmp_path / "table"
+    table.write_text(content)
+    error = error_of(capsys, "csv", table, tmp_path / "out", "--modality=ct", "--source=s")
+    assert f"there are no rows to convert: {reason}" in error
 
 
 def test_unusable_paths_are_errors(table, tmp_path, capsys):

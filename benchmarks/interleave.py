@@ -1,8 +1,8 @@
-"""Programs that take turns on the same cores, and the times of their turns.
+"""Interleaved timing of several programs on the same cores.
 
-What else a machine does then weighs on all of them alike. Who has not the turn is suspended with
-all its processes, so that nobody reads ahead in the time of another. `take` runs in each of the
-programs, `compare` in the one that starts them.
+The programs run their rounds alternately, so that other load on the machine affects all of them
+alike. Between its rounds, a program is suspended with all its processes, so that it cannot work
+ahead. ``serve_rounds`` runs in each program, ``compare`` in the process that starts them.
 """
 
 import contextlib
@@ -18,27 +18,27 @@ import psutil
 
 @dataclasses.dataclass
 class Times:
-    """Of the turns of one program, in seconds; ``cpu`` is summed over threads and children."""
+    """Times of the rounds of one program, in seconds; ``cpu`` sums over threads and children."""
 
     wall: list[float] = dataclasses.field(default_factory=list)
     cpu: list[float] = dataclasses.field(default_factory=list)
 
 
-def take(turn: Callable[[], None], before: Callable[[], None] = lambda: None) -> None:
-    """One turn now, which is not counted, and one for every line of standard input.
+def serve_rounds(run_round: Callable[[], None], before: Callable[[], None] = lambda: None) -> None:
+    """Runs a warm-up round, which is not counted, and a round per line of standard input.
 
-    ``before`` runs before each turn and outside its time.
+    ``before`` runs before each round and is not timed.
     """
-    _measure(before, turn)
+    _measure(before, run_round)
     for _ in sys.stdin:
-        _measure(before, turn)
+        _measure(before, run_round)
 
 
-def _measure(before: Callable[[], None], turn: Callable[[], None]) -> None:
+def _measure(before: Callable[[], None], run_round: Callable[[], None]) -> None:
     before()
     wall, cpu = time.perf_counter(), _cpu_seconds()
-    turn()
-    print("turn", time.perf_counter() - wall, _cpu_seconds() - cpu, flush=True)
+    run_round()
+    print("round", time.perf_counter() - wall, _cpu_seconds() - cpu, flush=True)
 
 
 def _cpu_seconds() -> float:
@@ -47,7 +47,7 @@ def _cpu_seconds() -> float:
 
 
 def compare(commands: Mapping[str, Sequence[object]], rounds: int) -> dict[str, Times]:
-    """Starts the programs one after the other, lets them take ``rounds`` turns each."""
+    """Starts the programs and times ``rounds`` rounds of each, interleaved."""
     processes, times = {}, {name: Times() for name in commands}
     for name, command in commands.items():
         processes[name] = subprocess.Popen(
@@ -56,41 +56,41 @@ def compare(commands: Mapping[str, Sequence[object]], rounds: int) -> dict[str, 
             stdout=subprocess.PIPE,
             text=True,
         )
-        _answer(processes[name])  # compilation and the first reading of files are in it
-        _each_of(processes[name], psutil.Process.suspend)
+        _read_times(processes[name])  # warm-up: compilation, and files read for the first time
+        _for_tree(processes[name], psutil.Process.suspend)
     for index in range(rounds):
         for name in commands if index % 2 == 0 else reversed(commands):
-            _each_of(processes[name], psutil.Process.resume)
+            _for_tree(processes[name], psutil.Process.resume)
             processes[name].stdin.write("go\n")
             processes[name].stdin.flush()
-            wall, cpu = _answer(processes[name])
-            _each_of(processes[name], psutil.Process.suspend)
+            wall, cpu = _read_times(processes[name])
+            _for_tree(processes[name], psutil.Process.suspend)
             times[name].wall.append(wall)
             times[name].cpu.append(cpu)
     for process in processes.values():
-        _each_of(process, psutil.Process.resume)
+        _for_tree(process, psutil.Process.resume)
         process.stdin.close()
         process.wait()
     return times
 
 
-def _each_of(process: subprocess.Popen, call: Callable[[psutil.Process], None]) -> None:
-    """Calls it for a program and all that it has started."""
+def _for_tree(process: subprocess.Popen, call: Callable[[psutil.Process], None]) -> None:
+    """Calls a function for a program and all processes that it has started."""
     program = psutil.Process(process.pid)
     for each in (program, *program.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):
             call(each)
 
 
-def _answer(process: subprocess.Popen) -> tuple[float, float]:
+def _read_times(process: subprocess.Popen) -> tuple[float, float]:
     for line in process.stdout:
         word, *numbers = line.split() or [""]
-        if word == "turn":
+        if word == "round":
             wall, cpu = map(float, numbers)
             return wall, cpu
     sys.exit(f"error: {' '.join(process.args)} ended")
 
 
 def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
-    """Median over rounds of how many times longer they took."""
+    """The median over rounds of theirs / ours."""
     return statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
