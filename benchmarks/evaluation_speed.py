@@ -32,9 +32,9 @@ def main() -> None:
     )
     parser.add_argument("--images", type=Path, required=True, help="folder of pictures")
     parser.add_argument("--model", type=Path, help="export; a random ViT-B/16")
-    parser.add_argument("--num", type=int, default=128, help="pictures per turn")
+    parser.add_argument("--num", type=int, default=128, help="images per round")
     parser.add_argument("--batch_size", type=int, default=32, help="of open_clip")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of each")
     parser.add_argument("--side", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     files = sorted(p for p in args.images.rglob("*") if p.suffix.lower() in KINDS)
@@ -62,7 +62,7 @@ def random_export(scratch: Path) -> Path:
 
 
 def compare(args: argparse.Namespace, count: int) -> None:
-    """Starts the contenders, lets them take turns, prints their speeds."""
+    """Starts the contenders, alternates their rounds, prints their speeds."""
     flags = [f"--{name}={getattr(args, name)}" for name in ("images", "model", "num", "batch_size")]
     processes = {}
     for name in CONTENDERS:  # one after the other: loading takes memory
@@ -72,17 +72,17 @@ def compare(args: argparse.Namespace, count: int) -> None:
             stdout=subprocess.PIPE,
             text=True,
         )
-        answer(processes[name])  # the first turn, compilation in it, is not counted
+        answer(processes[name])  # warm-up: compilation is not counted
     seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for turn in range(args.rounds):
-        for name in CONTENDERS if turn % 2 == 0 else reversed(CONTENDERS):
+    for index in range(args.rounds):
+        for name in CONTENDERS if index % 2 == 0 else reversed(CONTENDERS):
             processes[name].stdin.write("go\n")
             processes[name].stdin.flush()
             seconds[name].append(answer(processes[name]))
     for process in processes.values():
         process.stdin.close()
         process.wait()
-    print(f"{count} pictures a turn, {args.rounds} turns, {len(os.sched_getaffinity(0))} cores")
+    print(f"{count} images per round, {args.rounds} rounds, {len(os.sched_getaffinity(0))} cores")
     print(
         "| | images/s, median | slowest to fastest | unimed_jax / this, median |\n|---|---|---|---|"
     )
@@ -106,13 +106,13 @@ def run_side(side: str, model: Path, files: list[Path], batch_size: int) -> None
     """Embeds the files once, then once per line of standard input; prints the seconds of each."""
     prepare = load_unimed_jax if side == "unimed_jax" else load_open_clip
     embed = prepare(model, files, batch_size, side)
-    for _ in turns():
+    for _ in rounds():
         start = time.perf_counter()
         embed()
         print(time.perf_counter() - start, flush=True)
 
 
-def turns() -> Iterator[None]:
+def rounds() -> Iterator[None]:
     yield
     for _ in sys.stdin:
         yield

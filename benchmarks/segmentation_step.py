@@ -5,8 +5,8 @@
 A ResNet-34 U-Net (CCSDG's, 2 classes), Dice and cross-entropy, the alignment with text, and SGD on
 random images. PyTorch takes the alignment once with loops over images, patches and classes, as the
 published code does, and once vectorised. Ours is what the trainer compiles, with the augmentation
-that it always has; PyTorch's has none. All take turns on the same cores; the ratio is the median
-over rounds. Needs the extra [torch].
+that it always has; PyTorch's has none. Their rounds alternate on the same cores; the ratio is the
+median over rounds. Needs the extra [torch].
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
     sides = {name: (sys.executable, __file__, *flags, f"--side={name}") for name in SIDES}
     times = interleave.compare(sides, args.rounds)
     print(f"{len(os.sched_getaffinity(0))} cores, batches of {args.batch_size}, "
-          f"{args.image_size} px; {args.rounds} turns of {args.steps} steps")  # fmt: skip
+          f"{args.image_size} px; {args.rounds} rounds of {args.steps} steps")  # fmt: skip
     print("| | s / step, median | times ours | by CPU time |")
     print("|---|---|---|---|")
     for name, taken in times.items():

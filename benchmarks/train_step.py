@@ -1,12 +1,12 @@
 """Images per second of the train step beside stock open_clip's in torch, in float32 on this CPU.
 
-    python benchmarks/train_step.py              # --quick: 2 of the 12 layers, fewer turns
+    python benchmarks/train_step.py              # --quick: 2 of the 12 layers, fewer rounds
 
 ViT-B/16 + BERT-base with the published recipe (256 tokens, dropout 0.1 in the text tower): forward,
 contrastive loss, backward, AdamW. Ours is `train_step.TrainStep`, what the trainer compiles; theirs
 is `CustomTextCLIP`, `ClipLoss` and `torch.optim.AdamW`, in a process of its own. Random weights,
-pixels and ids. The two take turns on the same cores; the ratio is the median over rounds. The peak
-is that of the larger of both libraries' products of 2048 x 2048 matrices. Needs the extra [torch].
+pixels and ids. Their rounds alternate on the same cores; the ratio is the median over rounds. The
+peak is that of the larger of both libraries' products of 2048 x 2048 matrices. Needs the extra [torch].
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> None:
     images = args.batch_size * args.steps
     print(
         f"{len(os.sched_getaffinity(0))} cores, {args.layers} layers, batches of "
-        f"{args.batch_size}, {args.context} tokens; {args.rounds} turns of {images} images"
+        f"{args.batch_size}, {args.context} tokens; {args.rounds} rounds of {images} images"
     )
     print("| | images/s, median | slowest to fastest | CPU s/image | share of peak | own peak |")
     print("|---|---|---|---|---|---|")
@@ -150,7 +150,7 @@ def unimed_jax(args: argparse.Namespace) -> None:
     interleave.serve_rounds(run_round)
     if args.trace:
         with jax.profiler.trace(args.trace, create_perfetto_trace=True):
-            turn()
+            run_round()
 
 
 def open_clip(args: argparse.Namespace) -> None:

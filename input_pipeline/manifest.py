@@ -1,6 +1,6 @@
-"""`manifest.json`: which shards a corpus has, what is in them, and how to tell that they are whole.
+"""`manifest.json`: the shards of a corpus, their contents and their checksums.
 
-It is written last, so a directory that has one is a complete corpus.
+It is written last, so a directory with a manifest is a complete corpus.
 """
 
 import collections
@@ -39,7 +39,7 @@ def add_counts(parts: list[Counts]) -> Counts:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A TFRecord file; `sha256` (hex) is of the whole file."""
+    """A TFRecord file; `sha256` (hex) is the checksum of the file."""
 
     file: str
     num_samples: int
@@ -49,7 +49,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The shards of a split in order, and how many samples each source, modality and label has."""
+    """The shards of a split, in order, and its numbers of samples by source, modality, label."""
 
     num_samples: int
     counts: Counts
@@ -60,7 +60,7 @@ class Split:
 class Manifest:
     """Content of `manifest.json`.
 
-    `plan` identifies the inputs and settings of the conversion, `fingerprint` what came out of it.
+    `plan` identifies the inputs and settings of the conversion, `fingerprint` its output.
     """
 
     name: str
@@ -79,8 +79,10 @@ class Manifest:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over the schema version and the checksum of every shard: equal for corpora
-        whose shards are byte for byte the same, wherever they lie."""
+        """SHA-256 (hex) over the schema version and the checksum of every shard.
+
+        Equal for corpora with the same bytes, wherever they are.
+        """
         digest = hashlib.sha256(f"schema {self.schema_version}\n".encode())
         for name, split in sorted(self.splits.items()):
             for shard in split.shards:
@@ -130,14 +132,14 @@ def load(directory: PathLike) -> Manifest:
 
 
 def save(directory: PathLike, manifest: Manifest) -> None:
-    """Writes the manifest in one step: it is there whole, or not at all."""
+    """Writes the manifest atomically."""
     content = dataclasses.asdict(manifest) | {"fingerprint": manifest.fingerprint}
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     write_text_atomically(to_path(directory) / FILE_NAME, text)
 
 
 def verify(directory: PathLike, manifest: Manifest, split: str, checksums: bool = False) -> None:
-    """Checks that the shards of a split are the ones that the manifest lists.
+    """Checks the shards of a split against the manifest.
 
     Sizes take one `stat` per shard; `checksums` reads every byte.
 

@@ -1,4 +1,4 @@
-"""The one place that knows how a sample is laid out in a `tf.train.Example`.
+"""The layout of a sample in a `tf.train.Example`; no other module knows it.
 
 ========================  ==========  ==============================================================
 feature                   type        meaning
@@ -6,18 +6,18 @@ feature                   type        meaning
 ``id``                    bytes       stable name of the sample, unique in its corpus
 ``image``                 bytes       encoded JPEG or PNG
 ``captions``              bytes list  at least one; original texts first, then generated ones
-``num_original_captions`` int64       how many of ``captions`` people wrote for this very image
+``num_original_captions`` int64       number of ``captions`` that people wrote for this very image
 ``provenance``            bytes list  distinct origins of captions, JSON (`Provenance.as_json`)
-``provenance_index``      int64 list  per caption, its place in ``provenance``; -1: none
+``provenance_index``      int64 list  per caption, its index in ``provenance``; -1: none
 ``labels``                bytes list  class names; may be empty
 ``modality``              bytes       xray, ct, mri, ultrasound, pathology, fundus, ...
 ``source``                bytes       the collection that the image is from
 ``group``                 bytes       patient or study; empty where unknown
 ========================  ==========  ==============================================================
 
-Text is UTF-8. Version 1 had no provenance; its records are read as captions without one.
-TensorFlow is imported inside the functions, so that a command that only describes or checks
-samples starts at once.
+Text is UTF-8. Records of version 1, which had no provenance, can be read.
+TensorFlow is imported inside the functions, so that commands that only describe or check samples
+start quickly.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ SCHEMA_VERSION = 2
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """How the samples of a corpus are laid out in its records.
+    """The layout of the samples of a corpus in its records.
 
     Samples of every schema have `id`, `source`, `modality`, `labels`, `captions` and
     `num_original_captions`, which conversion counts.
 
     Attributes:
-      name: in the manifest; a task reads corpora of one schema.
-      version: of this layout.
+      name: name in the manifest; a task reads corpora of one schema.
+      version: version of the layout.
       encode: a sample -> a serialized `tf.train.Example`; equal samples give equal bytes.
       tfds_features: the features of a record as TFDS describes them.
     """
@@ -60,13 +60,13 @@ _TEXT_LIST_KEYS = ("captions", "labels")
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One image with everything that is known about it.
+    """One image with its captions and metadata.
 
-    `caption_provenance` has, for every caption, where it is from: a JSON object, or "" where that
-    is not known, as of texts that people wrote. Left out, it is "" for all.
+    `caption_provenance` has the origin of every caption: a JSON object, or "" where it is unknown,
+    as for texts that people wrote. By default, it is "" for all.
 
-    Raises ValueError when the id or image is empty, a caption is blank, `num_original_captions` is
-    not in 0..len(captions), or the provenance is not that of so many captions.
+    Raises ValueError if the id or image is empty, a caption is blank, `num_original_captions` is
+    not in 0..len(captions), or the provenance has another number of entries than the captions.
     """
 
     id: str
@@ -104,11 +104,11 @@ def encode(sample: Sample) -> bytes:
     for key in _TEXT_LIST_KEYS:
         features[key] = [text.encode() for text in getattr(sample, key)]
     features["image"] = [sample.image]
-    # Ten captions of one run share their provenance: it is stored once.
+    # Captions of one run share their provenance: each distinct one is stored once.
     distinct = list(dict.fromkeys(filter(None, sample.caption_provenance)))
-    places = {"": -1} | {text: place for place, text in enumerate(distinct)}
+    indices = {"": -1} | {text: index for index, text in enumerate(distinct)}
     features["provenance"] = [text.encode() for text in distinct]
-    integers = {"provenance_index": [places[t] for t in sample.caption_provenance]}
+    integers = {"provenance_index": [indices[t] for t in sample.caption_provenance]}
     integers["num_original_captions"] = [sample.num_original_captions]
     return serialize(features, integers)
 
@@ -129,12 +129,12 @@ def serialize(
         **{k: tf.train.Feature(float_list=tf.train.FloatList(value=v)) for k, v in numbers.items()},
     }
     example = tf.train.Example(features=tf.train.Features(feature=features))
-    # Maps have no order of their own: without this flag checksums would differ between runs.
+    # Maps are unordered: without this flag, checksums would differ between runs.
     return example.SerializeToString(deterministic=True)
 
 
 def decode(serialized: bytes) -> Sample:
-    """Inverse of `encode`. Raises CorpusError for bytes that are no sample of this schema."""
+    """Inverse of `encode`. Raises CorpusError for bytes that are not a sample of this schema."""
     import tensorflow as tf
     from google.protobuf.message import DecodeError
 
@@ -158,10 +158,10 @@ def decode(serialized: bytes) -> Sample:
         if "provenance_index" not in features:  # version 1
             return ()
         distinct = [text.decode() for text in values("provenance")]
-        places = values("provenance_index", "int64_list")
-        if any(not -1 <= place < len(distinct) for place in places):
-            raise CorpusError(f"record feature 'provenance_index' points outside: {places}")
-        return tuple("" if place < 0 else distinct[place] for place in places)
+        indices = values("provenance_index", "int64_list")
+        if any(not -1 <= index < len(distinct) for index in indices):
+            raise CorpusError(f"record feature 'provenance_index' is out of range: {indices}")
+        return tuple("" if index < 0 else distinct[index] for index in indices)
 
     try:
         return Sample(
@@ -178,7 +178,7 @@ def decode(serialized: bytes) -> Sample:
 
 
 def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-    """In-graph inverse of `encode`, the image still encoded; provenance is left where it is.
+    """In-graph inverse of `encode`, without provenance; the image stays encoded.
 
     Args:
       serialized: string (), one serialized Example.

@@ -5,8 +5,8 @@
 
 A row becomes a sample when its image can be decoded and it has a caption: its own text, the
 templates of its labels, or both. Every other row is in DIR/rejected.jsonl with the reason, and
-DIR/conversion.json counts them. A run that is interrupted goes on when the same command is given
-again. `SOURCE --help` says what a source needs.
+DIR/conversion.json counts them. The same command resumes an interrupted run.
+`SOURCE --help` describes the flags of a source.
 """
 
 import argparse
@@ -35,8 +35,8 @@ from input_pipeline.manifest import Manifest
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status.
 
-    1: the corpus is written, but more rows were rejected than --max_rejected allows; 2: the user's
-    input is at fault, and there is no corpus.
+    0: success; 1: the corpus is written, but more rows were rejected than --max_rejected allows;
+    2: the input is invalid, and there is no corpus.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].startswith("tfds:"):
@@ -166,17 +166,19 @@ def _parser() -> argparse.ArgumentParser:
         subparser.add_argument("--out", type=files.flag, help="corpus directory")
         if isinstance(source, CaptionedSource):
             _add_caption_options(subparser)
-        subparser.add_argument("--name", help="of the corpus; default: from the input's folder")
+        subparser.add_argument(
+            "--name", help="name of the corpus; default: from the input's folder"
+        )
         subparser.add_argument(
             "--num_shards",
             help="8 for every split, or train=64,val=8; default: a power of two, at least 8 for "
             "train and 2 for others, such that shards are at most 128 MiB",
         )
-        subparser.add_argument("--seed", type=int, default=0, help="of the shuffle; default 0")
+        subparser.add_argument("--seed", type=int, default=0, help="seed of the shuffle; default 0")
         subparser.add_argument(
             "--workers",
             type=int,
-            help="processes of --runner=local; default: one per core if there is enough to do",
+            help="processes of --runner=local; default: one per core, fewer for small corpora",
         )
         subparser.add_argument(
             "--runner",

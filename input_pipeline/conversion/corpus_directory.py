@@ -1,16 +1,16 @@
-"""A corpus directory while it is being written: whose it is, and what an earlier run has left.
+"""A corpus directory during conversion: its lock, its plan, and files of an interrupted run.
 
 An unfinished conversion holds
 
-    .partial/plan.json          what is being written; a run with another plan is refused
+    .partial/plan.json          the plan; a run with another plan is refused
     .partial/rows/SHARD.rows    the rows of a shard
     .partial/SHARD.json         proof that SHARD is complete: checksum, counts, rejected rows
     .partial/*.tmp              a shard being written, on a local disk
     train-00000-of-00008.tfrecord ...     complete shards only
 
-A local directory is held by one process. A bucket knows no such hold. There the first to create
-plan.json decides what is written, another plan is refused, and two runs of the same plan write the
-same bytes under the same names, each of them whole.
+A local directory is locked by one process. Buckets have no locks: the process that creates
+plan.json first decides what is written, another plan is refused, and two runs of the same plan
+write the same bytes under the same names, atomically.
 """
 
 import contextlib
@@ -41,9 +41,9 @@ _REMEDY = "give another directory, or --overwrite"
 
 @contextlib.contextmanager
 def locked(out_dir: AnyPath) -> Iterator[None]:
-    """Makes the directory and holds it for this process; a killed process lets go by itself.
+    """Creates the directory and locks it for this process; the lock of a killed process is freed.
 
-    A folder of a bucket needs not be made and cannot be held.
+    A folder in a bucket need not be created and cannot be locked.
     """
     if not files.is_local(out_dir):
         yield
@@ -66,8 +66,10 @@ def locked(out_dir: AnyPath) -> Iterator[None]:
 
 @contextlib.contextmanager
 def planning(out_dir: AnyPath) -> Iterator[pathlib.Path]:
-    """An empty local directory to plan in, in `out_dir` if that is local too; nothing of it stays
-    unless `claim` takes it."""
+    """An empty local directory to plan in, inside `out_dir` if that is local.
+
+    It is removed afterwards, unless `claim` moves it.
+    """
     if not files.is_local(out_dir):
         with tempfile.TemporaryDirectory() as directory:
             yield pathlib.Path(directory)
@@ -105,7 +107,9 @@ def claim(out_dir: AnyPath, plan: Plan, overwrite: bool) -> Manifest | None:
                 raise CorpusError(f"{out_dir} holds TFRecord files without a manifest: {_REMEDY}")
             _remove_corpus(out_dir)
         if files.create(plan_file, json.dumps({"plan": plan.hash}) + "\n"):
-            files.remove_tree(out_dir / PARTIAL / ROWS)  # of a run that was killed in removing it
+            files.remove_tree(
+                out_dir / PARTIAL / ROWS
+            )  # of a run that was killed while removing it
         elif not _is_of(plan_file, plan):  # created by another process since
             raise CorpusError(_other_plan(out_dir))
         if manifest_file.exists():  # another process has finished since
@@ -129,7 +133,7 @@ def _other_plan(out_dir: AnyPath) -> str:
 
 
 def _finished(out_dir: AnyPath, plan: Plan) -> Manifest:
-    """The manifest of a complete corpus, if it is of this plan and its shards are whole."""
+    """The manifest of a complete corpus, if it has this plan and its shards are intact."""
     found = manifest_lib.load(out_dir)
     if found.plan != plan.hash:
         raise CorpusError(f"{out_dir} holds another complete corpus: {_REMEDY}")
@@ -138,13 +142,13 @@ def _finished(out_dir: AnyPath, plan: Plan) -> Manifest:
             manifest_lib.verify(out_dir, found, split)
     except CorpusError as error:
         raise CorpusError(f"{error}; --overwrite writes the corpus anew") from error
-    # A run that was killed between its last two actions.
+    # the run was killed between its last two actions
     files.remove_tree(out_dir / PARTIAL)
     return found
 
 
 def _remove_corpus(out_dir: AnyPath) -> None:
-    """Removes the files of a corpus, and no others; the manifest first."""
+    """Removes the files of a corpus, and no others, starting with the manifest."""
     names = (manifest_lib.FILE_NAME, REPORT_FILE, REJECTED_FILE, *tfds_metadata.FILE_NAMES)
     shards = (f.name for f in out_dir.iterdir() if manifest_lib.SHARD_PATTERN.fullmatch(f.name))
     for file in (*names, *shards):

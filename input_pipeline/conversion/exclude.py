@@ -16,7 +16,7 @@ FILE_NAME = "exclude.jsonl"
 
 
 def save(path: PathLike, reasons: Mapping[str, str]) -> None:
-    """Writes id -> reason, in one step."""
+    """Writes id -> reason, atomically."""
     lines = (
         json.dumps({"id": sample_id, "reason": reason}, ensure_ascii=False)
         for sample_id, reason in reasons.items()
@@ -25,7 +25,7 @@ def save(path: PathLike, reasons: Mapping[str, str]) -> None:
 
 
 def load(path: PathLike) -> dict[str, str]:
-    """Reads id -> reason. Raises CorpusError naming the file and line at fault."""
+    """Reads id -> reason. Raises CorpusError, which names the file and line."""
     try:
         lines = to_path(path).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -50,7 +50,7 @@ def load(path: PathLike) -> dict[str, str]:
 def leave_out(
     rows: Iterable[SourceRow | Rejection], reasons: Mapping[str, str]
 ) -> Iterator[SourceRow | Rejection]:
-    """The rows, those that are listed turned into rejections."""
+    """The rows; excluded ones become rejections."""
     for row in rows:
         if isinstance(row, SourceRow) and row.id in reasons:
             yield Rejection(f"excluded: {reasons[row.id]}", row.row, row.id, row.image)

@@ -1,9 +1,8 @@
-"""Where shards are written: in this process, in processes of this machine, or on Apache Beam.
+"""Executors: shards are written in this process, in local processes, or on Apache Beam.
 
-An executor is called with a function and the names of shards, with their numbers of rows. It
-applies the function to each name and yields it when its shard is complete, in any order. The
-function does all the work and leaves its result in a file, so an executor decides nothing about
-the bytes.
+An executor takes a function and the names of shards with their numbers of rows. It applies the
+function to each name and yields the name when its shard is complete, in any order. The function
+writes the result to a file, so the bytes do not depend on the executor.
 """
 
 import concurrent.futures
@@ -23,7 +22,7 @@ _AGAIN = "run the same command again to continue"
 
 
 class Executor(Protocol):
-    """Applies a function to every shard name; yields the names that are done."""
+    """Applies a function to every shard name; yields the completed names."""
 
     def __call__(
         self, function: Callable[[str], None], shards: Mapping[str, int]
@@ -32,9 +31,9 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class Local:
-    """Processes of this machine; one `worker` is this process itself.
+    """Processes of this machine; with one worker, this process itself.
 
-    None: one per core, but no more than are worth their start.
+    `workers`: None means one per core, but no more than are worth starting.
     """
 
     workers: int | None = None
@@ -70,7 +69,7 @@ class Local:
 
 
 def _die_with_parent() -> None:
-    """A worker of a killed parent would wait for work for ever."""
+    """Otherwise, a worker of a killed parent would wait for work forever."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -84,9 +83,9 @@ def _die_with_parent() -> None:
 class Beam:
     """An Apache Beam pipeline of one element per shard.
 
-    `options` are those of Beam (`--runner=DataflowRunner`, ...); without any, Beam's own local
-    runner. Workers need this package, and the raw data and the output directory under the same
-    paths: in a bucket, or on a file system that they share.
+    `options` are those of Beam (`--runner=DataflowRunner`, ...); by default, Beam runs locally.
+    Workers need this package, and the raw data and output directory under the same paths: in a
+    bucket, or on a shared file system.
     """
 
     options: tuple[str, ...] = ()
@@ -104,7 +103,7 @@ class Beam:
                 _ = (
                     pipeline
                     | beam.Create(list(shards))
-                    | beam.Reshuffle()  # else a runner may fuse all shards into one bundle
+                    | beam.Reshuffle()  # otherwise a runner may fuse all shards into one bundle
                     | beam.Map(function)
                 )
         except Exception as error:  # runners wrap what workers raise, each in its own way

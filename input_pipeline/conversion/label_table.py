@@ -13,10 +13,10 @@ from input_pipeline.io.files import PathLike, write_text_atomically
 
 
 def write(path: PathLike, rows: Iterable[SourceRow | Rejection]) -> int:
-    """Writes the label sets as JSON Lines, the most frequent first; returns how many there are.
+    """Writes the label sets as JSON Lines, the most frequent first; returns their number.
 
-    Sets that differ in order alone are one. Images are not read. Raises CorpusError if no row has
-    a label.
+    Sets that differ only in order count as one. Images are not read. Raises CorpusError if no row
+    has a label.
     """
     counts = collections.Counter()
     labels = {}

@@ -1,8 +1,8 @@
-"""Rows of any number -> one file of rows per shard, in the order in which they will be written.
+"""Any number of rows -> one file of rows per shard, in the order in which they will be written.
 
-Planning reads the source once, in a stream. What has to be known of all rows together (equal ids,
-groups on both sides of a split, the rank in the shuffle) is in an SQLite file beside the plan, so
-memory does not grow with the corpus. The plan is a function of the rows and settings alone.
+Planning reads the source once, in a stream. Whatever concerns all rows together (equal ids, groups
+in several splits, the rank in the shuffle) is in an SQLite file beside the plan, so memory does not
+grow with the corpus. The plan depends only on the rows and settings.
 """
 
 import collections
@@ -28,7 +28,7 @@ from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import AnyPath
 
 _MAX_SHARD_BYTES = 128 << 20
-_MIN_SHARDS = {"train": 8}  # of other splits: 2
+_MIN_SHARDS = {"train": 8}  # other splits: 2
 _INDEX_FILE = "index.sqlite"
 _REJECTED_FILE = "rejected.rows"
 
@@ -48,12 +48,12 @@ class Plan:
     """What will be written; the rows are in files in `directory`.
 
     Attributes:
-      directory: where the rows are.
-      hash: SHA-256 (hex) over all that determines the bytes of the corpus.
+      directory: the directory of the rows.
+      hash: SHA-256 (hex) over everything that determines the bytes of the corpus.
       shards: file name of a shard -> its number of rows; splits in alphabetical order.
-      num_rejected: rows that were refused in planning.
-      num_shared_groups: groups (patients) that are in more than one split.
-      shared_group: one of them, empty if there is none.
+      num_rejected: number of rows rejected during planning.
+      num_shared_groups: number of groups (patients) in more than one split.
+      shared_group: one of them; empty if there is none.
     """
 
     directory: AnyPath
@@ -72,7 +72,7 @@ class Plan:
         return dict(splits)
 
     def rejected(self) -> Iterator[Rejection]:
-        """The rows that were refused in planning."""
+        """The rows rejected during planning."""
         return _unpickled(self.directory / _REJECTED_FILE)
 
 
@@ -96,19 +96,19 @@ def build(
 
     Args:
       directory: an empty local directory; it needs about the size of the pickled rows, twice.
-      name: of the corpus.
-      rows: the source.
-      make_sample: part of the identity of the plan: a function, a `functools.partial` of one, or
-        an object with a stable `repr` (a dataclass).
-      num_shards: of each split, or one number for all; None and splits without a number: by
+      name: name of the corpus.
+      rows: the rows of the source.
+      make_sample: part of the hash: a function, a `functools.partial` of one, or an object with a
+        stable `repr` (a dataclass).
+      num_shards: shards of each split, or one number for all; None, and splits without a number:
         `default_num_shards`.
-      seed: of the shuffle.
-      schema: of the records that will be written.
+      seed: seed of the shuffle.
+      schema: schema of the records that will be written.
       progress: show a progress bar.
 
     Raises:
-      CorpusError: there are no rows; a split name is no word; a split has fewer rows than shards;
-        the directory cannot be written.
+      CorpusError: there are no rows; a split name is not a word; a split has fewer rows than
+        shards; the directory cannot be written.
     """
     try:
         with contextlib.closing(sqlite3.connect(directory / _INDEX_FILE)) as index:
@@ -136,9 +136,9 @@ def build(
 
 
 def default_num_shards(split: str, num_rows: int, num_bytes: int) -> int:
-    """The smallest power of two that keeps shards at most 128 MiB.
+    """The smallest power of two with which shards have at most 128 MiB.
 
-    It is at least 8 for `train` and 2 for other splits, but never more than there are rows.
+    At least 8 for `train` and 2 for other splits, but never more than the number of rows.
     """
     num_shards = _MIN_SHARDS.get(split, 2)
     while num_shards * _MAX_SHARD_BYTES < num_bytes:
@@ -176,7 +176,7 @@ def _index(
                     f"row {row.number}: split {row.split!r} is not letters, digits and _"
                 )
             size = sizes[row.split]
-            # A hash, because NumPy does not promise the same permutation from every version.
+            # A hash, because NumPy does not guarantee the same permutation in every version.
             rank = _digest(f"{seed}/{row.split}/{size.num_rows}")
             stored = index.execute("INSERT INTO rows VALUES (?)", (pickle.dumps(row.row),))
             index.execute("INSERT INTO ranks VALUES (?, ?, ?)", (row.split, rank, stored.lastrowid))

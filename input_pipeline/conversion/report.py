@@ -1,4 +1,4 @@
-"""`conversion.json`: what was read, written and refused, what was done to images.
+"""`conversion.json`: numbers of rows read, written and rejected, and changes to images.
 
     {
      "name": "chexpert", "read": 223414, "written": 223401, "rejected": 13,
@@ -6,11 +6,11 @@
      "original_captions": 0, "generated_captions": 2234010,
      "notes": {"16-bit grey scaled to 8 bit": 12},
      "groups_in_several_splits": 0,
-     "facts": {...},                 the source's own: files read, licence, how to get the data
+     "facts": {...},                 about the source: files read, licence, how to get the data
      "expected": {"of": "samples", "low": ..., "high": ..., "found": ..., "difference": 0}
     }
 
-Nothing in it depends on time or place, so it is part of the bytes that do not change.
+It does not depend on time or place, so its bytes are reproducible, too.
 """
 
 import collections
@@ -31,7 +31,7 @@ _ORIGINAL, _GENERATED = "original_captions", "generated_captions"
 
 
 def count(noted: SampleWithNotes) -> Mapping[str, int]:
-    """What one sample adds to the totals of the report."""
+    """The contribution of one sample to the totals of the report."""
     original = noted.sample.num_original_captions
     remarks = collections.Counter(noted.notes)
     remarks[_ORIGINAL] = original
@@ -42,10 +42,10 @@ def count(noted: SampleWithNotes) -> Mapping[str, int]:
 def write_rejected(
     path: AnyPath, rejections: Iterable[Rejection], scratch: AnyPath | None = None
 ) -> dict[str, int]:
-    """Writes the rejections ordered by row, one JSON object a line; returns them by reason.
+    """Writes the rejections ordered by row, one JSON object per line; counts them by reason.
 
-    The reasons counted are without what differs from row to row. Sorted on disk: a corpus may
-    refuse millions of rows. `scratch`: as of `atomic_file`.
+    Reasons are counted without the details of a row. Sorting is done on disk: a corpus may reject
+    millions of rows. `scratch`: as of `atomic_file`.
     """
     reasons = collections.Counter()
     try:

@@ -1,4 +1,4 @@
-"""A row of a source -> a sample: its image read and checked, its captions put together."""
+"""A row of a source -> a sample: reads and checks the image, collects the captions."""
 
 import dataclasses
 
@@ -13,8 +13,8 @@ from input_pipeline.records import Sample
 class MakeSample:
     """Turns a row into a sample.
 
-    `root` is no part of the identity, so that a corpus is the same wherever its images lie.
-    `short_side` bounds the size of images, in pixels; None keeps it.
+    `root` is not part of the `repr`, so that a corpus is the same wherever its images are.
+    `short_side` bounds the size of images, in pixels; None keeps their size.
     """
 
     root: AnyPath = dataclasses.field(repr=False)
@@ -30,7 +30,7 @@ class MakeSample:
             ]
             if not row.texts and not generated:
                 raise ValueError(self._why_no_caption(row))
-            # Nothing twice: a generated text that a person wrote as well counts as original.
+            # No duplicates: a generated text that equals an original one counts as original.
             provenance = dict.fromkeys(row.texts, "")
             for caption in generated:
                 provenance.setdefault(caption.text, caption.provenance.as_json)

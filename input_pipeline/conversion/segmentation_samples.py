@@ -1,4 +1,4 @@
-"""A row of a source of images and masks -> a sample: both read, checked, and put together."""
+"""A row of a source of images and masks -> a sample: reads and checks both."""
 
 import dataclasses
 import io
@@ -11,7 +11,7 @@ from input_pipeline.conversion.planned_rows import SampleWithNotes, rejecting_in
 from input_pipeline.io import images
 from input_pipeline.segmentation_records import SegmentationSample
 
-ANY_VALUE = "*"  # of a mask: everything above 0 that is not named
+ANY_VALUE = "*"  # every mask value above 0 that is not named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class MaskRow:
 
     Attributes:
       row: number in the input, from 1.
-      num_bytes: of both files; a row whose files have changed is another one.
+      num_bytes: size of both files; a changed size changes the hash of the plan.
       group: patient; empty where unknown.
     """
 
@@ -88,16 +88,16 @@ class Classes:
 
 @dataclasses.dataclass(frozen=True)
 class MakePicture:
-    """Turns a row of picture files into a sample.
+    """Turns a row of image files into a sample.
 
-    `root` is no part of the identity, so that a corpus is the same wherever its images lie.
+    `root` is not part of the `repr`, so that a corpus is the same wherever its images are.
     """
 
     root: pathlib.Path = dataclasses.field(repr=False)
     classes: Classes
 
     def __call__(self, row: MaskRow) -> SampleWithNotes:
-        """Raises with the reason, for a row that cannot be used."""
+        """Raises RejectedSample, with the reason, for a row that cannot be used."""
         with rejecting_invalid(row):
             image, notes = images.normalise(_read(self.root / row.image))
             mask = self.classes.label_map(_grey(_read(self.root / row.mask)))

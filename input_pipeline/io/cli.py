@@ -1,4 +1,4 @@
-"""How a command ends: an error of the user's is one line, and every end has its exit status."""
+"""Exit statuses of commands; an error that the user can fix is one line."""
 
 import sys
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from input_pipeline.io.files import store_errors
 
 
 def run(action: Callable[[], int | None], interrupted: str = "interrupted") -> int:
-    """Does what a command does.
+    """Runs a command.
 
     Args:
       action: returns an exit status, or None for 0.

@@ -1,8 +1,8 @@
-"""Errors that are the user's to mend: commands show them as one line, without a traceback."""
+"""Errors that the user can fix: commands show them as one line, without a traceback."""
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong; the message says what, where, and what would be right."""
+    """Invalid user input; the message says what is wrong, where, and what is valid."""
 
 
 class CorpusError(UserError):

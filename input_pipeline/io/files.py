@@ -1,16 +1,15 @@
-"""Files on a local disk or in a bucket, written so that readers see the old or the new.
+"""Files on a local disk or in a bucket, written atomically.
 
-What a user names becomes a `pathlib.Path` or, where it is a URL (`gs://bucket/folder`), a `UPath`,
-which has the same methods and reaches the bucket through fsspec. What differs between the two is
-known here alone:
+A path becomes a `pathlib.Path`, a URL (`gs://bucket/folder`) a `UPath`, which has the same methods
+and accesses the bucket through fsspec. Only this module knows how the two differ:
 
 ==================  =====================================  =========================================
-what                on a local disk                        in a bucket
+operation           on a local disk                        in a bucket
 ==================  =====================================  =========================================
-a file appears      written beside its place, synced,      written to a local disk, then uploaded:
-                    renamed                                whole when the upload ends
-a folder appears    renamed                                file by file
-a file grows        at its end                             is uploaded again, whole
+atomic file         temporary file beside it, synced,      temporary local file, then uploaded:
+                    renamed                                visible when the upload ends
+atomic folder       renamed                                uploaded file by file
+appending           at the end of the file                 the whole file is uploaded again
 ==================  =====================================  =========================================
 """
 
@@ -53,10 +52,10 @@ _READ_BUFFER = 1 << 20  # bytes
 
 
 def to_path(path: PathLike) -> AnyPath:
-    """The path that a text names: a URL in a bucket, or a place on a local disk.
+    """The path for a URL in a bucket or for a location on a local disk.
 
     Raises:
-      UserError: nothing here reads such a URL, or it has lost a slash, as by `pathlib.Path(URL)`.
+      UserError: a URL of an unknown scheme, or with a missing slash, as after `pathlib.Path(URL)`.
     """
     if isinstance(path, UPath) and not isinstance(path, pathlib.Path):
         return path
@@ -72,12 +71,12 @@ def to_path(path: PathLike) -> AnyPath:
     if importlib.util.find_spec(package) is None:
         extra = "'unimed_jax[gcs]'" if package == "gcsfs" else package
         raise UserError(f"{text} needs the package {package}: pip install {extra}")
-    # Other processes write as well: what was listed a minute ago is not what is there.
+    # No cached listings: other processes write to the bucket as well.
     return UPath(text.rstrip("/"), use_listings_cache=False)
 
 
 def flag(text: str) -> AnyPath:
-    """`to_path` as a type of argparse, which shows the message of this exception alone."""
+    """`to_path` as a type for argparse, which shows the messages of ArgumentTypeError only."""
     try:
         return to_path(text)
     except UserError as error:
@@ -90,7 +89,7 @@ def is_local(path: AnyPath) -> TypeGuard[pathlib.Path]:
 
 
 def under(folder: AnyPath, name: str) -> AnyPath:
-    """What a table or config names: below the folder, or anywhere if it is a URL or absolute."""
+    """The path of a name in a table or config: below the folder, unless it is absolute or a URL."""
     url = _URL.match(name)
     if url and url[1] in _STORES:
         return to_path(name)
@@ -104,7 +103,7 @@ def under(folder: AnyPath, name: str) -> AnyPath:
 
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
-    """Makes a UserError of what the client of a bucket raises: no permission, no answer."""
+    """Turns errors of a bucket's client, such as missing permissions, into UserError."""
     try:
         yield
     except Exception as error:
@@ -117,7 +116,7 @@ def store_errors() -> Iterator[None]:
 
 
 def open_to_read(path: AnyPath) -> BinaryIO:
-    """A binary file, buffered: of a bucket, a line would otherwise be a request."""
+    """Opens a binary file, buffered: in a bucket, every line would otherwise be a request."""
     if is_local(path):
         return path.open("rb")
     file = path.fs.open(path.path, "rb", cache_type="readahead")
@@ -125,11 +124,11 @@ def open_to_read(path: AnyPath) -> BinaryIO:
 
 
 def read_bytes(path: AnyPath, span: tuple[int, int] | None = None) -> bytes:
-    """A file, or the span (offset, length) of it, less where the file ends; in one request.
+    """Reads a file or a span (offset, length) of it, in one request; shorter if the file ends.
 
     Raises:
-      OSError: it is not there, or cannot be read.
-      UserError: a bucket did not answer, which says nothing about the file.
+      OSError: the file is missing or unreadable.
+      UserError: a bucket did not respond, so nothing is known about the file.
     """
     if is_local(path):
         with path.open("rb") as file:
@@ -147,14 +146,14 @@ def read_bytes(path: AnyPath, span: tuple[int, int] | None = None) -> bytes:
 
 
 def reason(error: OSError) -> str:
-    """Why a file cannot be used, in the words of the operating system, which buckets do not say."""
+    """Why a file cannot be used, in the words of the operating system, for buckets as well."""
     if isinstance(error, FileNotFoundError):
         return os.strerror(errno.ENOENT)
     return error.strerror or str(error) or repr(error)
 
 
 def walk_files(root: AnyPath) -> Iterator[str]:
-    """Files below a folder as `folder/name`, by folder in the order of names, none hidden."""
+    """Files below a folder as `folder/name`, sorted within each folder, without hidden ones."""
     walk = os.walk(root) if is_local(root) else root.fs.walk(root.path)
     top = str(root) if is_local(root) else root.path
     for folder, folders, names in walk:
@@ -174,8 +173,10 @@ def find_files(folder: AnyPath) -> list[AnyPath]:
 
 
 def local_copy(path: AnyPath) -> pathlib.Path:
-    """The file or folder itself, or what a bucket holds in a place that lasts as long as the
-    process, for libraries that open files by name."""
+    """A local path of a file or folder, for libraries that open files by name.
+
+    What is in a bucket is downloaded to a temporary folder, which is removed at exit.
+    """
     if is_local(path):
         return path
     folder = tempfile.mkdtemp()
@@ -214,13 +215,14 @@ def write_bytes_atomically(path: PathLike, content: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: AnyPath, scratch: AnyPath | None = None) -> Iterator[pathlib.Path]:
-    """A file name on a local disk; what is written there is at `path` when the block ends without
-    an error. A kill at any moment leaves either the old file or the new one.
+    """A temporary local file that becomes `path` when the block ends without an error.
+
+    A kill at any moment leaves either the old file or the new one.
 
     Args:
-      path: in a folder that exists.
-      scratch: folder of the temporary file, on the disk of `path`; None: that of `path`. Not used
-        for a bucket.
+      path: the final path; its folder must exist.
+      scratch: folder of the temporary file, on the same disk as `path`; None: the folder of `path`.
+        Not used for a bucket.
 
     Raises:
       OSError: a local file cannot be written.
@@ -232,12 +234,12 @@ def atomic_file(path: AnyPath, scratch: AnyPath | None = None) -> Iterator[pathl
             yield temporary
             _upload({temporary: path})
         return
-    # A name of its own: another process may be writing the same file.
+    # A unique name: another process may be writing the same file.
     temporary = (scratch or path.parent) / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         yield temporary
         with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # else a power cut may leave the new name without content
+            os.fsync(file.fileno())  # otherwise a power cut may leave the new name without content
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -245,12 +247,12 @@ def atomic_file(path: AnyPath, scratch: AnyPath | None = None) -> Iterator[pathl
 
 @contextlib.contextmanager
 def atomic_directory(path: AnyPath) -> Iterator[pathlib.Path]:
-    """An empty local directory that takes the name ``path`` when the block ends without an error.
+    """A temporary local directory that becomes ``path`` when the block ends without an error.
 
-    In a bucket its files appear one by one.
+    In a bucket, its files appear one by one.
 
     Raises:
-      UserError: ``path`` is there and not an empty directory, or cannot be written.
+      UserError: ``path`` exists and is not an empty directory, or cannot be written.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists and is not an empty directory; name another")
@@ -259,7 +261,7 @@ def atomic_directory(path: AnyPath) -> Iterator[pathlib.Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.parent if is_local(path) else None
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=beside) as parent:
-            # A directory of its own gets the usual permissions; the temporary one is private.
+            # A new directory has the usual permissions; the temporary one is private.
             staged = pathlib.Path(parent) / path.name
             staged.mkdir()
             yield staged
@@ -269,9 +271,9 @@ def atomic_directory(path: AnyPath) -> Iterator[pathlib.Path]:
 
 
 def move_folder(folder: pathlib.Path, target: AnyPath) -> None:
-    """Gives a local folder the name `target`, on the same disk or in a bucket.
+    """Moves a local folder to `target`, on the same disk or in a bucket.
 
-    A local `target` is replaced. What a bucket holds of it, by name and size, is not sent again.
+    A local `target` is replaced. Files that a bucket already has, by name and size, are not sent.
     """
     if is_local(target):
         remove_tree(target)
@@ -288,10 +290,10 @@ def move_folder(folder: pathlib.Path, target: AnyPath) -> None:
 
 
 def create(path: AnyPath, text: str) -> bool:
-    """Writes a file unless there is one, and says whether it did.
+    """Writes a file unless it exists; returns whether it was written.
 
-    Of several processes that create the same file in a bucket one succeeds. On a local disk the
-    caller holds a lock.
+    If several processes create the same file in a bucket, one succeeds. On a local disk, the caller
+    holds a lock.
     """
     if is_local(path):
         if path.exists():
@@ -308,7 +310,7 @@ def create(path: AnyPath, text: str) -> bool:
 
 
 def remove_tree(folder: AnyPath) -> None:
-    """Removes a folder as far as it is there and can be removed."""
+    """Removes a folder; ignores what is missing or cannot be removed."""
     if is_local(folder):
         shutil.rmtree(folder, ignore_errors=True)
         return
@@ -317,10 +319,10 @@ def remove_tree(folder: AnyPath) -> None:
 
 
 class AppendOnlyFile:
-    """A file that begins with some content and is appended to.
+    """A file with initial content, to which lines are appended.
 
     Attributes:
-      local: where to append: the file itself, or on a local disk in place of one in a bucket.
+      local: the path to append to: the file, or a local copy if the file is in a bucket.
     """
 
     def __init__(self, path: AnyPath, content: bytes = b"") -> None:
@@ -330,7 +332,7 @@ class AppendOnlyFile:
         self.local = local_copy(path)
 
     def publish(self) -> None:
-        """Shows readers what was written and flushed so far. Raises UserError."""
+        """Makes everything flushed so far visible to readers. Raises UserError."""
         if not is_local(self._path):
             _upload({self.local: self._path})
 

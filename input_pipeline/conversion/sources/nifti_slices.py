@@ -143,7 +143,7 @@ class MakeSlice:
     window: Window
 
     def __call__(self, row: SliceRow) -> SegmentationSample:
-        """Raises with the reason, for a row that cannot be used."""
+        """Raises RejectedSample, with the reason, for a row that cannot be used."""
         with rejecting_invalid(row):
             image, spacing = _load(self.root / row.image)
             labels, _ = _load(self.root / row.label)

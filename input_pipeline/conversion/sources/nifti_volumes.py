@@ -222,7 +222,7 @@ class MakeVolume:
     window: Window
 
     def __call__(self, row: VolumeRow) -> SegmentationSample:
-        """Raises with the reason, for a row that cannot be used."""
+        """Raises RejectedSample, with the reason, for a row that cannot be used."""
         with rejecting_invalid(row):
             image, labels = (NiftiVolume(self.root / name) for name in (row.image, row.label))
             if image.shape != labels.shape:
