@@ -6,7 +6,7 @@ ViT-B/16 + BERT-base with the published recipe (256 tokens, dropout 0.1 in the t
 contrastive loss, backward, AdamW. Ours is `train_step.TrainStep`, what the trainer compiles; theirs
 is `CustomTextCLIP`, `ClipLoss` and `torch.optim.AdamW`, in a process of its own. Random weights,
 pixels and ids. Their rounds alternate on the same cores; the ratio is the median over rounds. The
-peak is that of the larger of both libraries' products of 2048 x 2048 matrices. Needs the extra [torch].
+peak is the faster of both libraries' products of 2048 x 2048 matrices. Needs the extra [torch].
 """
 
 import argparse
