@@ -51,7 +51,7 @@ def test_labels_are_lines_of_a_name_and_prompts():
         ("a:\nb: y", "line 1: 'a:' has no prompt"),
         ("a: | \nb: y", r"line 1: 'a: \|' has no prompt"),
         ("|\nb: y", r"line 1: '\|' has no name"),
-        ("a: x\nb: y\n a: z", "line 3: 'a' is there twice"),
+        ("a: x\nb: y\n a: z", "line 3: 'a' appears twice"),
     ],
 )
 def test_wrong_labels_are_named_by_line(text, message):
@@ -200,7 +200,7 @@ def test_a_phantom_is_drawn_for_those_who_have_no_image(client):
         ("cut.jpg", None, "cut.jpg: the image cannot be decoded"),
         ("empty.png", b"", "empty.png: the image file is empty"),
         ("scan.dcm", b"\0" * 128 + b"DICM", "scan.dcm: "),
-        ("line.ppm", b"P6 900 1 255 " + bytes(2700), "line.ppm: 900 x 1 pixels is no picture"),
+        ("line.ppm", b"P6 900 1 255 " + bytes(2700), "line.ppm: 900 x 1 pixels is too elongated"),
     ],
 )
 def test_a_bad_file_gives_a_message_and_is_not_taken_for_the_one_before(
@@ -214,14 +214,14 @@ def test_a_bad_file_gives_a_message_and_is_not_taken_for_the_one_before(
     assert figure == "" and f'role="alert">{message}' in problem
     assert "Traceback" not in problem
     problem, answer = _classify(client, LABELS)
-    assert "there is no image yet" in problem and not answer
+    assert "no image yet" in problem and not answer
 
 
 @pytest.mark.slow
 def test_wrong_labels_give_a_message_and_the_image_stays(client, tmp_path):
     _read(client, _phantom(tmp_path / "good.jpg"))
     problem, answer = _classify(client, "<b>: x\n<b>: y")
-    assert "line 2: &#x27;&lt;b&gt;&#x27; is there twice" in problem and not answer
+    assert "line 2: &#x27;&lt;b&gt;&#x27; appears twice" in problem and not answer
     assert _classify(client, LABELS)[1]
 
 
@@ -229,7 +229,7 @@ def test_wrong_labels_give_a_message_and_the_image_stays(client, tmp_path):
 def test_visitors_do_not_see_each_other(address, tmp_path):
     one, two = (gradio_client.Client(address, verbose=False) for _ in range(2))
     _read(one, _phantom(tmp_path / "good.jpg"))
-    assert "there is no image yet" in _classify(two, LABELS)[0]
+    assert "no image yet" in _classify(two, LABELS)[0]
     assert _classify(one, LABELS)[1]
 
 
@@ -263,7 +263,7 @@ def test_a_port_that_is_taken_is_one_line(checkpoint):
         port = taken.getsockname()[1]
         run = subprocess.run(_command(checkpoint, port), cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 2
-    assert run.stderr == f"error: --port={port} cannot be had: another program may have it\n"
+    assert run.stderr == f"error: --port={port} is not available: another program may use it\n"
 
 
 # --- a browser -----------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ def test_in_a_browser(browser, address, tmp_path):
     wait("[role=alert]", "line 2: 'other:' has no prompt")
     labels.send_keys("x\n<i>{{1}} ${2}: b")
     click("Classify")
-    wait("[role=alert]", "line 3: '<i>{{1}} ${2}' is there twice")
+    wait("[role=alert]", "line 3: '<i>{{1}} ${2}' appears twice")
 
     events = (json.loads(entry["message"])["message"] for entry in browser.get_log("performance"))
     asked = {

@@ -1,12 +1,12 @@
-"""A web page that classifies an image among labels that the visitor writes.
+"""A web page that classifies an image among labels written by the visitor.
 
     pip install 'unimed_jax[demo]'
     unimed-jax demo --checkpoint=PATH_OR_HUB_ID [--port=7860]
 
---checkpoint is anything that unimed_jax.load reads. The page is served to this machine alone;
-with GRADIO_SERVER_NAME=0.0.0.0 in the environment, to others as well. It loads nothing from
-elsewhere and sends nothing anywhere. An upload is deleted as soon as it is read; what the model
-sees of it stays in memory until the visitor leaves.
+--checkpoint is anything that unimed_jax.load reads. Only this machine can open the page; set
+GRADIO_SERVER_NAME=0.0.0.0 in the environment to serve others. The page loads nothing from the
+internet and sends nothing. An upload is deleted as soon as it is read; its pixels stay in memory
+until the visitor leaves.
 """
 
 import argparse
@@ -42,13 +42,13 @@ fundus: a fundus photograph | a picture of the retina"""
 
 _NOTICE = (
     "**Research software, not a medical device.** The probabilities are relative to the labels "
-    "given: they add up to 1 even if none of them fits, and other words give other numbers. The "
+    "given: they sum to 1 even if none of them fits, and depend on the wording. The "
     "image is not stored."
 )
 _MAX_UPLOAD = "100mb"
 _PREVIEW_SIDE, _PHANTOM_SIDE = 512, 256
-_MAX_RATIO = 20  # of an image's sides: resized by its short side, a line would fill the memory
-_LEFT_OVER = 600  # seconds until an upload that was never read is deleted
+_MAX_RATIO = 20  # aspect ratio: resized by its short side, a thin strip would fill the memory
+_UNREAD_SECONDS = 600  # an upload that was never read is deleted after this time
 _CSS = ".alert { border-left: 4px solid #b4451d; padding: 8px 14px; } figure { margin: 0; }"
 
 
@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", required=True, help="work directory, checkpoint, weights")
-    parser.add_argument("--port", type=int, default=7860, help="of the page (7860)")
+    parser.add_argument("--checkpoint", required=True, help="work directory, checkpoint or weights")
+    parser.add_argument("--port", type=int, default=7860, help="port of the page (default: 7860)")
     args = parser.parse_args(argv)
     return cli.run(lambda: _demo(args.checkpoint, args.port), "the page is closed")
 
@@ -69,7 +69,7 @@ def _demo(checkpoint: str, port: int) -> None:
     except ImportError as error:
         raise UserError("the demo needs gradio: pip install 'unimed_jax[demo]'") from error
     model = dual_encoder.load(checkpoint)
-    # Compiles, and refuses weights that have one tower only, before anybody waits for an answer.
+    # Compile, and refuse weights with one tower only, before the first visitor waits.
     model.classify(np.zeros((8, 8), np.uint8), parse_labels(LABELS))
     with tempfile.TemporaryDirectory() as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
@@ -103,13 +103,13 @@ def serve(page: "gradio.Blocks", port: int) -> None:
             prevent_thread_lock=True,
         )
     except OSError as error:
-        raise UserError(f"--port={port} cannot be had: another program may have it") from error
+        raise UserError(f"--port={port} is not available: another program may use it") from error
     process.log(f"the page is at {address} (Ctrl-C ends it)")
     page.block_thread()
 
 
 def build(model: dual_encoder.Model, name: str) -> "gradio.Blocks":
-    """The page, for a model with both towers that is called `name`."""
+    """The page of a model with both towers; ``name`` is shown on it."""
     import gradio as gr
 
     size = model.config.visual.image_size
@@ -122,10 +122,10 @@ def build(model: dual_encoder.Model, name: str) -> "gradio.Blocks":
         return dual_encoder.preprocess(image, size), figure
 
     def read(upload: str | None) -> tuple:
-        """The upload is taken away at once: what remains is in memory."""
+        """Reads an upload; its file is deleted at once."""
         try:
             if upload is None:
-                raise UserError("no file has arrived")
+                raise UserError("no file was uploaded")
             square, figure = show(*open_upload(Path(upload)))
         except UserError as error:
             return None, None, "", _alert(error), None
@@ -138,7 +138,7 @@ def build(model: dual_encoder.Model, name: str) -> "gradio.Blocks":
     def classify(square: np.ndarray | None, labels: str) -> tuple:
         try:
             if square is None:
-                raise UserError("there is no image yet: upload one, or draw a phantom")
+                raise UserError("no image yet: upload one, or draw a phantom")
             classes = parse_labels(labels)
             (probabilities,) = model.classify(square, classes)
         except UserError as error:
@@ -146,7 +146,7 @@ def build(model: dual_encoder.Model, name: str) -> "gradio.Blocks":
         return "", dict(zip(classes, map(float, probabilities), strict=True))
 
     with gr.Blocks(
-        title="unimed_jax", analytics_enabled=False, delete_cache=(_LEFT_OVER, _LEFT_OVER)
+        title="unimed_jax", analytics_enabled=False, delete_cache=(_UNREAD_SECONDS, _UNREAD_SECONDS)
     ) as page:
         gr.Markdown(f"# Zero-shot classification\n\nModel: `{name}`\n\n{_NOTICE}")
         square = gr.State()
@@ -175,7 +175,7 @@ def build(model: dual_encoder.Model, name: str) -> "gradio.Blocks":
 
 
 def parse_labels(text: str) -> dict[str, tuple[str, ...]]:
-    """Label -> prompts, in order, of lines `name: prompt | prompt` or `prompt`.
+    """Parses lines ``name: prompt | prompt`` or ``prompt`` into label -> prompts.
 
     Raises:
       UserError: a line without a name or prompt, a name given twice, or fewer than two labels; the
@@ -194,7 +194,7 @@ def parse_labels(text: str) -> dict[str, tuple[str, ...]]:
                 "expected 'name: prompt | prompt' or a prompt alone"
             )
         if name in classes:
-            raise UserError(f"labels, line {number}: {name!r} is there twice")
+            raise UserError(f"labels, line {number}: {name!r} appears twice")
         classes[name] = prompts
     if len(classes) < 2:
         raise UserError(f"give at least two labels, one per line; found {len(classes)}")
@@ -202,10 +202,13 @@ def parse_labels(text: str) -> dict[str, tuple[str, ...]]:
 
 
 def open_upload(path: Path) -> tuple[Image.Image, str]:
-    """The pixels of an uploaded file, as conversion reads them, and a caption; deletes the file.
+    """Decodes an uploaded file as conversion does, and deletes it.
+
+    Returns:
+      The image and a caption.
 
     Raises:
-      UserError: it is not an image that can be decoded, or a mere line; the message names it.
+      UserError: the file is not an image, or too elongated; the message names it.
     """
     data = path.read_bytes()
     path.unlink()
@@ -217,12 +220,12 @@ def open_upload(path: Path) -> tuple[Image.Image, str]:
         raise UserError(f"{path.name}: {error}") from error
     size = f"{image.width} x {image.height} pixels"
     if max(image.size) > _MAX_RATIO * min(image.size):
-        raise UserError(f"{path.name}: {size} is no picture but a line")
+        raise UserError(f"{path.name}: {size} is too elongated for an image")
     return image, "; ".join([path.name, size, *notes])
 
 
 def draw_phantom(rng: np.random.Generator) -> tuple[Image.Image, str]:
-    """A generated picture for those who have none at hand, and its caption."""
+    """A generated image for visitors who have none at hand, and its caption."""
     modality = str(rng.choice(list(phantoms.FINDINGS)))
     finding = str(rng.choice(phantoms.FINDINGS[modality]))
     row = phantoms.PhantomRow(

@@ -78,8 +78,8 @@ def _inspect(args: argparse.Namespace) -> None:
         num_read=read,
         burned_in=burned_in,
         samples=samples,
-        pictures=_pictures(images, shown),
-        evaluation_pictures=_pictures(evaluation, {x.evaluation for x in leaks[:_SHOWN_LEAKS]}),
+        pixels=_pixels(images, shown),
+        evaluation_pixels=_pixels(evaluation, {x.evaluation for x in leaks[:_SHOWN_LEAKS]}),
     )
     excluded = across_splits | duplicates.in_evaluation(images, evaluation, leaks)
     exclude.save(
@@ -102,7 +102,7 @@ def _read_texts(
     return dict(sorted(found.items()))
 
 
-def _pictures(images: Sequence[scan.ScannedImage], indices: Iterable[int]) -> dict[int, np.ndarray]:
+def _pixels(images: Sequence[scan.ScannedImage], indices: Iterable[int]) -> dict[int, np.ndarray]:
     """Thumbnails: the originals of a corpus would not fit into memory."""
     found = {}
     for index, image in scan.fetch(images, indices):

@@ -27,7 +27,7 @@ def charts(figure):
 
 
 def test_answers_are_bars_as_long_as_probabilities():
-    figure = plots.answers(PICTURES, ["one", "two"], ["a", "b", "c"], PROBABILITIES, [0, 1])
+    figure = plots.predictions(PICTURES, ["one", "two"], ["a", "b", "c"], PROBABILITIES, [0, 1])
     rendered(figure)
     bars, colours = charts(figure)
     lengths = [[bar.get_width() for bar in axis.patches] for axis in bars]
@@ -39,19 +39,19 @@ def test_answers_are_bars_as_long_as_probabilities():
     assert [t.get_text() for t in bars[1].texts] == ["10%", "30%", "60%"]
 
 
-def test_without_a_truth_no_answer_is_wrong():
-    figure = plots.answers(PICTURES, ["one", "two"], ["a", "b", "c"], PROBABILITIES, columns=1)
+def test_without_targets_no_prediction_is_wrong():
+    figure = plots.predictions(PICTURES, ["one", "two"], ["a", "b", "c"], PROBABILITIES, columns=1)
     assert charts(figure)[1] == [plots._ACCENT, plots._ACCENT]
 
 
 def test_no_answers_are_an_empty_figure():
-    assert charts(plots.answers([], [], ["a", "b"], np.zeros((0, 2)), []))[0] == []
+    assert charts(plots.predictions([], [], ["a", "b"], np.zeros((0, 2)), []))[0] == []
 
 
 def test_a_matrix_is_written_row_by_row():
     counts = np.array([[9, 1, 0], [2, 3, 5]])
     shares = counts / counts.sum(1, keepdims=True)
-    figure = plots.matrix(counts, ["r", "s"], ["a", "b", "c"], form="{}", shade=shares)
+    figure = plots.matrix(counts, ["r", "s"], ["a", "b", "c"], number_format="{}", shade=shares)
     rendered(figure)
     (axis,) = figure.axes
     found = {(int(t.get_position()[1]), int(t.get_position()[0])): t for t in axis.texts}

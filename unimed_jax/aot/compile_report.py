@@ -1,6 +1,6 @@
-"""A train step compiled for a TPU that is not there, and what the compiler says of it.
+"""Compiles train steps for TPUs that are not attached, and reports whether they fit and their cost.
 
-Needs libtpu, which compiles on any Linux machine; no TPU, data or weights.
+Needs libtpu, which compiles on any Linux machine, but no TPU, data or weights.
 """
 
 import dataclasses
@@ -31,20 +31,20 @@ KNOWN_TOPOLOGIES = (
     "v5p:8x8x8 v5p:8x8x16 v6e:2x2 v6e:4x4 v6e:8x8 v6e:16x16 tpu7x:2x2x2 tpu7x:4x4x4"
 )
 
-# what libtpu reads when it is loaded: there is no TPU, and no cloud to ask about one
+# read by libtpu when it is loaded: do not look for a TPU or a cloud metadata server
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several may compile at once: none of them holds a TPU
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several processes may compile at once
 }
 
-_REMAT = ("none", "dots", "full")  # the later, the more is computed again
+_REMAT = ("none", "dots", "full")  # in the order of increasing recomputation
 
 Report = dict[str, Any]
 
 
 def topology_devices(name: str) -> Sequence[jax.Device]:
-    """Descriptions of the devices of a slice, e.g. "v5e:4x4": 16 chips.
+    """Descriptions of the devices of a slice, such as "v5e:4x4" with 16 chips.
 
     Raises:
       UserError: libtpu is not installed, or does not know the topology.
@@ -59,13 +59,13 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
         return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except Exception as error:
         raise UserError(
-            f"libtpu knows no topology {name!r} ({str(error).splitlines()[0]}); names that it "
-            f"knows: {KNOWN_TOPOLOGIES}"
+            f"libtpu has no topology {name!r} ({str(error).splitlines()[0]}); valid: "
+            f"{KNOWN_TOPOLOGIES}"
         ) from error
 
 
 def wanted_libtpu() -> str:
-    """The requirement that this version of JAX states for its TPU extra."""
+    """The version of libtpu that the installed JAX requires."""
     stated = importlib.metadata.requires("jax") or []
     found = next((r for r in stated if r.startswith("libtpu")), "libtpu")
     return found.partition(";")[0].strip()
@@ -73,7 +73,7 @@ def wanted_libtpu() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What of a config may change without changing what is learned."""
+    """The settings of a config that change the speed and memory of a step, but not its result."""
 
     data: int
     fsdp: int
@@ -98,8 +98,8 @@ class Variant:
         changed.model.remat = self.remat
         return changed
 
-    def does_less_again(self, other: "Variant") -> bool:
-        """On the same mesh, is what this one recomputes a part of what the other does?"""
+    def recomputes_less(self, other: "Variant") -> bool:
+        """Whether, on the same mesh, it recomputes only a part of what ``other`` recomputes."""
         same_mesh = (self.data, self.fsdp, self.tensor) == (other.data, other.fsdp, other.tensor)
         return (
             self != other
@@ -116,7 +116,7 @@ def variants(
     accumulate_steps: Sequence[int],
     meshes: Sequence[tuple[int, int, int]],
 ) -> Iterator[Variant]:
-    """All combinations that the batch size allows, those that recompute least first."""
+    """All combinations that the batch size allows, in the order of increasing recomputation."""
     for mesh, count, policy in itertools.product(meshes, accumulate_steps, remat):
         variant = Variant(*mesh, accumulate_steps=count, remat=policy)
         try:
@@ -127,7 +127,7 @@ def variants(
 
 
 def default_meshes(num_devices: int) -> list[tuple[int, int, int]]:
-    """data x fsdp x tensor: copies only, groups of about the square root, and one group of all."""
+    """(data, fsdp, tensor): no FSDP, FSDP over about the square root of the devices, over all."""
     sizes = [d for d in range(1, num_devices + 1) if num_devices % d == 0]
     middle = min(sizes, key=lambda size: abs(size * size - num_devices))
     return [(num_devices // fsdp, fsdp, 1) for fsdp in dict.fromkeys((1, middle, num_devices))]
@@ -139,13 +139,13 @@ def compile_report(
     """Compiles the train step of a config and reports its cost; see docs/guides/tpu.md.
 
     Args:
-      config: complete, as for training; its mesh must fit the devices.
-      topology: the name of the topology, for the record.
-      devices: of the topology.
-      hlo_file: where to write the text of the compiled program.
+      config: config of a run; its mesh must fit the devices.
+      topology: name of the topology, for the report.
+      devices: devices of the topology.
+      hlo_file: file for the text of the compiled program.
 
     Raises:
-      UserError: the config does not fit the devices, or their chip is not in chips.py.
+      UserError: the config does not fit the devices, or the chip is not in monitoring/hardware.py.
     """
     num_devices = len(devices)
     num_hosts = len({device.process_index for device in devices})
@@ -153,7 +153,9 @@ def compile_report(
     kind = devices[0].device_kind
     chip = CHIPS.get(kind)
     if chip is None:
-        raise UserError(f"chips.py has no figures of {kind!r}; known: {', '.join(CHIPS)}")
+        raise UserError(
+            f"monitoring/hardware.py has no figures for {kind!r}; known: {', '.join(CHIPS)}"
+        )
     mesh = sharding.make_mesh(config_lib.mesh_shape(config, num_devices), devices)
     program = train_step.TrainStep(tasks.create(config, ""), config, 1_000_000, mesh)
     model_flops = program.model_flops()
@@ -189,7 +191,7 @@ def compile_report(
         "code": memory.generated_code_size_in_bytes,
     }
     total = sum(kinds.values()) / 2**30
-    if total > chip.hbm_gb:  # the compiler may accept what leaves no room for the arguments
+    if total > chip.hbm_gb:  # the compiler may accept programs that leave no room for the arguments
         return report | refusal(
             f"arguments, temporaries and code need {total:.2f}G of {chip.hbm_gb:.2f}G memory"
         )
@@ -213,11 +215,11 @@ def compile_report(
 def bounds(
     cost: hlo_cost.Cost, chip: Chip, model_flops: float, batch_size: int, num_devices: int
 ) -> Report:
-    """The roofline: no step is faster than its slowest resource at the chip's public peak.
+    """The roofline: a step takes at least as long as its slowest resource at the chip's peak.
 
-    Seconds of compute are FLOPs over the peak of the matrix unit, of memory the bytes read and
-    written over the bandwidth of the HBM, of network the bytes that a chip sends over the bandwidth
-    of all its links, except that a collective-permute, which goes to one neighbour, has one link.
+    Compute time is FLOPs over the peak of the matrix unit; memory time is bytes read and written
+    over HBM bandwidth; network time is bytes sent over the bandwidth of all links of a chip, or of
+    one link for a collective-permute, which goes to one neighbor.
     """
     permuted = cost.collective_bytes.get("collective-permute", 0.0)
     others = sum(cost.collective_bytes.values()) - permuted
@@ -238,7 +240,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def refusal(message: str) -> Report:
-    """What is known of a step that the compiler refused for want of memory."""
+    """The report of a step that the compiler rejected because it runs out of memory."""
     # "(36.92G) exceeds available HBM (15.75G)", "Used 52.54G of 15.75G hbm"
     used = re.search(r"([\d.]+)([KMGT])\)? (?:exceeds|of)\D*([\d.]+)([KMGT])", message)
     total, limit = (
@@ -267,14 +269,13 @@ def sweep(
     devices: Sequence[jax.Device],
     candidates: Iterable[Variant],
 ) -> Iterator[Report]:
-    """Reports of the candidates, except of those that cannot be the fastest.
+    """Yields reports of the candidates that may be the fastest.
 
-    A candidate that computes again all that a fitting one of the same mesh does, and more, is not
-    compiled.
+    A candidate is skipped if one that recomputes less fits on the same mesh.
     """
     fitting: list[Variant] = []
     for candidate in candidates:
-        if any(better.does_less_again(candidate) for better in fitting):
+        if any(better.recomputes_less(candidate) for better in fitting):
             continue
         report = compile_report(candidate.apply(config), topology, devices)
         if report["fits"]:
@@ -292,7 +293,7 @@ COLUMNS = (
 
 
 def row(report: Mapping[str, Any]) -> list[str]:
-    """One line of a table."""
+    """The cells of one report, for ``table``."""
     hbm, mesh = report["hbm_gib"], report["mesh"]
     start = [
         report["topology"],
@@ -320,13 +321,13 @@ def row(report: Mapping[str, Any]) -> list[str]:
 
 
 def table(reports: Iterable[Mapping[str, Any]]) -> str:
-    """Markdown, one line per report."""
+    """A Markdown table with a row per report."""
     lines = [COLUMNS, ("---",) * len(COLUMNS), *(row(report) for report in reports)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def details(report: Mapping[str, Any]) -> str:
-    """The figures of one report that a table has no room for, as a Markdown list."""
+    """The numbers of one report that are not in the table, as a Markdown list."""
     if not report["fits"]:
         return f"- does not fit: {report['refusal']}"
     hbm, sent = report["hbm_gib"], report["collective_bytes"]

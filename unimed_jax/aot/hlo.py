@@ -1,4 +1,4 @@
-"""Programs as XLA compiled them: the text of ``compiled.as_text()``, parsed.
+"""Parses optimized HLO, the text of ``compiled.as_text()``.
 
 XLA's own cost analysis counts the body of a loop once, however often it runs; here every
 computation is known with the number of times that one step runs it. What it costs: hlo_cost.py.
@@ -23,7 +23,7 @@ _COMMENT = re.compile(r"/\*.*?\*/")
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """Type of an array; a device's own share of it in a program for several devices.
+    """Type of an array; in a partitioned program, of one device's shard.
 
     Attributes:
       in_main_memory: False for the memory on the chip (VMEM, SMEM of a TPU).
@@ -45,7 +45,7 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line.
+    """One instruction, a line of the text.
 
     Attributes:
       outputs: the arrays of its result; those of a tuple in order.
@@ -62,7 +62,7 @@ class Instruction:
     attributes: str
 
     def called(self, *keys: str) -> list[str]:
-        """Names of the computations that ``calls=%name`` and the like refer to."""
+        """Names of the computations that attributes such as ``calls=%name`` refer to."""
         return [
             name
             for key in keys
@@ -105,12 +105,12 @@ class Module:
 
     @functools.cached_property
     def executions(self) -> Mapping[str, int]:
-        """Times that each computation runs in one run of the program; of a choice, every branch.
+        """How often each computation runs in one run of the program; all branches count.
 
-        Those applied to scalars (of a reduction) are not among them.
+        Computations applied to scalars, as in a reduction, are left out.
 
         Raises:
-          ValueError: the number of rounds of a loop cannot be told.
+          ValueError: the trip count of a loop is unknown.
         """
         times: Counter[str] = Counter()
 
@@ -121,7 +121,7 @@ class Module:
                 here = _Site(computation, instruction, site)
                 if instruction.opcode == "while":
                     [body] = instruction.called("body")
-                    visit(body, count * self._rounds(here), here)
+                    visit(body, count * self._trip_count(here), here)
                 elif instruction.opcode in ("fusion", "call", "conditional", "async-start"):
                     keys = ("calls", "to_apply", "branch_computations")
                     for called in instruction.called(
@@ -134,7 +134,7 @@ class Module:
 
     @functools.cached_property
     def fused(self) -> frozenset[str]:
-        """Computations that are the inside of a fusion: their instructions meet no memory."""
+        """Computations inside a fusion: their instructions do not access memory."""
         found: set[str] = set()
         for computation in self.computations.values():
             for instruction in computation.instructions.values():
@@ -142,8 +142,8 @@ class Module:
                     found.update(instruction.called("calls"))
         return frozenset(found)
 
-    def _rounds(self, loop: _Site) -> int:
-        """How often a while loop goes round."""
+    def _trip_count(self, loop: _Site) -> int:
+        """The trip count of a while loop."""
         stated = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.instruction.attributes)
         if stated:
             return int(stated[1])
@@ -182,10 +182,13 @@ class Module:
     def _constant(
         self, computation: Computation, name: str, loop: _Site | None, element: int | None = None
     ) -> int | None:
-        """The integer that an instruction (element of its tuple) is known to be.
+        """The constant integer value of an instruction or tuple element; None if unknown.
 
         Args:
-          loop: where the computation is the body or condition of a loop, that loop.
+          computation: the computation that the instruction belongs to.
+          name: name of the instruction.
+          loop: the loop, if the computation is its body or condition.
+          element: index into the tuple.
         """
         instruction = _source(computation, name)
         match instruction.opcode:
@@ -207,7 +210,7 @@ class Module:
         return None
 
     def _unchanged(self, loop: Instruction, element: int) -> bool:
-        """Whether a loop hands an element of its state on as it is."""
+        """Whether a loop passes an element of its state on unchanged."""
         [body] = loop.called("body")
         inside = self.computations[body]
         return (
@@ -218,7 +221,7 @@ class Module:
 
 @dataclasses.dataclass(frozen=True)
 class _Site:
-    """An instruction, where it is, and the loop whose body that is."""
+    """An instruction with its computation, and the loop if that is a loop body."""
 
     computation: Computation
     instruction: Instruction
@@ -226,7 +229,7 @@ class _Site:
 
 
 def _source(computation: Computation, name: str) -> Instruction:
-    """The instruction, or what it is a copy of."""
+    """The instruction itself, or the one that it copies."""
     instruction = computation.instructions[name]
     while instruction.opcode in ("copy", "bitcast", "convert", "reshape"):
         instruction = computation.instructions[instruction.operands[0]]
@@ -234,7 +237,7 @@ def _source(computation: Computation, name: str) -> Instruction:
 
 
 def _element(computation: Computation, name: str) -> int | None:
-    """Which element of the computation's parameter an instruction is, if any."""
+    """The index of the computation's parameter tuple that an instruction reads, if any."""
     instruction = _source(computation, name)
     if instruction.opcode != "get-tuple-element":
         return None
@@ -244,7 +247,7 @@ def _element(computation: Computation, name: str) -> int | None:
 
 
 def parse(text: str) -> Module:
-    """Reads the text of an optimised program.
+    """Parses the text of an optimized program.
 
     Raises:
       ValueError: there is no entry computation.

@@ -1,8 +1,8 @@
-"""What one run of a compiled program costs a device: FLOPs, memory traffic, network traffic.
+"""Cost of one run of a compiled program on one device: FLOPs, memory traffic, network traffic.
 
-All three are counted in the program as the compiler left it, loops included. Traffic is counted by
-the rules of XLA's own analysis: an instruction reads its operands and writes its result; a fusion
-does so once, whatever happens inside; of an operand that is only sliced, the slices are read.
+All three are counted in the optimized program, with the trip counts of its loops. Memory traffic
+follows the rules of XLA's cost analysis: an instruction reads its operands and writes its result; a
+fusion does so once, whatever happens inside; only the slices of a sliced operand are read.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from unimed_jax.aot.hlo import Array, Computation, Instruction, Module, group_si
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
-# bfloat16 products that the matrix unit takes for one of float32, by precision
+# number of bfloat16 products that make up one float32 product, by precision
 _PASSES = {"highest": 6, "high": 3}
 
-# neither read nor write: names, views, and the ends of what was counted at its start
+# no memory traffic: names, views, and the second halves of operations counted at their start
 _FREE = {
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "call",
     "conditional", "after-all", "opt-barrier", "partition-id", "replica-id", "add-dependency",
     "async-start", "async-update", "async-done", "copy-done", "slice-done", "send-done",
     "recv-done", *(f"{kind}-done" for kind in COLLECTIVES),
 }  # fmt: skip
-_FREE_CALLS = ("AllocateBuffer", "ConcatBitcast")  # custom calls of the TPU's compiler
+_FREE_CALLS = ("AllocateBuffer", "ConcatBitcast")  # custom calls of the TPU compiler
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one device and one run of the program.
+    """Cost of one run of a program on one device.
 
     Attributes:
-      flops: of matrix products and convolutions, and what kernels say of themselves.
-      matrix_unit_flops: the same, a float32 product of high precision being counted as the
-        bfloat16 products that it is made of.
-      memory_bytes: read from and written to main memory (HBM).
-      collective_bytes: kind -> bytes that the device sends, for n devices in a group: all-gather
-        and reduce-scatter (n - 1)/n of the whole array, all-reduce twice that, all-to-all
-        (n - 1)/n of the device's array, collective-permute all of it.
-      compiler_cycles: what the TPU's compiler expects its own code to take; without kernels written
-        by hand and waiting for others. 0 from other compilers.
+      flops: FLOPs of matrix products and convolutions, and those that custom kernels declare.
+      matrix_unit_flops: the same, with a high-precision float32 product counted as the bfloat16
+        products that it consists of.
+      memory_bytes: bytes read from and written to main memory (HBM).
+      collective_bytes: collective -> bytes that the device sends, in a group of n devices: (n -
+        1)/n of the whole array for all-gather and reduce-scatter, twice that for all-reduce, (n -
+        1)/n of the device's array for all-to-all, all of it for collective-permute.
+      compiler_cycles: cycles that the TPU compiler estimates for its code, without custom kernels
+        and without waiting for other devices; 0 from other compilers.
     """
 
     flops: float
@@ -54,7 +54,7 @@ class Cost:
 
 
 def cost(module: Module, num_devices: int) -> Cost:
-    """Costs of a program for ``num_devices`` devices."""
+    """The cost of a program that runs on ``num_devices`` devices."""
     flops = matrix_unit_flops = memory_bytes = cycles = 0.0
     sent: Counter[str] = Counter()
     for name, times in module.executions.items():
@@ -83,7 +83,7 @@ def _operands(computation: Computation, instruction: Instruction) -> list[Instru
 
 
 def product_flops(computation: Computation, instruction: Instruction) -> float:
-    """FLOPs of a matrix product or convolution, 0 for anything else."""
+    """FLOPs of a matrix product, convolution or custom kernel; 0 for other instructions."""
     if instruction.opcode == "dot":
         contracted = instruction.numbers("lhs_contracting_dims")
         shape = _operands(computation, instruction)[0].outputs[0].shape
@@ -97,10 +97,10 @@ def product_flops(computation: Computation, instruction: Instruction) -> float:
 
 
 def _convolution_flops(computation: Computation, instruction: Instruction) -> float:
-    """Of the products with numbers, not with padding or with the holes of a dilated input.
+    """FLOPs without products with padding or with the holes of a dilated input.
 
-    The TPU's compiler writes matrix products as convolutions, batched ones with a spatial dim whose
-    window meets one number and holes otherwise.
+    The TPU compiler writes matrix products as convolutions; batched ones have a spatial dim whose
+    window covers one number and otherwise holes.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     of_input, of_kernel, of_output = labels[1], labels[2], labels[3]
@@ -135,7 +135,7 @@ def _hits(
     input_dilation: int,
     kernel_dilation: int,
 ) -> int:
-    """Pairs of output position and window position, along one dim, that meet a number."""
+    """Number of (output, window) positions along one dim that fall on a number."""
     last = (inputs - 1) * input_dilation
     return sum(
         0 <= position <= last and position % input_dilation == 0
@@ -161,7 +161,7 @@ def _in_memory(arrays: tuple[Array, ...]) -> int:
 
 
 def _traffic(module: Module, computation: Computation, instruction: Instruction) -> float:
-    """Bytes that an instruction reads from and writes to main memory."""
+    """Bytes that an instruction reads from, and writes to, main memory."""
     opcode, operands = instruction.opcode, _operands(computation, instruction)
     if opcode in _FREE or any(name in instruction.attributes for name in _FREE_CALLS):
         return 0
@@ -208,7 +208,7 @@ def _read(inside: Computation, parameter: Instruction, operand: Instruction) -> 
 
 
 def _users(inside: Computation, name: str) -> list[Instruction]:
-    """What uses an array, or a view of it."""
+    """The instructions that use an array or a view of it."""
     return [
         further
         for user in inside.users[name]
@@ -223,7 +223,7 @@ def _is_view_of(inside: Computation, name: str, of: str) -> bool:
 
 
 def _written(inside: Computation, instruction: Instruction) -> float:
-    """Bytes that a fusion writes: of an array updated in place, the update."""
+    """Bytes that a fusion writes; for an array updated in place, only the update."""
     root = inside.root
     results = _operands(inside, root) if root.opcode == "tuple" else [root]
     written = 0
@@ -244,7 +244,7 @@ def _written(inside: Computation, instruction: Instruction) -> float:
 def sent_bytes(
     kind: str, computation: Computation, instruction: Instruction, num_devices: int
 ) -> float:
-    """Bytes that each device sends in one collective; see Cost."""
+    """Bytes that each device sends in one collective; see ``Cost``."""
     own = sum(a.num_bytes for o in _operands(computation, instruction) for a in o.outputs)
     if kind == "collective-permute":
         return float(own)

@@ -1,4 +1,4 @@
-"""Line charts and histograms as inline SVG: sharp at any size, coloured by the page's CSS."""
+"""Line charts and histograms as inline SVG: sharp at any size, with the colors of the page."""
 
 import html
 import math
@@ -18,8 +18,8 @@ def line_chart(
     """One SVG element with a line per series over a common x axis (steps).
 
     Args:
-      series: name -> (x, y) points with x ascending; points that are not finite are gaps.
-      y_range: fixed ends of the y axis; None fits that end to the data.
+      series: name -> (x, y) points, x ascending; non-finite points make gaps.
+      y_range: limits of the y axis; None fits a limit to the data.
 
     Returns:
       SVG markup; line i has the CSS class `line-(i mod 8)`. Long series are averaged over equal
@@ -67,9 +67,9 @@ def histogram(edges: Sequence[float], counts: Sequence[int], marker: float | Non
     """One SVG element with a bar per bin.
 
     Args:
-      edges: of the bins, ascending, one more than there are counts.
-      counts: of the bins.
-      marker: an x within the edges that gets a vertical line.
+      edges: bin edges, ascending, one more than counts.
+      counts: number of items per bin.
+      marker: x position of a vertical line.
     """
     x_ticks = [x for x in ticks(edges[0], edges[-1], 6) if edges[0] <= x <= edges[-1]]
     y_ticks = ticks(0, max(*counts, 1), 4)
@@ -103,7 +103,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], marker: float | Non
 def interval_chart(
     rows: Sequence[str], series: Mapping[str, Sequence[tuple[float, float, float] | None]]
 ) -> str:
-    """One SVG element with a line per row, on which each series has a dot and a bar.
+    """One SVG element with a row per name; each series has a dot with an interval on it.
 
     Args:
       rows: names, from top to bottom.
@@ -153,15 +153,15 @@ def interval_chart(
 def spread_chart(
     labels: Sequence[str], series: Mapping[str, Sequence[tuple[float, float] | None]]
 ) -> str:
-    """One SVG element with a line per series over named places, and a bar of spread at each point.
+    """One SVG element with a line per series over named positions, and error bars.
 
     Args:
-      labels: of the places, from left to right.
+      labels: names of the positions, from left to right.
       series: name -> (mean, standard deviation) at each place, of numbers between 0 and 1; None or
         a mean that is not finite is a gap.
     """
     step = (_WIDTH - _LEFT - _RIGHT) / max(len(labels), 1)
-    shift = min(6.0, 0.6 * step / max(len(series), 1))  # so that bars of spread do not overlap
+    shift = min(6.0, 0.6 * step / max(len(series), 1))  # so that error bars do not overlap
 
     def y_of(y: float) -> float:
         return _HEIGHT - _BOTTOM - min(max(y, 0.0), 1.0) * (_HEIGHT - _TOP - _BOTTOM)
@@ -193,7 +193,7 @@ def spread_chart(
 
 
 def _frame(y_ticks: Sequence[float], y_of: Callable[[float], float]) -> list[str]:
-    """The opening tag, and a line and a label for each tick of the y axis."""
+    """The opening tag, with grid lines and labels of the y axis."""
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" class="chart">']
     for y in y_ticks:
         at = f"{y_of(y):.1f}"
@@ -206,7 +206,7 @@ def _frame(y_ticks: Sequence[float], y_of: Callable[[float], float]) -> list[str
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers, 1, 2 or 5 times a power of ten apart, that span [low, high]."""
+    """About ``count`` round numbers that span [low, high], 1, 2 or 5 times a power of ten apart."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
@@ -224,7 +224,7 @@ def _y_ticks(values: Sequence[float], y_range: tuple[float | None, float | None]
 
 
 def _label(value: float, all_ticks: Sequence[float]) -> str:
-    """The tick's number with just the decimals that the spacing needs; 12k, 3e-4 where shorter."""
+    """A tick label with as many decimals as the spacing needs; 12k or 3e-4 if shorter."""
     step = all_ticks[1] - all_ticks[0] if len(all_ticks) > 1 else abs(value) or 1.0
     if abs(value) < step * 1e-6:
         return "0"
@@ -240,7 +240,7 @@ def _label(value: float, all_ticks: Sequence[float]) -> str:
 
 
 def _thin(points: Sequence[Point]) -> Sequence[Point]:
-    """At most _MAX_POINTS points: means over runs of equal length."""
+    """At most _MAX_POINTS points: means over equally long runs."""
     run = math.ceil(len(points) / _MAX_POINTS)
     if run <= 1:
         return points

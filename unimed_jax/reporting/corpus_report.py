@@ -1,4 +1,4 @@
-"""The report of a corpus: what is in it, what is in it twice, what should not be in it."""
+"""The inspection report of a corpus: contents, duplicates, leaks, burned-in text."""
 
 import collections
 import dataclasses
@@ -21,21 +21,22 @@ _PICTURE_SIDE = 160  # pixels
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """All that a report shows.
+    """The content of a report.
 
     Attributes:
-      images: of the corpora inspected; `evaluation` of those given as `--against`.
-      groups: of equal or nearly equal images, by index in `images`.
+      images: images of the inspected corpora.
+      evaluation: images of the corpora given as ``--against``.
+      groups: groups of equal or nearly equal images, as indices into ``images``.
       leaks: images that are in an evaluation set.
-      split_leaks: images in a `train` split that are in another split, by index in `images`.
-      length_unit: `tokens` or `words`, of `ScannedImage.caption_lengths`.
-      context_length: captions longer than that are truncated in training; None if unknown.
-      rejections: reason -> rows, from the conversion.
-      num_read: rows that the conversion read.
-      burned_in: texts found, by index in `images`, for those that were looked at.
+      split_leaks: indices of ``train`` images that are in another split, too.
+      length_unit: unit of ``ScannedImage.caption_lengths``, "tokens" or "words".
+      context_length: training truncates longer captions; None if unknown.
+      rejections: reason -> number of rows, from the conversion.
+      num_read: number of rows that the conversion read.
+      burned_in: index into ``images`` -> detected text, for the examined images.
       samples: indices of the images on the sample sheets.
-      pictures: uint8 (H, W, 3) of the images to be shown, by index in `images`.
-      evaluation_pictures: likewise, by index in `evaluation`.
+      pixels: index into ``images`` -> uint8 (H, W, 3), for the images to show.
+      evaluation_pixels: index into ``evaluation`` -> uint8 (H, W, 3).
     """
 
     images: Sequence[ScannedImage]
@@ -49,12 +50,12 @@ class Inspection:
     num_read: int
     burned_in: Mapping[int, BurnedInText]
     samples: Sequence[int]
-    pictures: Mapping[int, np.ndarray]
-    evaluation_pictures: Mapping[int, np.ndarray]
+    pixels: Mapping[int, np.ndarray]
+    evaluation_pixels: Mapping[int, np.ndarray]
 
 
 def sections(inspection: Inspection) -> list[Section]:
-    """The report's sections, in order."""
+    """The sections of the report, in order."""
     return [
         _summary(inspection),
         _parts(inspection),
@@ -63,22 +64,22 @@ def sections(inspection: Inspection) -> list[Section]:
         _duplicates(inspection),
         _leaks(inspection),
         _burned_in(inspection),
-        _quarantine(inspection),
+        _rejected(inspection),
         _sheets(inspection),
     ]
 
 
 def reason_of(text: str) -> str:
-    """A rejection's reason without what belongs to its row alone, so that reasons can be counted.
+    """The reason of a rejection without the details of its row, so that reasons can be counted.
 
-    Quoted names become '…', numbers become N, and what follows a colon after a name is left out.
+    Quoted names become '…' and numbers become N; advice after ": add " is cut.
     """
     text = re.sub(r"'[^']*'|\"[^\"]*\"", "…", text)
     return re.sub(r"\d+", "N", text).split(": add ")[0][:160]
 
 
 def truncated_share(images: Iterable[ScannedImage], context_length: int) -> float:
-    """Share of captions that are longer than the context."""
+    """Fraction of captions that exceed the context length."""
     lengths = [length for image in images for length in image.caption_lengths]
     return sum(length > context_length for length in lengths) / len(lengths) if lengths else 0.0
 
@@ -113,7 +114,7 @@ def _summary(inspection: Inspection) -> Section:
     figures["Rows rejected"] = f"{sum(inspection.rejections.values()):,}"
     if inspection.burned_in:
         found = sum(bool(text.texts) for text in inspection.burned_in.values())
-        figures["With text, of those looked at"] = f"{found:,} of {len(inspection.burned_in):,}"
+        figures["Examined images with text"] = f"{found:,} of {len(inspection.burned_in):,}"
     return summary_section(figures)
 
 
@@ -163,9 +164,9 @@ def _distributions(inspection: Inspection) -> Section:
         f"<figure><figcaption>{html.escape(title)}</figcaption>{chart}</figure>"
         for title, chart in figures
     )
-    note = "The last bin holds all above the 99.5th percentile."
+    note = "The last bin holds all values above the 99.5th percentile."
     if inspection.context_length:
-        note += f" Dashed, where it is in view: the context length, {inspection.context_length}."
+        note += f" Dashed, if in range: the context length, {inspection.context_length}."
     return Section(
         "Sizes and lengths", f'<div class="curves">{body}</div><p class="note">{note}</p>'
     )
@@ -223,22 +224,22 @@ def _duplicates(inspection: Inspection) -> Section:
         ]
         for parts, found in sorted(kinds.items(), key=lambda item: -len(item[1]))
     ]
-    header = ["Parts", "Groups", "Byte for byte", "Images", "Largest", "With different labels"]
+    header = ["Parts", "Groups", "Identical files", "Images", "Largest", "With different labels"]
     shown = [
         f"<p>{len(group.members)} images, {'equal' if group.exact else 'nearly equal'}</p>"
         + "".join(
-            _picture(inspection.pictures[index], images[index])
+            _thumbnail(inspection.pixels[index], images[index])
             for index in group.members
-            if index in inspection.pictures
+            if index in inspection.pixels
         )
         for group in inspection.groups
-        if all(index in inspection.pictures for index in group.members[:2])
+        if all(index in inspection.pixels for index in group.members[:2])
     ]
     pairs = "".join(f'<div class="pair">{pair}</div>' for pair in shown)
     note = (
         "Near duplicates differ in few bits of a perceptual hash: re-encoded, resized or "
-        "brightened copies. Mirrored, rotated and cropped ones are not found. duplicates.jsonl "
-        "lists all."
+        "brightened copies. Mirrored, rotated and cropped copies are not detected. "
+        "duplicates.jsonl lists all groups."
     )
     return Section(
         "Duplicates",
@@ -249,7 +250,7 @@ def _duplicates(inspection: Inspection) -> Section:
 def _leaks(inspection: Inspection) -> Section:
     images, evaluation = inspection.images, inspection.evaluation
     body = [
-        f"<p>{len(inspection.split_leaks):,} images of a training split are, or nearly are, in "
+        f"<p>{len(inspection.split_leaks):,} images of a training split have a (near) copy in "
         "another split.</p>"
     ]
     if evaluation:
@@ -263,19 +264,19 @@ def _leaks(inspection: Inspection) -> Section:
             for name, size in sizes.items()
         ]
         body.append(
-            table(["Evaluation set", "Its images", "Found here", "Images here to exclude"], rows)
+            table(["Evaluation set", "Images", "Found in corpus", "Corpus images to exclude"], rows)
         )
-        shown = inspection.evaluation_pictures
+        shown = inspection.evaluation_pixels
         pairs = "".join(
             f'<div class="pair"><p>{leak.distance} bits apart</p>'
-            f"{_picture(inspection.pictures[leak.image], images[leak.image])}"
-            f"{_picture(shown[leak.evaluation], evaluation[leak.evaluation])}</div>"
+            f"{_thumbnail(inspection.pixels[leak.image], images[leak.image])}"
+            f"{_thumbnail(shown[leak.evaluation], evaluation[leak.evaluation])}</div>"
             for leak in inspection.leaks
-            if leak.image in inspection.pictures and leak.evaluation in shown
+            if leak.image in inspection.pixels and leak.evaluation in shown
         )
         body.append(f'<div class="pairs">{pairs}</div>')
     body.append(
-        '<p class="note">exclude.jsonl lists them; convert_corpus.py --exclude=exclude.jsonl '
+        '<p class="note">exclude.jsonl lists them; unimed-jax convert --exclude=exclude.jsonl '
         "leaves them out.</p>"
     )
     return Section("Leaks", "".join(body))
@@ -283,7 +284,7 @@ def _leaks(inspection: Inspection) -> Section:
 
 def _burned_in(inspection: Inspection) -> Section:
     if not inspection.burned_in:
-        return Section("Burned-in text", '<p class="empty">No image was looked at.</p>')
+        return Section("Burned-in text", '<p class="empty">No image was examined.</p>')
     images = inspection.images
     looked: dict[str, list[int]] = {}
     for index in inspection.burned_in:
@@ -299,16 +300,16 @@ def _burned_in(inspection: Inspection) -> Section:
                 f"{sum(text.like_identifier for text in texts):,}",
             ]
         )
-    header = ["Part", "Looked at", "With text", "Like a date, a number or a name"]
+    header = ["Part", "Examined", "With text", "Date, number or name"]
     ranked = sorted(inspection.burned_in.items(), key=lambda item: not item[1].like_identifier)
     figures = "".join(
-        _picture(inspection.pictures[index], images[index], " · ".join(text.texts))
+        _thumbnail(inspection.pixels[index], images[index], " · ".join(text.texts))
         for index, text in ranked
-        if text.texts and index in inspection.pictures
+        if text.texts and index in inspection.pixels
     )
     note = (
-        "Found by RapidOCR in a sample of each part. It misses small, faint and handwritten text: "
-        "none found is no proof that there is none. burned_in.jsonl lists what was read."
+        "Detected by RapidOCR in a sample of each part. It misses small, faint and handwritten "
+        "text, so no detection is no proof. burned_in.jsonl lists the detected text."
     )
     return Section(
         "Burned-in text",
@@ -317,10 +318,10 @@ def _burned_in(inspection: Inspection) -> Section:
     )
 
 
-def _quarantine(inspection: Inspection) -> Section:
+def _rejected(inspection: Inspection) -> Section:
     rejected = sum(inspection.rejections.values())
     if not rejected:
-        return Section("Quarantine", '<p class="empty">No row was rejected.</p>')
+        return Section("Rejected rows", '<p class="empty">No row was rejected.</p>')
     ranked = collections.Counter(inspection.rejections).most_common()
     rows = [[reason, f"{count:,}"] for reason, count in ranked[:_MAX_REASONS]]
     note = (
@@ -329,7 +330,7 @@ def _quarantine(inspection: Inspection) -> Section:
     if len(ranked) > _MAX_REASONS:
         note += f"; {len(ranked) - _MAX_REASONS} rarer reasons are not shown"
     return Section(
-        "Quarantine",
+        "Rejected rows",
         f'{table(["Reason", "Rows"], rows)}<p class="note">{note}. '
         "rejected.jsonl of the corpus lists every row.</p>",
     )
@@ -341,16 +342,16 @@ def _sheets(inspection: Inspection) -> Section:
     for index in inspection.samples:
         image = images[index]
         caption = " · ".join(filter(None, [", ".join(image.labels), image.split]))
-        picture = _picture(inspection.pictures[index], image, caption)
+        picture = _thumbnail(inspection.pixels[index], image, caption)
         parts.setdefault(image.source, []).append(picture)
     body = "".join(
-        f'<h3>{html.escape(part)}</h3><div class="sheet">{"".join(pictures)}</div>'
-        for part, pictures in sorted(parts.items())
+        f'<h3>{html.escape(part)}</h3><div class="sheet">{"".join(thumbnails)}</div>'
+        for part, thumbnails in sorted(parts.items())
     )
     return Section("Sample sheets", body)
 
 
-def _picture(picture: np.ndarray, image: ScannedImage, caption: str | None = None) -> str:
+def _thumbnail(picture: np.ndarray, image: ScannedImage, caption: str | None = None) -> str:
     if caption is None:
         where = " / ".join(filter(None, [image.source, image.split]))
         caption = " · ".join(filter(None, [", ".join(image.labels), where]))

@@ -1,8 +1,8 @@
 """Reports: one self-contained HTML file, readable in light and dark mode.
 
-A report is a title and a list of sections; evaluators and tasks make the sections (``Section``
-holds finished HTML: escape text that comes from outside). Charts are inline SVG and matrices are
-tables, so that numbers can be selected, searched and enlarged; images are embedded PNGs.
+A report is a title and a list of sections. Tasks and evaluators make the sections; a ``Section``
+holds finished HTML, so escape foreign text. Charts are inline SVG and matrices are tables: numbers
+can be selected, searched and enlarged. Images are embedded PNGs.
 """
 
 import base64
@@ -25,7 +25,7 @@ from unimed_jax.reporting import charts
 
 @dataclass(frozen=True)
 class Section:
-    """A headed part of the report. `html` is inserted as it is."""
+    """A part of the report with a heading; ``html`` is inserted unescaped."""
 
     title: str
     html: str
@@ -35,8 +35,11 @@ class Section:
 class Chart:
     """One chart of metrics over steps.
 
-    `keys` names a metric, '*' standing for any text ('loss', 'zero_shot/*/balanced_accuracy'); each
-    metric that matches becomes a line, named by what the '*' stands for.
+    Attributes:
+      title: caption of the chart.
+      keys: name of a metric; ``*`` matches any text ("loss", "zero_shot/*/balanced_accuracy"). Each
+        match becomes a line, named by the text that ``*`` matches.
+      y_range: limits of the y axis; None fits a limit to the data.
     """
 
     title: str
@@ -47,9 +50,9 @@ class Chart:
 def write_report(
     path: PathLike, title: str, sections: Sequence[Section], subtitle: str = ""
 ) -> None:
-    """Writes the sections, in order and with a table of contents, to one HTML file.
+    """Writes the sections, with a table of contents, to one HTML file.
 
-    The same arguments give the same bytes. The file is replaced atomically.
+    Equal arguments give equal bytes. The file is replaced atomically.
 
     Raises:
       UserError: the file cannot be written.
@@ -78,7 +81,7 @@ def _css() -> str:
 
 
 def summary_section(figures: Mapping[str, str], title: str = "At a glance") -> Section:
-    """Key figures, name -> value as it is to be read ('0.953', '4 min 12 s')."""
+    """Key numbers: name -> formatted value ("0.953", "4 min 12 s")."""
     tiles = (
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
         for name, value in figures.items()
@@ -91,13 +94,13 @@ def curves_section(
     plots: Sequence[Chart],
     title: str = "Training",
 ) -> Section:
-    """Metrics over steps, from the rows of metrics.jsonl; a chart without data is left out."""
+    """Charts of the rows of metrics.jsonl; a chart without data is left out."""
     figures = []
     for plot in plots:
         series = _series(history, plot.keys)
         if not series:
             continue
-        # The last value saves the reader from measuring the end of a single line.
+        # a single line is labelled with its last value
         last = next(iter(series.values()))[-1][1]
         value = f"<output>{last:.4g}</output>" if len(series) == 1 else ""
         figures.append(
@@ -109,7 +112,7 @@ def curves_section(
 
 
 def legend(names: Sequence[str]) -> str:
-    """HTML of the colours of a chart's lines; empty for a single line."""
+    """HTML legend of a chart; empty for a single line."""
     entries = "".join(
         f'<span><i class="line-{i % charts.NUM_COLOURS}"></i>{html.escape(name)}</span>'
         for i, name in enumerate(names)
@@ -131,7 +134,7 @@ def _series(
 
 
 def meter(value: float, chance: float) -> str:
-    """HTML of a number between 0 and 1 with a bar, on which a tick marks chance."""
+    """HTML of a number in [0, 1] with a bar, on which a tick marks chance level."""
     width = 0.0 if math.isnan(value) else 100 * value
     return (
         f'<div class="balanced"><b>{number(value)}</b>'
@@ -141,22 +144,22 @@ def meter(value: float, chance: float) -> str:
 
 
 def image_uri(image: np.ndarray, max_side: int = 256, lossless: bool = True) -> str:
-    """A data: URI of the (H, W, 3) uint8 image, scaled down to at most `max_side` pixels.
+    """A data: URI of a uint8 (H, W, 3) image, scaled down to at most ``max_side`` pixels.
 
-    PNG, or, for pages of many pictures, JPEG in a sixth of the bytes.
+    PNG if ``lossless``; JPEG takes a sixth of the bytes, for pages with many images.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"need a uint8 image (H, W, 3), got {image.dtype} {image.shape}")
-    picture = Image.fromarray(image)
-    picture.thumbnail((max_side, max_side))
+    thumbnail = Image.fromarray(image)
+    thumbnail.thumbnail((max_side, max_side))
     buffer = io.BytesIO()
     kind = "png" if lossless else "jpeg"
-    picture.save(buffer, kind)
+    thumbnail.save(buffer, kind)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], compact: bool = False) -> str:
-    """HTML of a table of texts, the first column naming the row; `compact` for many columns."""
+    """HTML table of strings; the first column holds row headings. ``compact`` for many columns."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     body = "".join(
         f'<tr><th scope="row">{html.escape(row[0])}</th>'
@@ -170,13 +173,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], compact: bool = 
 
 
 def config_section(config: Mapping[str, Any], title: str = "Configuration") -> Section:
-    """The resolved config, folded."""
+    """The resolved config, collapsed."""
     text = html.escape(json.dumps(config, indent=2, default=str))
     return Section(title, f"<details><summary>All keys</summary><pre>{text}</pre></details>")
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Aligned plain text: a header, a line, the other rows; the first column to the left."""
+    """A plain-text table: header, rule, rows; the first column is left-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
@@ -191,5 +194,5 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float, decimals: int = 3, dash: str = "—") -> str:
-    """A number as text; a dash for NaN."""
+    """A number as a string; a dash for NaN."""
     return dash if math.isnan(value) else f"{value:.{decimals}f}"

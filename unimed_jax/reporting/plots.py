@@ -1,7 +1,7 @@
 """Figures for notebooks, drawn with matplotlib (extra `notebooks`).
 
-Each function returns a figure that is closed for pyplot: as the last value of a cell it is shown
-once. Reports have charts of their own (charts.py), which need no matplotlib.
+Each function returns a figure that pyplot has closed, so that a notebook shows it once, as the
+value of a cell. Reports use ``charts.py``, which does not need matplotlib.
 """
 
 import math
@@ -13,30 +13,30 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 _ACCENT, _WRONG, _SOFT, _OTHERS = "#0b6a72", "#b4451d", "#9aa5a9", "sDv^P"
-_DARK = 0.6  # share of the colour range from which a cell's text is white
+_DARK = 0.6  # fraction of the color range above which text is white
 
 
-def answers(
-    pictures: Sequence[Image.Image],
+def predictions(
+    images: Sequence[Image.Image],
     titles: Sequence[str],
     classes: Sequence[str],
     probabilities: np.ndarray,
-    truth: Sequence[int] | None = None,
+    targets: Sequence[int] | None = None,
     *,
     columns: int = 3,
 ) -> Figure:
-    """Pictures, each with the probabilities of its classes as bars below.
+    """Images, each with a bar per class below it.
 
     Args:
-      pictures: N images; of none the figure is empty.
-      titles: N.
-      classes: C names.
+      images: N images; the figure is empty for N = 0.
+      titles: N titles.
+      classes: C class names.
       probabilities: (N, C).
-      truth: N class indices; if given, the most probable class is coloured as right or wrong, and
-        the name of the true one is bold.
-      columns: pictures beside each other.
+      targets: N class indices; if given, the color of the most probable class says whether it is
+        correct, and the target is in bold.
+      columns: images per row.
     """
-    rows = max(1, math.ceil(len(pictures) / columns))
+    rows = max(1, math.ceil(len(images) / columns))
     size = (3.2 * columns, rows * (2.8 + 0.24 * len(classes)))
     figure, axes = plt.subplots(
         2 * rows,
@@ -48,23 +48,23 @@ def answers(
     )
     for axis in axes.flat:
         axis.axis("off")
-    for i, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+    for i, (picture, title) in enumerate(zip(images, titles, strict=True)):
         top, below = axes[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
         top.imshow(picture, cmap="gray")
         top.set_title(title, fontsize=9)
         below.axis("on")
         best = int(probabilities[i].argmax())
-        right = truth is None or best == truth[i]
+        correct = targets is None or best == targets[i]
         colours = [_SOFT] * len(classes)
-        colours[best] = _ACCENT if right else _WRONG
+        colours[best] = _ACCENT if correct else _WRONG
         bars = below.barh(range(len(classes)), probabilities[i], color=colours)
         below.bar_label(bars, [f"{p:.0%}" for p in probabilities[i]], padding=2, fontsize=8)
         below.set(xlim=(0, 1.25), xticks=[])
         below.set_yticks(range(len(classes)), classes, fontsize=8)
         below.invert_yaxis()
         below.spines[["top", "right", "bottom"]].set_visible(False)
-        if truth is not None:
-            below.get_yticklabels()[truth[i]].set_fontweight("bold")
+        if targets is not None:
+            below.get_yticklabels()[targets[i]].set_fontweight("bold")
     return _closed(figure)
 
 
@@ -73,17 +73,17 @@ def matrix(
     rows: Sequence[str],
     columns: Sequence[str],
     *,
-    form: str = "{:.2f}",
+    number_format: str = "{:.2f}",
     shade: np.ndarray | None = None,
 ) -> Figure:
-    """A table of numbers on shades of one colour.
+    """A matrix of numbers on shades of one color.
 
     Args:
       values: (R, C).
       rows, columns: R and C names.
-      form: of a number.
-      shade: (R, C) what the colours stand for, if not `values`; as a confusion matrix' shares of
-        the row.
+      number_format: format of the numbers.
+      shade: (R, C) values of the colors, if not ``values``, such as the row-normalized confusion
+        matrix.
     """
     shade = np.asarray(values if shade is None else shade, float)
     size = (2.5 + 0.55 * len(columns), 1.2 + 0.36 * len(rows))
@@ -94,7 +94,7 @@ def matrix(
         axis.text(
             column,
             row,
-            form.format(value),
+            number_format.format(value),
             ha="center",
             va="center",
             fontsize=8,
@@ -116,13 +116,13 @@ def intervals(
     label: str,
     others: Mapping[str, Sequence[float]],
 ) -> Figure:
-    """Scores with their confidence intervals, a row each, and those of other models beside.
+    """Scores with confidence intervals, one per row, beside those of other models.
 
     Args:
-      names: of the N rows.
-      values, low, high: N scores and the ends of their intervals.
-      label: whose scores these are.
-      others: name -> N scores; NaN where there is none.
+      names: N row names.
+      values, low, high: N scores and the limits of their intervals.
+      label: name of the model.
+      others: model -> N scores; NaN for missing ones.
     """
     value, low, high = (np.asarray(x, float) for x in (values, low, high))
     figure, axis = plt.subplots(figsize=(8, 1.4 + 0.42 * len(names)), layout="constrained")
