@@ -95,11 +95,11 @@ def test_variants_that_cannot_be_faster_are_known():
     def other(**changes):
         return Variant(**{**vars(base), **changes})
 
-    assert base.does_less_again(other(remat="full"))
-    assert base.does_less_again(other(accumulate_steps=4))
-    assert not base.does_less_again(base)
-    assert not base.does_less_again(other(remat="none", accumulate_steps=4))
-    assert not base.does_less_again(other(remat="full", data=2, fsdp=8))
+    assert base.recomputes_less(other(remat="full"))
+    assert base.recomputes_less(other(accumulate_steps=4))
+    assert not base.recomputes_less(base)
+    assert not base.recomputes_less(other(remat="none", accumulate_steps=4))
+    assert not base.recomputes_less(other(remat="full", data=2, fsdp=8))
 
 
 def test_variants_and_meshes(tiny_config):
