@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from unimed_jax.cli import COMMANDS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -34,8 +36,11 @@ def test_the_wheel_holds_the_packages_and_their_data_and_nothing_else(tmp_path):
         "unimed_jax",
         "input_pipeline",
     }
-    for path in ("train.py", "evaluate.py", "reporting/report.css", "evals/prompts/phantoms.json"):
+    paths = ("reporting/report.css", "evals/prompts/phantoms.json", "cli.py", "train.py")
+    for path in (*paths, *(f"{module}.py" for module, _ in COMMANDS.values())):
         assert f"unimed_jax/{path}" in names
+    (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
+    assert "unimed-jax = unimed_jax.cli:main" in zipfile.ZipFile(wheel).read(entry_points).decode()
     for path in ("unimed21", "sets/PCAM"):
         assert f"unimed_jax/evals/benchmark/suites/{path}.toml" in names
     for name in ("vocabulary", "grammar", "prompts"):
