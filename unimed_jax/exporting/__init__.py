@@ -1,1 +1,1 @@
-"""Weights out: directories that PyTorch libraries open, verified before they appear."""
+"""Exports: directories that PyTorch libraries open, verified before they appear."""

@@ -1,4 +1,4 @@
-"""Sending an exported directory to the Hugging Face hub."""
+"""Uploads an exported directory to the Hugging Face hub."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from unimed_jax.exporting.open_clip_directory import CONFIG_FILE
 def push(directory: Path, name: str) -> str:
     """Creates the repository if there is none, and commits all files; returns its id.
 
-    In the repository BERT's config.json is looked up by the repository's own id, so that
+    In the repository, BERT's config.json is looked up by the repository's id, so that
     `open_clip.create_model_and_transforms("hf-hub:NAME")` needs nothing else.
 
     Args:

@@ -65,9 +65,9 @@ def text(pretrained: Pretrained, config: ModelConfig, out: Path) -> str:
     """The content of README.md.
 
     Args:
-        pretrained: the weights; `record` says what is known of their training.
-        config: of the model.
-        out: the directory that the export will be.
+        pretrained: the weights; `record` describes their training.
+        config: the config of the model.
+        out: the final directory of the export.
     """
     visual = config.visual
     return _TEMPLATE.format(
@@ -92,7 +92,7 @@ def _source(pretrained: Pretrained) -> str:
 
 
 def _scores(scores: Mapping[str, float]) -> str:
-    """A table of the evaluators' metrics; those of one task are in one row."""
+    """A table of the evaluators' metrics, one row per task."""
     rows: dict[str, dict[str, float]] = {}
     for key, value in scores.items():
         task, _, metric = key.rpartition("/")

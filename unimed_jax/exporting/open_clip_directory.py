@@ -37,7 +37,7 @@ def state_dict(pretrained: Pretrained, text: str = "text.") -> dict[str, LazyTen
     """The whole model under open_clip's names; nothing is read before a tensor is loaded.
 
     Args:
-        pretrained: with both towers.
+        pretrained: weights with both towers.
         text: prefix of the text tower; "text_encoder." gives UniMed-CLIP's names.
 
     Raises:
@@ -66,16 +66,16 @@ def write(
     """Fills an empty directory for `create_model_and_transforms("local-dir:DIRECTORY")`.
 
     Args:
-        directory: exists.
-        pretrained: the weights, written as float32.
-        config: of the model.
-        tokenizer_dir: holds `tokenizer.json` or `vocab.txt`.
-        name: what transformers will look BERT's config.json up by: the absolute path that the
-            directory will have, or the id of a hub repository.
+        directory: an existing, empty directory.
+        pretrained: the weights; written as float32.
+        config: the config of the model.
+        tokenizer_dir: contains `tokenizer.json` or `vocab.txt`.
+        name: transformers looks BERT's config.json up by it: the final absolute path of the
+            directory, or the id of a hub repository.
 
     Raises:
-        UserError: no tokenizer there (open_clip would make an empty one and say nothing), or an
-            architecture that open_clip has no name for.
+        UserError: the tokenizer is missing (open_clip would silently create an empty one), or
+            open_clip has no name for the architecture.
     """
     files = [tokenizer_dir / file for file in _TOKENIZER_FILES]
     files = [path for path in files if path.is_file()]
@@ -89,7 +89,7 @@ def write(
 
 
 def write_config(directory: Path, config: ModelConfig, name: str) -> None:
-    """Writes `open_clip_config.json`, or writes it anew for another `name`."""
+    """Writes `open_clip_config.json`, or rewrites it for another `name`."""
     _write_json(directory / CONFIG_FILE, open_clip_config(config, name))
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint as a directory for PyTorch, verified before it appears."""
+"""Exports a checkpoint as a directory for PyTorch, verified before it appears."""
 
 import importlib.util
 import json
@@ -41,16 +41,16 @@ _TEXTS = (
 def export(
     checkpoint: str | Path, out: Path, *, step: int | None = None, format: str = "open_clip"
 ) -> str:
-    """Writes and verifies a directory; it appears whole or not at all.
+    """Writes and verifies a directory, atomically.
 
     Args:
-        checkpoint: what `unimed_jax.load` takes.
-        out: absolute; must not exist, or be empty.
-        step: of a work directory; None: the newest.
+        checkpoint: anything that `unimed_jax.load` takes.
+        out: absolute path; must not exist, or be an empty directory.
+        step: the step of a work directory; None: the newest.
         format: a key of FORMATS.
 
     Returns:
-        A sentence on how it was verified, or why it was not.
+        A sentence on how the export was verified, or why not.
 
     Raises:
         UserError: no such checkpoint, `out` in use or not writable, torch missing where the format
@@ -66,13 +66,13 @@ def export(
         raise UserError(f"{pretrained.source} names no tokenizer, without which open_clip errs")
     tokenizer_dir = local_copy(resolve(pretrained.tokenizer, weights=False))
     with atomic_directory(out) as staged:
-        # under the name that it has now, for the verification
+        # under its temporary name, for the verification
         open_clip_directory.write(staged, pretrained, config, tokenizer_dir, str(staged))
         card = model_card.text(pretrained, config, out)
         verified = "Not verified: torch and open_clip were not installed"
         if has_torch:
             ours = _embed(from_pretrained(pretrained, config))
-            del pretrained  # one framework after the other, each in the memory of both
+            del pretrained  # so that only one framework at a time has the weights in memory
             verified = _verify(ours, staged, prefix)
         open_clip_directory.write_config(staged, config, str(out))
         (staged / "README.md").write_text(f"{card}\n## Verification\n\n{verified}.\n", "utf-8")
@@ -80,10 +80,10 @@ def export(
 
 
 def _embed(model: Model) -> dict[str, np.ndarray]:
-    """Pictures, their embeddings and those of _TEXTS, with the token ids."""
+    """Images and _TEXTS with token ids, and the embeddings of both."""
     size = model.config.visual.image_size
     rng = np.random.default_rng(0)
-    # smooth pictures of the model's own size, so that neither framework resizes
+    # smooth images of the model's input size, so that neither framework resizes
     images = [
         np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
         for picture in rng.integers(0, 256, (4, 8, 8, 3), np.uint8)

@@ -1,10 +1,11 @@
-"""What the export asks of PyTorch, in a process of its own: TensorFlow and torch do not share one.
+"""The PyTorch part of an export, in a separate process: TensorFlow and torch cannot share one.
 
-    python torch_side.py JOB.json
+    python verify_in_torch.py JOB.json
 
-The job names a directory that open_clip opens, pixels and texts to embed, where to put the
-embeddings, and, if wanted, a state dict to write: {"directory", "inputs", "outputs",
-"state_dict": null or {"path", "text_prefix"}}. Run as a file, so that nothing of ours is imported.
+The job names a directory for open_clip, pixels and texts to embed, the output file of the
+embeddings, and optionally a state dict to write: {"directory", "inputs", "outputs",
+"state_dict": null or {"path", "text_prefix"}}. Run as a file, so that no module of this package is
+imported.
 """
 
 import json

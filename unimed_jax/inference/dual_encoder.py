@@ -30,7 +30,7 @@ from unimed_jax.weights.loader import open_weights
 from unimed_jax.weights.pretrained import Pretrained, part_of
 from unimed_jax.weights.uri import resolve
 
-_CPU_TOKENS = 1024  # of a step on a CPU (docs/log/measurements.md, "Speed of evaluation")
+_CPU_TOKENS = 1024  # tokens per step on a CPU (docs/log/measurements.md, "Speed of evaluation")
 _DECODE_AHEAD = 64  # images
 
 ImageLike = Image.Image | np.ndarray | str | PathLike[str]
@@ -48,14 +48,14 @@ def load(
     Args:
         path_or_hub_id: a work directory or checkpoint of ours, a weights file or directory of CLIP,
             open_clip, UniMed-CLIP, BiomedCLIP or BERT, pkg:PACKAGE/PATH, hf:ORG/NAME or ORG/NAME.
-        step: of a work directory; None: the newest.
-        tokenizer: directory, file or URI in place of the one that the weights name.
-        overrides: dotted keys of the model's config that the weights do not tell, such as
+        step: the step of a work directory; None: the newest.
+        tokenizer: directory, file or URI; replaces the one that the weights name.
+        overrides: dotted keys of the model's config that the weights do not determine, such as
             {"visual.activation": "quick_gelu"}, or that should differ, such as
             {"compute_dtype": "bfloat16"}.
 
     Raises:
-        UserError: no such weights, or not what they should be; the message says which tensor.
+        UserError: the weights are missing or invalid; the message names the tensor.
     """
     pretrained = open_weights(path_or_hub_id, step)
     return from_pretrained(pretrained, pretrained.model_config(overrides), str(tokenizer))
@@ -74,8 +74,8 @@ class Model:
     """A loaded dual encoder.
 
     Attributes:
-        config: sizes of both towers; `config.embed_dim` is the width E of the embeddings.
-        logit_scale: exp(s), the factor of cosines in `classify`; 1 where the weights hold none.
+        config: the config of the model; `config.embed_dim` is the width E of the embeddings.
+        logit_scale: exp(s), the factor of cosines in `classify`; 1 if the weights have none.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Model:
         tokenizer: str,
         source: str,
     ) -> None:
-        """Use `load`. `tokenizer` is a path or URI, opened when the first text comes."""
+        """Use `load`. `tokenizer` is a path or URI, opened on first use."""
         self.config: ModelConfig = model.config
         self.logit_scale = float(np.exp(params["logit_scale"])) if "logit_scale" in params else 1.0
         self._source, self._tokenizer_uri = source, tokenizer
@@ -109,8 +109,8 @@ class Model:
 
         Args:
             images: one or any number of PIL images, uint8 arrays (H, W) or (H, W, 3), or paths.
-            normalize: to unit length.
-            batch_size: images per device and step; None: what is fast there.
+            normalize: scale the embeddings to unit length.
+            batch_size: images per device and step; None: chosen for speed.
         """
         one = isinstance(images, Image.Image | np.ndarray | str | PathLike)
         size = self.config.visual.image_size
@@ -127,14 +127,14 @@ class Model:
         batch_size: int | None = None,
         whole_batches: bool = False,
     ) -> np.ndarray:
-        """Embeddings of images that `preprocess` has made, uint8 (S, S, 3); as `encode_image`.
+        """Embeddings of preprocessed images, uint8 (S, S, 3); like `encode_image`.
 
         Args:
-            pixels: any number of images; they are taken while the devices are at work.
-            normalize: to unit length.
+            pixels: any number of images from `preprocess`, iterated while the devices are busy.
+            normalize: scale the embeddings to unit length.
             batch_size: as in `encode_image`.
-            whole_batches: fill the last batch up, so that all steps are alike and an embedding does
-                not depend, in its last digit, on the number of images or devices.
+            whole_batches: pad the last batch to full size, so that all steps have the same shape
+                and no digit of an embedding depends on the number of images or devices.
         """
         return self._run("visual", pixels, normalize, batch_size, whole_batches)
 
@@ -146,7 +146,7 @@ class Model:
         batch_size: int | None = None,
         whole_batches: bool = False,
     ) -> np.ndarray:
-        """Embeddings of one or any number of texts, float32 (N, E); as `encode_pixels`."""
+        """Embeddings of one or any number of texts, float32 (N, E); like `encode_pixels`."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         ids = self.tokenizer(texts) if texts else []
         return self._run("text", iter(ids), normalize, batch_size, whole_batches)
@@ -160,8 +160,9 @@ class Model:
     ) -> np.ndarray:
         """Zero-shot class probabilities, float32 (N, C), columns in the order of `classes`.
 
-        The embedding of a class is the renormalised mean of its normalised prompts; probabilities
-        are the softmax of logit_scale times the cosines (arXiv 2103.00020, section 3.1).
+        The embedding of a class is the normalized mean of the unit embeddings of its prompts;
+        probabilities are the softmax of logit_scale times the cosines (arXiv 2103.00020, section
+        3.1).
 
         Args:
             images: as in `encode_image`.
@@ -183,7 +184,7 @@ class Model:
 
     @property
     def architecture(self) -> str:
-        """The image tower by open_clip's naming: 'ViT-B-16', 'ViT-L-14-336'."""
+        """The image tower in the naming of open_clip: 'ViT-B-16', 'ViT-L-14-336'."""
         sizes = self.config.visual
         letters = {192: "Ti", 384: "S", 768: "B", 1024: "L", 1280: "H"}
         size = letters.get(sizes.width, f"W{sizes.width}")
@@ -192,11 +193,11 @@ class Model:
 
     @property
     def source(self) -> str:
-        """Where the weights came from."""
+        """The source of the weights."""
         return self._source
 
     def image_tower_digest(self) -> str:
-        """SHA-256 of what image embeddings depend on besides the pixels: config and parameters."""
+        """SHA-256 of the config and parameters that image embeddings depend on."""
         if "visual" not in self._params:
             raise UserError(f"{self._source} has no visual tower")
         return embedding_cache.tower_digest(self.config, self._params, "visual")
@@ -220,7 +221,7 @@ class Model:
         return self._tokenizer
 
     def _fast_batch_size(self, tower: str) -> int:
-        """Rows per device and step. A CPU multiplies matrices faster that stay in its caches."""
+        """Rows per device and step. A CPU is faster with matrices that fit into its caches."""
         if jax.default_backend() != "cpu":
             return 64
         text = self.config.text.context_length
@@ -263,10 +264,10 @@ def _batched(rows: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]
 
 
 def preprocess(image: ImageLike, size: int) -> np.ndarray:
-    """One image as the image tower takes it: uint8 (size, size, 3).
+    """Preprocesses one image for the image tower: uint8 (size, size, 3).
 
-    Raises UserError for a file that cannot be read and for pixels that are not of 8 bits: how
-    those map to grey levels (a CT window, say) is not for this function to guess.
+    Raises UserError for a file that cannot be read, and for pixels of more than 8 bits, because
+    their mapping to grey levels (a CT window, say) is unknown here.
     """
     name = "image"
     if isinstance(image, str | PathLike):

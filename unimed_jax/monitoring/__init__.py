@@ -1,1 +1,1 @@
-"""What a run measures about itself: metrics, throughput, profiles, FLOPs."""
+"""Measurements of a run: metrics, throughput, profiles, FLOPs."""

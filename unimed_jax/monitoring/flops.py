@@ -1,4 +1,4 @@
-"""Model FLOPs: what the mathematics of a step needs, read off its jaxpr."""
+"""Model FLOPs: the FLOPs that the mathematics of a step needs, counted in its jaxpr."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
 def matmul_flops(function: Callable, *args: Any) -> float:
-    """FLOPs of the matrix products and convolutions of ``function(*args)``; scans count every pass.
+    """FLOPs of the matrix products and convolutions of ``function(*args)``, loops in full.
 
     Element-wise work is left out, as in the usual definition (arXiv 2204.02311, appendix B).
 

@@ -1,4 +1,4 @@
-"""Public figures of accelerators, by the name that JAX gives them."""
+"""Public specifications of accelerators, by the device kind of JAX."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ TPU_LANES = 128  # values side by side in a vector register
 
 @dataclass(frozen=True)
 class Chip:
-    """One *JAX device*; of a chip that shows up as two devices, half.
+    """The specifications of one *JAX device*: half a chip where a chip appears as two devices.
 
     Attributes:
       bf16_flops: dense bfloat16 FLOP/s.

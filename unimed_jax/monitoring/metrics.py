@@ -1,4 +1,4 @@
-"""What a run reports while it trains: metric files, throughput, memory, model FLOP utilisation."""
+"""Metrics of a run in progress: metric files, throughput, memory, model FLOP utilization."""
 
 import contextlib
 import json
@@ -21,21 +21,21 @@ Row = dict[str, Any]
 class MetricWriter:
     """Appends metrics to `workdir/metrics.jsonl` and to TensorBoard files in `workdir/tensorboard`.
 
-    Of a multi-process job only process 0 makes one. Every row is flushed, so that after a kill at
-    most the last line of metrics.jsonl is torn; in a bucket both files are replaced at every row.
-    The event files are plain TFRecords of TensorFlow's Event message and are written with
-    TensorFlow, which the input pipeline needs anyway: the usual light writers import torch where it
-    is installed, and the two do not live in one process.
+    In a job of several processes, only process 0 creates one. Every row is flushed, so that after a
+    kill at most the last line of metrics.jsonl is incomplete; in a bucket, both files are replaced
+    at every row. The event files are TFRecords of TensorFlow's Event message. TensorFlow writes
+    them, because the usual light writers import torch where it is installed, and TensorFlow and
+    torch cannot share a process.
     """
 
     def __init__(self, workdir: PathLike, resume_step: int | None = None) -> None:
         """Opens both files.
 
         Args:
-          workdir: the run's directory; made if missing.
-          resume_step: the number of finished steps the run continues from. Rows of later steps,
-            written by the run that was killed, are removed from metrics.jsonl and purged from
-            TensorBoard; a torn last line is dropped. None: the run starts afresh, nothing is kept.
+          workdir: the run's directory; created if missing.
+          resume_step: the number of finished steps that the run resumes from. Rows of later steps,
+            from before the interruption, are removed from metrics.jsonl and purged from
+            TensorBoard; an incomplete last line is dropped. None: a new run; nothing is kept.
 
         Raises:
           UserError: workdir cannot be written, or metrics.jsonl holds a line in the middle that is
@@ -98,8 +98,7 @@ class MetricWriter:
 def read_metrics(path: PathLike) -> list[Row]:
     """Reads the rows of a metrics.jsonl, in order; non-finite numbers come back as floats.
 
-    A last line without its newline that is no complete row (a run was killed while writing it) is
-    left out.
+    An incomplete last line without a newline (the run was killed while writing it) is ignored.
 
     Raises:
       UserError: the file cannot be read, or another line is not a JSON object with a "step".
@@ -157,7 +156,7 @@ class Throughput:
             state, metrics = train_step(state, batch, key)
             throughput.step_done()
             if step % log_every_steps == 0:
-                metrics = jax.device_get(metrics)   # the device has caught up: the clock is honest
+                metrics = jax.device_get(metrics)   # waits for the device
                 writer.write(step, {**metrics, **throughput.window()})
                 with throughput.paused():
                     evaluate()
@@ -199,7 +198,7 @@ class Throughput:
         self._steps += 1
 
     def window(self) -> dict[str, float]:
-        """Figures since the last call (or construction), and starts the next window.
+        """Metrics since the last call (or construction), and starts the next window.
 
         Returns:
           images_per_sec: global batch size * steps / time.
@@ -224,8 +223,8 @@ def memory() -> dict[str, float]:
 
     Returns:
       host_memory_peak_gib: resident set of this process.
-      device_memory_peak_gib: the fullest of this process's devices; absent where the backend does
-        not say (CPU).
+      device_memory_peak_gib: the maximum over this process's devices; absent where the backend
+        does not report it (CPU).
     """
     # ru_maxrss is in bytes on macOS, in KiB elsewhere.
     unit = 1 if sys.platform == "darwin" else 1024
@@ -241,17 +240,17 @@ def memory() -> dict[str, float]:
 def mfu(
     flops_per_step: float, step_seconds: float, device_kind: str, num_devices: int
 ) -> float | None:
-    """Model FLOP utilisation (Chowdhery et al. 2022, appendix B).
+    """Model FLOP utilization (Chowdhery et al. 2022, appendix B).
 
     Args:
       flops_per_step: FLOPs that the model's mathematics needs for one step of the global batch,
-        forward and backward, without those that rematerialisation repeats.
+        forward and backward, without recomputation by rematerialization.
       step_seconds: time of one step.
       device_kind: `jax.devices()[0].device_kind`.
       num_devices: devices of the whole job, `jax.device_count()`.
 
     Returns:
-      Achieved share of the peak bfloat16 FLOP/s, or None where the device's peak is not known.
+      Achieved share of the peak bfloat16 FLOP/s, or None if the peak of the device is unknown.
     """
     chip = CHIPS.get(device_kind)
     return flops_per_step / (step_seconds * num_devices * chip.bf16_flops) if chip else None

@@ -57,7 +57,7 @@ class StepTrace:
         self._running = False
 
     def before(self, step: int) -> None:
-        """Starts the trace if ``step``, counted from 0, is the first of those that it shows."""
+        """Starts the trace if ``step``, counted from 0, is the first one to trace."""
         if step == self._first:
             local = is_local(self._folder)
             self._written = self._folder if local else pathlib.Path(tempfile.mkdtemp())
@@ -65,13 +65,13 @@ class StepTrace:
             self._running = True
 
     def after(self, step: int, result: Any) -> None:
-        """Ends the trace with its last step; ``result`` is an array that the step made."""
+        """Ends the trace after its last step; ``result`` is an output array of the step."""
         if self._running and step == self._first + _TRACED - 1:
             jax.block_until_ready(result)
             self.close()
 
     def close(self) -> None:
-        """Ends a trace that is still running, when the run ends early."""
+        """Ends a trace that is still running when the run ends early."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()

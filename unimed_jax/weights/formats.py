@@ -1,9 +1,9 @@
-"""Recognising a weights file: whose it is, and which tensors belong to which part of the model.
+"""Recognition of weights files: the format, and the part of the model of every tensor.
 
-A file is recognised by the names of its tensors. Every tensor then belongs to a part of the model
-or is left out by name (poolers, language-model heads, CLIP's own text tower); anything else stops
-the import. What leaves no trace in names and shapes, such as the activation, is read from the JSON
-beside the weights where there is one.
+A format is recognized by the names of the tensors. Every tensor either belongs to a part of the
+model or is left out by name (poolers, language-model heads, CLIP's original text tower); anything
+else stops the import. Settings that names and shapes do not show, such as the activation, are read
+from the JSON beside the weights, if there is one.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ from unimed_jax.weights.lazy_tensors import LazyTensor, Tensors
 from unimed_jax.weights.pretrained import Part, Pretrained
 
 BIOMEDBERT = "hf:microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
-"""Where the vocabulary is of which the published medical CLIPs hold no copy."""
+"""The vocabulary of the published medical CLIPs, which do not include it."""
 
-# Preferred first; else a directory must hold one single weights file.
+# Preferred first; otherwise, a directory must contain exactly one weights file.
 _WEIGHTS_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -34,7 +34,7 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 # A buffer of old versions of transformers, BERT's pooler, heads of pretraining and fine-tuning.
 _NOT_IN_BERT = r"embeddings\.position_ids$|pooler\.|cls\.|classifier\.|qa_outputs\."
-# CLIP's own text tower, under the names of OpenAI, of open_clip's CustomTextCLIP, and transformers.
+# CLIP's text tower, under the names of OpenAI, open_clip's CustomTextCLIP, and transformers.
 _CLIP_TEXT = (
     r"(text\.)?(positional_embedding$|token_embedding\.|text_projection|ln_final\."
     r"|transformer\.resblocks\.|attn_mask$|cls_emb$)"
@@ -52,11 +52,11 @@ _ACTIVATIONS = {
 
 
 def open_pretrained(path: Path) -> Pretrained:
-    """Recognises a weights file, or the one in a directory, and its configuration beside it.
+    """Recognizes a weights file, or the one in a directory, and reads the config beside it.
 
     Raises:
-        WeightsError: not a weights file, cut off, of a kind that is not known, or with tensors that
-            belong to no part.
+        WeightsError: not a weights file, truncated, of an unknown format, or with tensors of no
+            known part.
     """
     file = _weights_file(path) if path.is_dir() else path
     if file.suffix == ".safetensors":
@@ -227,7 +227,7 @@ def _assemble(
     config: Mapping[str, Any] | None = None,
     tokenizer: str = "",
 ) -> Pretrained:
-    """Adds to what is known what the shapes of the tensors say."""
+    """Adds the settings that follow from the shapes of the tensors."""
     config = dict(config or {})
     parts = dict(parts)
     if "visual" in parts:
@@ -306,7 +306,7 @@ class _Shapes:
 
 
 def _open_clip_visual_config(settings: Mapping[str, Any], timm: bool) -> dict[str, Any]:
-    """What open_clip_config.json says of a vision transformer of its own."""
+    """The settings in open_clip_config.json of a vision transformer of open_clip."""
     if timm:
         return {}
     vision = settings.get("vision_cfg", {})
@@ -322,7 +322,7 @@ def _open_clip_visual_config(settings: Mapping[str, Any], timm: bool) -> dict[st
 
 
 def _bert_config(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What BERT's config.json says; without one, what all BERTs have in common."""
+    """The settings in BERT's config.json; without one, those common to all BERTs."""
     activation = settings.get("hidden_act", "gelu")
     config = {
         "activation": _ACTIVATIONS.get(activation, activation),

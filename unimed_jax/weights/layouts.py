@@ -1,7 +1,7 @@
-"""What the parameters of each tower are called in the checkpoints of others.
+"""Names and layouts of the parameters of each tower in the checkpoints of other projects.
 
-A layout is written as dims of letters, one group per dim: torch's fused projection (3·H·K, D) is
-"shk d" and our (D, 3, H, K) is "d s h k". The letters u and v are dims of size 1.
+A layout names the dims by letters, one group per dim: torch's fused projection (3·H·K, D) is
+"shk d", ours (D, 3, H, K) is "d s h k". The letters u and v are dims of size 1.
 """
 
 from collections.abc import Iterable
@@ -14,10 +14,10 @@ class Entry:
 
     Attributes:
         path: keys joined by "/"; under "blocks/" our array is stacked on a leading layer axis.
-        layout: dims of our array, the layer axis left out.
-        names: torch tensors, "{layer}" standing for the index of the block. Several are the pieces
-            of one tensor cut along its first dim.
-        torch_layout: dims of the torch tensor, the pieces put together.
+        layout: dims of our array, without the layer axis.
+        names: names of torch tensors, with "{layer}" for the index of the block. Several names are
+            pieces of one tensor, split along its first dim.
+        torch_layout: dims of the torch tensor, after joining the pieces.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""Tensors that stay in their file until they are asked for."""
+"""Tensors that are read from their file on demand."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor whose shape is known and whose content is read by ``numpy``.
+    """A tensor with known shape, whose content is read by ``numpy``.
 
-    A conversion reads one at a time, so that it needs little more memory than its result.
+    A conversion reads one tensor at a time, so it needs little more memory than its result.
     """
 
     shape: tuple[int, ...]
@@ -18,7 +18,7 @@ class LazyTensor:
 
     @classmethod
     def of(cls, array: np.ndarray) -> "LazyTensor":
-        """One that is in memory already."""
+        """A tensor that is already in memory."""
         return cls(array.shape, lambda: array)
 
 

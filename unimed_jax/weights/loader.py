@@ -1,4 +1,4 @@
-"""Weights by name: our own checkpoints and everything that porting/ can read, opened one way."""
+"""Opens weights by name: our checkpoints, and every format that ``formats`` recognizes."""
 
 import dataclasses
 import re
@@ -25,10 +25,10 @@ def open_weights(uri: PathLike, step: int | None = None) -> Pretrained:
 
     Args:
         uri: a path, pkg:PACKAGE/PATH, hf:ORG/NAME or ORG/NAME.
-        step: of a work directory; None: the newest.
+        step: the step of a work directory; None: the newest.
 
     Raises:
-        WeightsError, UserError: nothing there, or not what it should be.
+        WeightsError, UserError: the weights are missing or invalid.
     """
     path = resolve(str(uri))
     if is_ours(path):
@@ -69,7 +69,7 @@ def of_params(
     tokenizer: str,
     record: Mapping[str, Any] | None = None,
 ) -> Pretrained:
-    """Parameters of ours, or some parts of them, as if read from a file of open_clip's."""
+    """Our parameters, or some parts of them, as if read from a file of open_clip."""
     tables = {
         "visual": layouts.VISUAL[config.visual.variant],
         "text": layouts.HF_TEXT,
@@ -98,7 +98,7 @@ def of_params(
 
 
 def _scores(workdir: AnyPath, step: int) -> dict[str, float]:
-    """What the evaluators found at a step of a run; empty if they did not run then."""
+    """The evaluation metrics of a step of a run; empty if no evaluator ran."""
     path = workdir / "metrics.jsonl"
     rows = metrics.read_metrics(path) if path.is_file() else []
     row = next((row for row in rows if row["step"] == step), {})
@@ -113,14 +113,14 @@ def initial_params(
     expected: Sequence[str],
     locate: Callable[[str], AnyPath],
 ) -> dict[str, Any]:
-    """The parameters that training starts from, as far as they are not random.
+    """The parameters that training starts from, except random ones.
 
     Args:
         sources: part -> URI, empty for a random part.
         abstract_params: shapes and dtypes of the whole model.
-        config: of the model.
+        config: the config of the model.
         expected: see Pretrained.params.
-        locate: path of a URI.
+        locate: returns the path of a URI.
     """
     params: dict[str, Any] = {}
     for uri in dict.fromkeys(filter(None, sources.values())):

@@ -1,4 +1,4 @@
-"""Our parameters from torch tensors and back, by the tables of layouts.py.
+"""Converts torch tensors to our parameters and back, by the tables of layouts.py.
 
 Each weight is a reshape and a transpose, so a round trip returns the same bits.
 """
@@ -27,12 +27,12 @@ def to_params(
     """Our parameters from torch tensors.
 
     Args:
-        tensors: by state-dict name, nothing else among them.
-        layout: entries whose paths exist in `abstract` are used.
-        abstract: the nested dict wanted, of anything with shape and dtype.
+        tensors: all tensors of the part, by state-dict name.
+        layout: the entries whose paths exist in `abstract` are used.
+        abstract: nested dict of anything with shape and dtype; the structure of the result.
         source: the file, for messages.
-        expected: regular expressions over tensor names that may be missing, unexpected or of
-            another shape; what they concern is left out of the result.
+        expected: regular expressions over names of tensors that may be missing, unexpected or of
+            another shape; their parameters are left out of the result.
 
     Returns:
         numpy arrays in the structure, shapes and dtypes of `abstract`.
@@ -76,7 +76,7 @@ def to_params(
 
 
 def _misfits(tensors: Tensors, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """What is wrong with each tensor that does not fit, in words."""
+    """A description of every mismatch."""
     found = {
         name: f"missing: {name}, shape {shape}"
         for name, shape in wanted.items()

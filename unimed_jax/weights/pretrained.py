@@ -1,4 +1,4 @@
-"""An opened checkpoint of another project, and its tensors as parameters of ours."""
+"""Opened weights of any supported format, converted to parameters of our models."""
 
 import logging
 import math
@@ -18,20 +18,20 @@ from unimed_jax.weights.mapping import to_params
 
 PARTS = ("visual", "text", "logits")
 
-# Facts on a tower that its tensors do not show.
+# Settings of a tower that its tensors do not show.
 _UNSEEN = ("heads", "activation", "layer_norm_eps")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a model ("visual", "text" or "logits") as a file holds it.
+    """One part of a model ("visual", "text" or "logits") in a file.
 
     Attributes:
-        layout: table for the names of `tensors`.
-        tensors: with the prefix of the part removed.
-        prefix: for messages, as it was in the file.
-        config: keys of `model.visual` or `model.text` as far as they are known.
-        ours: the parameters themselves where the checkpoint is one of ours.
+        layout: the table of tensor names.
+        tensors: the tensors by name, without the prefix of the part.
+        prefix: the prefix in the file, for messages.
+        config: the known keys of `model.visual` or `model.text`.
+        ours: the parameters, if the checkpoint is one of ours.
     """
 
     layout: Layout
@@ -43,16 +43,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """An opened checkpoint; tensors are read when `params` is called.
+    """Opened weights; tensors are read when `params` is called.
 
     Attributes:
         source: the file, for messages.
-        kind: whose layout it has, for people.
-        parts: of "visual", "text", "logits" those that it has.
-        config: keys of `model` besides the towers' as far as they are known.
-        tokenizer: a directory or URI; "" where the file tells none.
-        record: of a checkpoint of ours: its "step", the "config" of its training, and the "scores"
-            of that step by metric name.
+        kind: the name of its layout, for messages.
+        parts: the parts it has, out of "visual", "text", "logits".
+        config: the known keys of `model`, without those of the towers.
+        tokenizer: a directory or URI; "" if unknown.
+        record: for our checkpoints, the "step", the "config" of the training, and the "scores" of
+            that step by metric name.
     """
 
     source: str
@@ -63,7 +63,7 @@ class Pretrained:
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def model_config(self, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
-        """The model that the file holds; a tower that it lacks has the defaults.
+        """The config of the model in the file; a missing tower has the defaults.
 
         Args:
             overrides: dotted keys below `model`, such as {"visual.activation": "quick_gelu"}.
@@ -92,16 +92,16 @@ class Pretrained:
     ) -> dict[str, Any]:
         """Numpy arrays for the parts that `abstract` names, checked tensor by tensor.
 
-        Position embeddings of another grid are resized as open_clip does.
+        Position embeddings of another grid are resized as in open_clip.
 
         Args:
-            abstract: params["visual"] and so on, or their shapes and dtypes; any sub-tree.
-            config: of the model that the parameters are for.
-            expected: regular expressions over tensor names that may be missing, unexpected or of
-                another shape; their parameters are left out.
+            abstract: arrays, or shapes and dtypes, of any sub-tree of the parameters.
+            config: the config of the model that receives the parameters.
+            expected: regular expressions over names of tensors that may be missing, unexpected or
+                of another shape; their parameters are left out.
 
         Raises:
-            WeightsError: a part is not there, contradicts `config`, or has tensors that do not fit.
+            WeightsError: a part is missing, contradicts `config`, or has tensors that do not fit.
         """
         params: dict[str, Any] = {}
         for name in PARTS:
@@ -161,14 +161,14 @@ def _same_shapes(ours: Any, wanted: Any) -> bool:
 
 
 def part_of(key: str) -> str:
-    """The part that a top-level key of the parameters belongs to."""
+    """The part of a top-level key of the parameters."""
     return "logits" if key.startswith("logit_") else key
 
 
 def resize_positions(positions: np.ndarray, num_tokens: int) -> np.ndarray:
-    """(1 + n², D) -> (num_tokens, D): the class row kept, the grid interpolated.
+    """(1 + n², D) -> (num_tokens, D): keeps the class row and interpolates the grid.
 
-    Bicubic with a = -0.5 and antialiasing, as open_clip does.
+    Bicubic with a = -0.5 and antialiasing, as in open_clip.
     """
     grid, size = math.isqrt(len(positions) - 1), math.isqrt(num_tokens - 1)
     width = positions.shape[1]

@@ -14,10 +14,10 @@ _ALIGNMENT = 8  # of the first tensor, as the format asks
 
 
 def read(path: Path) -> dict[str, LazyTensor]:
-    """All tensors of a file by name. Raises WeightsError if it is not a whole safetensors file."""
+    """All tensors of a file by name. Raises WeightsError for an invalid or truncated file."""
 
     def load(name: str) -> np.ndarray:
-        # Opened anew for each: the pages of a file that stays mapped count as memory in use.
+        # Opened again for each tensor: the pages of a mapped file count as memory in use.
         with safetensors.safe_open(path, "numpy") as file:
             return file.get_tensor(name)
 
@@ -32,7 +32,7 @@ def read(path: Path) -> dict[str, LazyTensor]:
 def write(path: Path, tensors: Tensors) -> None:
     """Writes tensors as float32, holding one at a time.
 
-    The library's own writer wants all of them at once: a second copy of the model. The format is
+    The library's writer takes all of them at once: a second copy of the model. The format is
     eight bytes of header length, a JSON header, and the data.
     """
     header, offset = {}, 0

@@ -1,8 +1,8 @@
-"""Reading what torch.save and torch.jit.save wrote, without torch and without running its code.
+"""Reads files of torch.save and torch.jit.save, without torch and without running their code.
 
-A `.pt` file is a pickle that names the functions which would rebuild its objects. Here none of them
-is called: a tensor becomes a description of where its numbers lie in the file, a few harmless kinds
-of object become inert stand-ins, and a file that names anything else is refused.
+A `.pt` file is a pickle that names the functions that would rebuild its objects. None of them is
+called here: a tensor becomes a description of its location in the file, a few harmless types become
+inert stand-ins, and a file that names anything else is refused.
 """
 
 import io
@@ -47,7 +47,7 @@ _INERT_NAMES = {
     ("collections", "defaultdict"),
     ("builtins", "dict"),
 }
-# A file of before torch 1.6 is a row of pickles that begins with this number.
+# A file from before torch 1.6 is a sequence of pickles that begins with this number.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _NOT_A_FILE = "is no file of torch.save or torch.jit.save"
 
@@ -60,7 +60,7 @@ class _Module(dict):
 
 
 class _Inert:
-    """Stands for an object that is not needed; takes whatever a pickle does to it."""
+    """Replaces an object that is not needed; accepts whatever a pickle does to it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -108,7 +108,7 @@ def _rebuild_parameter(data: _View, *_: Any) -> _View:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows tensors, ordered dicts and a few inert kinds; refuses every other name."""
+    """Accepts tensors, ordered dicts and a few inert types; refuses every other name."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         super().__init__(file, encoding="utf-8")
@@ -143,14 +143,14 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read(path: Path) -> tuple[dict[str, LazyTensor], bool]:
-    """The tensors of a file by their state-dict names, and whether it is of torch.jit.save.
+    """The tensors of a file by state-dict name, and whether torch.jit.save wrote it.
 
-    A dict under "state_dict", "model" or "model_state_dict" is what counts where there is one, as
-    in training checkpoints. The prefixes "module." (of parallel) and "_orig_mod." (of compiled
+    A dict under "state_dict", "model" or "model_state_dict" is taken if there is one, as in
+    training checkpoints. The prefixes "module." (of parallel) and "_orig_mod." (of compiled
     models) are removed where all names have them.
 
     Raises:
-        WeightsError: not such a file, cut off, without tensors, or asking for code to be run.
+        WeightsError: not such a file, truncated, without tensors, or requiring code to be run.
     """
     try:
         if zipfile.is_zipfile(path):

@@ -1,4 +1,4 @@
-"""Where weights and vocabularies named by a URI are on this machine."""
+"""Resolves URIs of weights and vocabularies to paths."""
 
 import importlib.util
 import re
@@ -12,17 +12,17 @@ _SMALL_FILES = ("*.json", "vocab.txt")
 
 
 def resolve(uri: str, *, weights: bool = True) -> AnyPath:
-    """A directory or file, local or in a bucket.
+    """The directory or file of a URI, local or in a bucket.
 
     Args:
         uri: a path, or gs://BUCKET/PATH; `pkg:PACKAGE/PATH`, a path inside an installed Python
             package (which is not imported); `hf:ORG/NAME[@REVISION]`, or `ORG/NAME` where there is
             no such path: a snapshot of a Hugging Face repository, downloaded or from the local
             cache.
-        weights: False leaves weights out of a download (a tokenizer is wanted).
+        weights: False leaves weights out of a download (only a tokenizer is needed).
 
     Raises:
-        WeightsError: in one line, if there is nothing to be had.
+        WeightsError: nothing was found; one line.
     """
     scheme, separator, rest = uri.partition(":")
     if separator and scheme == "pkg":

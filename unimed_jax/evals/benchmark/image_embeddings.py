@@ -1,9 +1,8 @@
-"""The embeddings of a set's images: made by all devices of all hosts, part by part, and kept.
+"""The embeddings of a set's images, computed on all devices of all hosts and cached in parts.
 
-Of each part, every host embeds an equal run of images with its own devices. They always run the
-same program on the same shape, so that an embedding is the same to the last digit on any number of
-devices and hosts. Only the first host reads and writes the files, so that hosts need share nothing
-but the images.
+Of each part, every host embeds an equal run of images on its local devices. They always run the
+same program on the same shape, so that embeddings are bit-identical for any number of devices and
+hosts. Only the first host reads and writes the cache, so that the hosts share only the images.
 """
 
 import hashlib
@@ -22,19 +21,19 @@ from unimed_jax.evals.benchmark.images import LabelledImages
 from unimed_jax.inference import embedding_cache
 from unimed_jax.inference.dual_encoder import Model, preprocess
 
-PART_SIZE = 2048  # images; what an interruption can cost
+PART_SIZE = 2048  # images; an interruption loses at most one part
 _DECODE_AHEAD = 64  # images
 
 
 @dataclass(frozen=True)
 class SetEmbeddings:
-    """What became of the N images of a set.
+    """The embeddings of the N images of a set.
 
     Attributes:
       vectors: (N, E) float32, of unit length; zero where an image cannot be decoded.
       digests: (N, 32) uint8, SHA-256 of the files.
-      problems: number of an image -> why it cannot be decoded.
-      num_cached: images that had been embedded before.
+      problems: index of an image -> why it cannot be decoded.
+      num_cached: number of images whose embeddings were cached.
     """
 
     vectors: np.ndarray
@@ -44,13 +43,13 @@ class SetEmbeddings:
 
 
 def embed(model: Model, images: LabelledImages, folder: AnyPath) -> SetEmbeddings:
-    """Embeds what is not in `folder` yet, and puts it there. All hosts call it, and get the same.
+    """Embeds the images that are not cached in `folder`. All hosts call it and get the same result.
 
-    What is kept counts as long as the bytes of its images are the same, which are read each time.
+    Cached embeddings are valid as long as the bytes of the images, read each time, are the same.
 
     Raises:
       CorpusError: an image file cannot be read.
-      UserError: a file in `folder` is not one of embeddings.
+      UserError: a file in `folder` does not hold embeddings.
     """
     kind = np.dtype(
         [
@@ -86,7 +85,7 @@ def embed(model: Model, images: LabelledImages, folder: AnyPath) -> SetEmbedding
 
 
 def _share(begin: int, end: int) -> tuple[int, int, int]:
-    """(first, last, length): the images of this host, and how many each host has at most."""
+    """(first, last, length): the images of this host, and the largest number per host."""
     length = -(-(end - begin) // jax.process_count())
     first = min(begin + jax.process_index() * length, end)
     return first, min(first + length, end), length
@@ -95,7 +94,7 @@ def _share(begin: int, end: int) -> tuple[int, int, int]:
 def _compute(
     model: Model, images: LabelledImages, kind: np.dtype, begin: int, end: int
 ) -> np.ndarray:
-    """The rows of this host, filled up to the length of a share."""
+    """The rows of this host, padded to the length of a share."""
     first, last, length = _share(begin, end)
     rows = np.zeros(length, kind)
     size = model.config.visual.image_size
@@ -104,9 +103,9 @@ def _compute(
     )
 
     def pixels() -> Iterator[np.ndarray]:
-        for row, (digest, problem, picture) in zip(rows[: last - first], prepared, strict=True):
+        for row, (digest, problem, image) in zip(rows[: last - first], prepared, strict=True):
             row["sha256"], row["problem"] = digest, problem
-            yield picture
+            yield image
 
     vectors = model.encode_pixels(pixels(), whole_batches=True)
     rows["vector"][: last - first] = vectors
@@ -119,7 +118,7 @@ def _prepare(data: bytes, size: int) -> tuple[np.ndarray, bytes, np.ndarray]:
     digest = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
     try:
         return digest, b"", preprocess(image_files.decode(data)[0], size)
-    except UserError:  # a package for the format is not installed: no property of the image
+    except UserError:  # a missing package, not a property of the image
         raise
     except ValueError as error:
         problem = str(error).encode()[:240] or b"unknown"
@@ -135,7 +134,7 @@ def _contents(images: LabelledImages, begin: int, end: int) -> Iterator[bytes]:
 
 
 def _is_of(rows: np.ndarray, images: LabelledImages, begin: int, end: int) -> bool:
-    """Whether the rows are of files of the same bytes."""
+    """Whether the files of the rows have unchanged bytes."""
     first, last, _ = _share(begin, end)
     digests = (hashlib.sha256(data).digest() for data in _contents(images, first, last))
     expected = rows["sha256"][first - begin : last - begin]
@@ -144,7 +143,7 @@ def _is_of(rows: np.ndarray, images: LabelledImages, begin: int, end: int) -> bo
 
 
 def _from_all_hosts(rows: np.ndarray, count: int) -> np.ndarray:
-    """The `count` rows of a part, each host giving its share."""
+    """The `count` rows of a part, gathered from all hosts."""
     width = rows.dtype.itemsize
     gathered = multihost_utils.process_allgather(
         rows.view(np.uint8).reshape(len(rows), width), tiled=True

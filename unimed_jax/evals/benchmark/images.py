@@ -1,4 +1,4 @@
-"""The files of an evaluation set: its images with their labels, or what of it is not there."""
+"""Reads the files of an evaluation set: its images with their labels."""
 
 import collections
 import csv
@@ -22,13 +22,13 @@ class LabelledImages:
 
     Attributes:
       ids: paths relative to the data root, or DATASET/SPLIT/NUMBER of TFDS.
-      labels: (N,) int32 class of each.
-      counts: (N,) int32 how often each is listed.
-      groups: patient or exam of each; its id where the set does not tell.
-      places: of each, for messages.
-      ignored: label -> rows that are in the files but not in the set.
-      source: what was read.
-      read: (begin, end) -> the encoded images of these numbers, in order.
+      labels: (N,) int32, the class of each image.
+      counts: (N,) int32, how often each image is listed.
+      groups: the patient or exam of each image; the id of the image if unknown.
+      places: the file and row of each image, for messages.
+      ignored: label -> number of rows that are in the files but not in the set.
+      source: the file or folder that was read.
+      read: (begin, end) -> the encoded images with these indices, in order.
     """
 
     ids: tuple[str, ...]
@@ -49,7 +49,7 @@ class _Row:
 
 
 def missing(spec: SetSpec, root: Path) -> str:
-    """What of a set is not below `root`; '' if its files are there."""
+    """The files of a set that are missing below `root`; '' if none are."""
     if _find(spec.layout, root) or (spec.tfds and _find_tfds(spec.tfds, root)):
         return ""
     wanted = " or ".join(spec.layout.path)
@@ -60,8 +60,8 @@ def open_set(spec: SetSpec, root: Path) -> LabelledImages:
     """Reads the list of a set's images; the archive's layout comes before TFDS.
 
     Raises:
-      CorpusError: nothing there; or a row, a label or an image file is not what it should be. The
-        message names the file and the row.
+      CorpusError: nothing was found, or a row, a label or an image file is invalid. The message
+        names the file and the row.
     """
     root = Path(os.path.normpath(root))
     found = _find(spec.layout, root)
@@ -106,7 +106,7 @@ def _csv_rows(layout: CsvLayout, table: Path, root: Path) -> Iterator[_Row]:
                 folder = table.parent if layout.images is None else root / layout.images
                 folder = Path(str(folder).replace("{label}", label))
                 path = folder / _only_text(row[layout.image], place)
-                # without '..', so that a file has one name and stays below the data root
+                # without '..', so that a file has one name and is below the data root
                 yield _Row(Path(os.path.normpath(path)), label, place)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CorpusError(f"cannot read {table}: {error}") from error

@@ -1,4 +1,4 @@
-"""What was found on a suite, for people: the table on the terminal, report.html."""
+"""Human-readable results of a suite: the table on the terminal, report.html."""
 
 import math
 from collections.abc import Mapping
@@ -36,10 +36,10 @@ def write(
     """Prints the table and writes the files, beside those of `suite_results.write_set`.
 
     Args:
-      directory: where they go.
+      directory: the output directory.
       found: the results.
-      model: its names.
-      settings: of the command, shown in the report.
+      model: the names of the model.
+      settings: settings of the command, shown in the report.
     """
     suite_results.write(directory, found, model)
     html_report.write_report(
@@ -54,7 +54,7 @@ def write(
 
 
 def table(found: SuiteResult) -> str:
-    """The scores as plain text, in percent, one line per set, absent sets among them."""
+    """The scores as plain text, in percent, one line per set, including absent sets."""
     results = {r.spec.key: r for r in found.sets}
     lines = []
     for spec in found.suite.sets:
@@ -77,7 +77,7 @@ def table(found: SuiteResult) -> str:
 
 
 def _problems(r: SetResult) -> list[str]:
-    """What is wrong with the images of a set, for people."""
+    """The problems with the images of a set, as text."""
     bad = f"{len(r.bad_images):,} images do not decode" if r.bad_images else ""
     return [text for text in (r.count_problem, bad) if text]
 
@@ -141,7 +141,7 @@ def _sets_html(found: SuiteResult) -> str:
         spread = statistics.prompt_spread(r.single_prompts)
         count = f"{r.scored.num_images:,}"
         if r.count_problem and r.scored.num_images == r.num_rows:
-            count = ""  # the problem tells it
+            count = ""  # the number is in the problem
         rows.append(
             [
                 spec.key,

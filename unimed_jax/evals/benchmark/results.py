@@ -1,4 +1,4 @@
-"""What was found on a suite, as files for programs: results.json, results.csv, clip_benchmark/."""
+"""Machine-readable results of a suite: results.json, results.csv, clip_benchmark/."""
 
 import csv
 import dataclasses
@@ -23,27 +23,27 @@ from unimed_jax.evals.benchmark.run import (
 )
 from unimed_jax.version import __version__
 
-# what CLIP_benchmark writes of a model on a data set
+# the metrics of CLIP_benchmark for a model on a data set
 _ENTRY = ("dataset", "model", "pretrained", "task", "language", "metrics")
 
 
 @dataclass(frozen=True)
 class ModelName:
-    """A model by CLIP_benchmark's two names, the second as the user gave it."""
+    """The two names of a model in CLIP_benchmark, the second as given by the user."""
 
     architecture: str
     checkpoint: str
 
 
 def write_set(directory: AnyPath, result: SetResult, model: ModelName) -> None:
-    """Writes clip_benchmark/KEY.json, one set as CLIP_benchmark writes it, and nothing more."""
+    """Writes clip_benchmark/KEY.json, one set in the format of CLIP_benchmark."""
     entry = _set_json(result, model)
     text = _to_json({key: entry[key] for key in _ENTRY})
     write_text_atomically(_entry_file(directory, result.spec.key), text)
 
 
 def write(directory: AnyPath, found: SuiteResult, model: ModelName) -> None:
-    """Writes results.json and results.csv; deletes what `write_set` wrote of other sets before."""
+    """Writes results.json and results.csv; deletes files of `write_set` for other sets."""
     content = as_json(found, model)
     write_text_atomically(directory / "results.json", _to_json(content))
     write_text_atomically(directory / "results.csv", _csv(content["sets"]))

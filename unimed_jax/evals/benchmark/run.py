@@ -1,8 +1,8 @@
 """Zero-shot evaluation of a model on a suite of sets, on one host or many.
 
-Per set: one pass over the images, whose embeddings are kept in files; then class vectors from the
-prompts, logits, scores. Images are divided over the hosts; what follows is little, and every host
-does it. Nothing here is random but the bootstrap, which is seeded.
+Per set: one pass over the images, whose embeddings are cached; then class embeddings from the
+prompts, logits and scores. Images are divided over the hosts; the rest takes little time and runs
+on every host. Only the bootstrap is random, with a fixed seed.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class BadImage:
-    """An image that does not decode: its id, file and row, and why."""
+    """An image that does not decode: its id, its file and row, and the reason."""
 
     id: str
     place: str
@@ -59,22 +59,22 @@ class BadImage:
 
 @dataclass(frozen=True)
 class SetResult:
-    """What was found on one set.
+    """The result of one set.
 
     Attributes:
-      images: what was read.
-      bad_images: those of them that do not decode; they are in no score.
-      digest: SHA-256 of ids, labels and bytes of all images.
-      same_bytes: images whose file equals that of an earlier one.
+      images: the images of the set.
+      bad_images: images that do not decode; they are in no score.
+      digest: SHA-256 of the ids, labels and bytes of all images.
+      same_bytes: number of images whose file equals that of an earlier one.
       result: the logits; its samples are the distinct images in our protocol, rows in the paper's.
-      prompts: what was given, before the protocol took its share.
-      num_prompts: per class, as used.
-      prompts_sha256: of the prompt file, or of the set's own file.
-      own_prompts: whether the sentences came from `--prompts`.
-      scored: as published.
-      leak_free: without images that are known to be in the training data; None where that is not
-        known or nothing remains, and then `leak_free_reason` says so.
-      single_prompts: the set's metric with one prompt per class, prompt after prompt.
+      prompts: all prompts, before the protocol selects among them.
+      num_prompts: number of prompts used per class.
+      prompts_sha256: checksum of the prompt file, or of the file of the set.
+      own_prompts: whether the prompts came from `--prompts`.
+      scored: the scores as published.
+      leak_free: the scores without images known to be in the training data; None if that is unknown
+        or no image remains, with the reason in `leak_free_reason`.
+      single_prompts: the set's metric with one prompt per class, for each prompt.
     """
 
     spec: SetSpec
@@ -94,26 +94,26 @@ class SetResult:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the set's files, duplicates among them."""
+        """Number of rows in the set's files, including duplicates."""
         return int(self.images.counts.sum())
 
     @property
     def count_problem(self) -> str:
-        """What is wrong with the number of rows; '' if nothing is, or none is known."""
+        """The problem with the number of rows; '' if there is none, or the number is unknown."""
         if self.spec.num_images in (None, self.num_rows):
             return ""
         return f"{self.num_rows:,} rows, expected {self.spec.num_images:,}"
 
     @property
     def majority(self) -> float:
-        """Accuracy of always saying the most frequent class."""
+        """Accuracy of always predicting the most frequent class."""
         counts = np.bincount(self.result.labels)
         return float(counts.max() / counts.sum())
 
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """What was found on a suite; `absent` has key -> what was looked for."""
+    """The result of a suite; `absent`: key -> the files that were not found."""
 
     suite: Suite
     protocol: str
@@ -121,7 +121,7 @@ class SuiteResult:
     absent: Mapping[str, str]
 
     def means(self, leak_free: bool) -> dict[str, dict[str, Any]]:
-        """Of all sets and per modality.
+        """Means over all sets and per modality.
 
         {'value', 'over': keys, 'incomplete': those of them with images that do not decode,
         'without': {key: reason}}. Each set counts once with its own metric, as in the published
@@ -176,21 +176,20 @@ def evaluate_suite(
     excluded: Mapping[str, str] | None = None,
     when_done: Callable[[SetResult], None] = lambda result: None,
 ) -> SuiteResult:
-    """Evaluates every set whose files are there. All hosts call it, and get the same.
+    """Evaluates every set whose files exist. All hosts call it and get the same result.
 
     Args:
-      model: with both towers.
+      model: a model with both towers.
       root: the folder of the test sets.
-      cache: where image embeddings are kept; what is there is not computed again.
+      cache: the folder of cached image embeddings.
       protocol: one of PROTOCOLS.
-      prompts: key -> sentences in place of the packaged ones.
-      prompts_sha256: of the file that `prompts` came from.
+      prompts: key -> prompts that replace the packaged ones.
+      prompts_sha256: checksum of the file of `prompts`.
       excluded: ids of images that the model was trained on, with reasons.
-      when_done: is told of every set as soon as it is scored.
+      when_done: called with the result of every set as soon as it is scored.
 
     Raises:
-      UserError: no set is there at all; a set's files are not what they should be; hosts see
-        different files.
+      UserError: no set exists; a set's files are invalid; the hosts see different files.
     """
     assert protocol in PROTOCOLS
     absent = {s.key: m for s in suite.sets if (m := set_files.missing(s, root))}
@@ -238,7 +237,7 @@ def _check_same_on_all_hosts(opened: Mapping[str, LabelledImages], root: Path) -
 
 
 def _encode_texts(model: Model, tasks: Iterable[PromptTask]) -> dict[str, np.ndarray]:
-    """Unit vectors of all sentences; many occur in several sets."""
+    """Unit vectors of all prompts, each encoded once; many occur in several sets."""
     sentences = list(dict.fromkeys(s for task in tasks for s in task.sentences))
     vectors = model.encode_text(sentences, whole_batches=True)
     return dict(zip(sentences, vectors, strict=True))

@@ -1,8 +1,8 @@
 """Benchmark suites as data: `suites/NAME.toml` lists sets, `suites/sets/KEY.toml` describes one.
 
-A set's file says which classes it has, in label order, with which sentences each is described,
-where its files are in a test archive, what is measured, and what is known of it. Sentences of a
-class are the set's `templates`, filled with the class' `phrase`, then its own `prompts`.
+The file of a set lists its classes in label order with their prompts, the location of its files in
+a test archive, its metric, and known facts. The prompts of a class are the set's `templates`,
+filled with the `phrase` of the class, then the `prompts` of the class.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ class CsvLayout:
     """A table with a row per image.
 
     Attributes:
-      path: of the table, relative to the data root; of several, the first that exists is read.
+      path: path of the table, relative to the data root; of several, the first that exists is read.
       image: column of the image path: its name, or its position from 0 where names are not public.
       label: column of the label; not with `one_hot`.
       one_hot: columns of which the one that is 1 is the class; they are in label order.
-      labels: 'names' (each class says its own) or 'index' (class numbers).
+      labels: 'names' (the `label` of each class) or 'index' (class numbers).
       images: folder of the image paths, relative to the data root; '{label}' stands for the label.
         None: the table's own folder.
       where: column -> value that a row must have to belong to the set.
@@ -53,11 +53,11 @@ class CsvLayout:
 
 @dataclass(frozen=True)
 class FilesLayout:
-    """A folder in which the path of an image says its class.
+    """A folder in which the path of an image determines its class.
 
     Attributes:
-      path: of the folder, relative to the data root; of several, the first that exists is read.
-      pattern: regular expression of a whole path below it, with a group named `label`.
+      path: path of the folder below the data root; of several, the first that exists is read.
+      pattern: regular expression for a whole path below it, with a group named `label`.
       labels, ignore, group: as in CsvLayout.
     """
 
@@ -93,9 +93,9 @@ class SetSpec:
     Attributes:
       key: name in suites, results and file names.
       metric: the score that is published for it: 'accuracy', or 'auc' of two classes.
-      num_images: rows that the set is known to have; None: not known.
+      num_images: the known number of rows of the set; None: unknown.
       paper_prompts: prompts per class in the paper's protocol, if not all.
-      leak: which of its images are in UniMed's training data; '' if none are known to be.
+      leak: the images that are in UniMed's training data; '' if none are known to be.
       published: model -> score in percent.
       sha256: of the file.
     """
@@ -117,7 +117,7 @@ class SetSpec:
 
     @property
     def prompts(self) -> PromptTask:
-        """The packaged sentences as a zero-shot task."""
+        """The packaged prompts as a zero-shot task."""
         return PromptTask(
             name=self.key,
             field="label",
@@ -132,10 +132,10 @@ class Suite:
     """Sets in order.
 
     Attributes:
-      sets: to evaluate.
-      not_chosen: its other sets, which means must name.
-      on_bad_image: what an image that does not decode does: 'stop' the run, or 'count': it is left
-        out of the scores and listed, and its set is called incomplete.
+      sets: the sets to evaluate.
+      not_chosen: the other sets of the suite, which means must name.
+      on_bad_image: the effect of an image that does not decode: 'stop' ends the run; 'count' lists
+        it, leaves it out of the scores, and calls its set incomplete.
       published: model -> {modality or 'mean': percent}.
     """
 
@@ -148,7 +148,7 @@ class Suite:
 
 
 def suite_names() -> tuple[str, ...]:
-    """The suites that are installed with the package."""
+    """The names of the suites in the package."""
     return tuple(sorted(f.name[:-5] for f in _folder().iterdir() if f.name.endswith(".toml")))
 
 
@@ -157,10 +157,10 @@ def load_suite(name: str, keys: Sequence[str] = ()) -> Suite:
 
     Args:
       name: one of `suite_names()`.
-      keys: of the sets to keep; all if empty.
+      keys: keys of the sets to evaluate; empty: all.
 
     Raises:
-      ConfigError: no such suite, or it has no set of such a key.
+      ConfigError: no such suite, or no set with such a key.
     """
     if name not in suite_names():
         raise ConfigError(f"--suite={name}: no such suite; there are {', '.join(suite_names())}")
