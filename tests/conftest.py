@@ -10,9 +10,15 @@ _flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in _flags:
     os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=8".strip()
 
+from collections import Counter  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
+
+# Programs of tests run for a few steps, so most of the time would be spent in optimising them. XLA
+# optimises the graph as ever; only LLVM's expensive passes are left out, here and in the processes
+# that tests start. ``helpers.runs.full_compilation`` puts them back.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # Many tests, and the processes that they start, compile the same program: it is compiled once.
 _cache = Path(__file__).parents[1] / ".pytest_cache" / "jax"
@@ -22,6 +28,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import pytest  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
+
+# files that keep a worker busy for a minute or more
+LONGEST = ("test_hosts.py", "test_meshes.py", "test_resume.py", "test_run_in_bucket.py")
 
 if TYPE_CHECKING:
     from helpers.gcs_server import Storage
@@ -75,7 +84,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: with a worker per core, the last file then is a short one."""
-    slow = {item.path for item in items if "slow" in item.keywords}
-    longest = ("test_hosts.py", "test_meshes.py", "test_resume.py")
-    items.sort(key=lambda item: (item.path not in slow, item.path.name not in longest))
+    """The longest files first: a worker takes whole files, and the last one should be short."""
+    weights = Counter()
+    for item in items:
+        weights[item.path] += 20 if "slow" in item.keywords else 1
+    items.sort(key=lambda item: (item.path.name not in LONGEST, -weights[item.path], item.path))

@@ -25,7 +25,7 @@ from unimed_jax.training import optimizer
 
 GOLDEN = Path(__file__).parent / "golden"
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
-LARGE = 300_000_000  # parameters: initializing them takes tens of seconds
+PUBLISHED_SIZES = "unimed"  # recipes whose initialization takes tens of seconds
 
 
 def initializer(values: np.ndarray) -> str:
@@ -59,13 +59,17 @@ def parameter_table(config: ConfigDict, params: dict) -> list[str]:
     return lines
 
 
-def golden_text(config: ConfigDict, workdir: Path) -> str:
+def config_lines(config: ConfigDict) -> list[str]:
     flat = config_lib.flatten(json.loads(config_lib.to_json(config)))
+    return [f"{key} = {value!r}" for key, value in flat]
+
+
+def golden_text(config: ConfigDict, workdir: Path) -> str:
     task = tasks.create(config, str(workdir))
     params = jax.jit(task.init)(jax.random.key(config.seed))
     count = sum(x.size for x in jax.tree.leaves(params))
     sections = {
-        "config": [f"{key} = {value!r}" for key, value in flat],
+        "config": config_lines(config),
         f"parameters ({count:,})": parameter_table(config, params),
         f"sharding on {MESH}": describe(params, task.parameter_axes, MESH).splitlines(),
     }
@@ -75,25 +79,36 @@ def golden_text(config: ConfigDict, workdir: Path) -> str:
     return "\n".join(lines)
 
 
-def _cases() -> list:
-    large = ("vit_l14", "vit_l14_large_text")
+def _cases(*, slow: bool) -> list:
+    """The recipes; ``slow`` marks those of published sizes."""
     return [
         pytest.param(name, variant, id=f"{name}:{variant}" if variant else name,
-                     marks=[pytest.mark.slow] if variant in large else [])
+                     marks=[pytest.mark.slow] if slow and name == PUBLISHED_SIZES else [])
         for name, variant in RECIPES
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "variant"), _cases())
+def _file(name: str, variant: str) -> Path:
+    return GOLDEN / (re.sub(r"[^\w]+", "-", f"{name} {variant}").strip("-") + ".txt")
+
+
+@pytest.mark.parametrize(("name", "variant"), _cases(slow=True))
 def test_a_recipe_resolves_to_its_golden_text(name, variant, tmp_path, request):
     text = golden_text(load(name, variant), tmp_path)
-    file = GOLDEN / (re.sub(r"[^\w]+", "-", f"{name} {variant}").strip("-") + ".txt")
+    file = _file(name, variant)
     if request.config.getoption("--update-golden"):
         file.write_text(text)
     assert file.is_file(), f"{file.name} is missing: write it with --update-golden"
     assert text == file.read_text()
 
 
+@pytest.mark.parametrize(("name", "variant"), _cases(slow=False))
+def test_the_config_of_a_recipe_is_that_of_its_golden_text(name, variant, request):
+    if request.config.getoption("--update-golden"):
+        pytest.skip("the other test writes the texts")
+    _, lines, _ = re.split(r"^# .*\n\n", _file(name, variant).read_text(), maxsplit=2, flags=re.M)
+    assert config_lines(load(name, variant)) == lines.splitlines()[:-1]
+
+
 def test_every_golden_text_belongs_to_a_recipe():
-    names = {re.sub(r"[^\w]+", "-", f"{n} {v}").strip("-") for n, v in RECIPES}
-    assert {file.stem for file in GOLDEN.glob("*.txt")} == names
+    assert set(GOLDEN.glob("*.txt")) == {_file(*recipe) for recipe in RECIPES}

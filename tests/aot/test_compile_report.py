@@ -33,7 +33,11 @@ def report(recipe: Path, topology: str, *arguments: str) -> subprocess.Completed
         [sys.executable, "tools/compile_report.py", f"--config={recipe}", f"--topology={topology}",
          *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), DIRECTORY]))},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), DIRECTORY])),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+        },
         capture_output=True,
         text=True,
         timeout=900,

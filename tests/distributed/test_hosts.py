@@ -17,7 +17,6 @@ from helpers.runs import (
     finish,
     job_environment,
     losses_of,
-    quick_compilation,
     start,
     wait_for_row,
     write_recipe,
@@ -87,8 +86,7 @@ def test_hosts_of_uneven_data_take_equally_many_steps(uneven_corpus):
 
 @pytest.mark.slow
 def test_killed_and_preempted_two_processes_train_like_one(uneven_corpus, tmp_path):
-    with quick_compilation():
-        train.train(tiny_config(str(uneven_corpus), CHANGES), tmp_path / "one", jax.devices()[:2])
+    train.train(tiny_config(str(uneven_corpus), CHANGES), tmp_path / "one", jax.devices()[:2])
     recipe, workdir = write_recipe(tmp_path / "r.py", uneven_corpus, **CHANGES), tmp_path / "two"
 
     def start_both():

@@ -11,7 +11,6 @@ from helpers.runs import (
     finish,
     job_environment,
     losses_of,
-    quick_compilation,
     recorded,
     recording,
     start,
@@ -37,7 +36,7 @@ NUM_STREAMS = 4
 def train_here(corpus: Path, workdir: Path, mesh: tuple[int, int, int]) -> None:
     """Trains in this process on a mesh (data, fsdp, tensor) of as many devices as it takes."""
     axes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
-    with pytest.MonkeyPatch.context() as patch, quick_compilation():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DataLoader, "read", recording(DataLoader.read, workdir / "batches"))
         config = tiny_config(str(corpus), {**STEPS, **axes})
         train.train(config, workdir, jax.devices()[: math.prod(mesh)])

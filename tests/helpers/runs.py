@@ -48,11 +48,11 @@ def start(
 
 
 @contextlib.contextmanager
-def quick_compilation() -> Iterator[None]:
-    """Compiles in half the time what then runs for some steps only; as in ``job_environment``."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def full_compilation() -> Iterator[None]:
+    """Compiles as users do; ``conftest.py`` turns most optimisations off."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def job_environment(count: int, devices_each: int = 1) -> list[dict[str, str]]:
@@ -65,7 +65,6 @@ def job_environment(count: int, devices_each: int = 1) -> list[dict[str, str]]:
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
             "JAX_NUM_PROCESSES": str(count),
             "JAX_PROCESS_ID": str(index),
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices_each}",
         }
         for index in range(count)

@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 from helpers.recipes import load
-from helpers.runs import ROOT, losses_of, quick_compilation
+from helpers.runs import ROOT, losses_of
 
 from input_pipeline.io.errors import ConfigError, UserError
 from unimed_jax import config as config_lib
@@ -18,12 +18,6 @@ from unimed_jax import tasks, train
 from unimed_jax.distributed import sharding
 from unimed_jax.training import stages, train_step
 from unimed_jax.weights.checkpoint import CheckpointReader
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    with quick_compilation():
-        yield
 
 
 def tiny(variant="smoke,network=unetr", **changes):

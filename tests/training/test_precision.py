@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers.runs import losses_of, quick_compilation
+from helpers.runs import losses_of
 
 from unimed_jax import train
 
@@ -22,8 +22,7 @@ def test_bfloat16_follows_the_loss_curve_of_float32(tiny_config, tmp_path):
             optimizer__warmup_steps=10,
             model__compute_dtype=dtype,
         )
-        with quick_compilation():
-            train.train(config, tmp_path / dtype)
+        train.train(config, tmp_path / dtype)
         losses = list(losses_of(tmp_path / dtype).values())
         curves.append(np.array(losses).reshape(-1, WINDOW).mean(axis=1))
     exact, rounded = curves
