@@ -4,7 +4,7 @@
     PYTHONPATH=libtpu python benchmarks/tpu_report.py [--cache=tpu_report]
 
 Every step is compiled by tools/compile_report.py in a process of its own, 2 to 4 minutes of one
-core each. What is found in --cache is not compiled again: a run that was stopped goes on, and after
+core each. Results in --cache are not compiled again: a stopped run resumes, and after
 a change of the code the directory is to be removed. Writes docs/log/tpu_report.md and .json.
 """
 

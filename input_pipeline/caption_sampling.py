@@ -14,7 +14,7 @@ from input_pipeline.io.errors import ConfigError
 
 
 def original_probability(rule: str) -> float | None:
-    """P of ``original:P``; None for the other rules. Raises ConfigError for a rule that is none."""
+    """P of ``original:P``; None for the other rules. Raises ConfigError for an invalid rule."""
     if rule in ("uniform", "first"):
         return None
     name, _, value = rule.partition(":")

@@ -1,10 +1,10 @@
-"""Random crops, and Pillow's bicubic resampling bit for bit, compiled and without Python's lock.
+"""Random crops and bicubic resampling, bit-identical to Pillow, compiled, without the GIL.
 
 Separable cubic convolution with a = -0.5, the kernel widened by the scale when shrinking
 (antialiasing), weights renormalised at the border and held as integers of 22 fractional bits,
-rounding to 8 bit between the horizontal and the vertical pass. What takes the time is to multiply
-and add neighbouring pixels, so both passes run over long rows that the compiler turns into vector
-instructions; for the horizontal pass pixels of several rows are brought together first.
+rounding to 8 bit between the horizontal and the vertical pass. Most of the time goes into
+multiplying and adding neighbouring pixels, so both passes run over long rows, which the compiler
+vectorizes; for the horizontal pass, pixels of several rows are gathered first.
 """
 
 import math
@@ -20,15 +20,15 @@ _ROWS = 16  # that the horizontal pass takes together
 def random_box(
     height: int, width: int, uniform: np.ndarray, area: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """What torchvision's RandomResizedCrop cuts out of an image.
+    """The crop box of torchvision's RandomResizedCrop.
 
-    Aspect ratio is log-uniform in [3/4, 4/3]; the first of the proposals that fits is taken, else
-    the largest centred box whose aspect ratio is in that range.
+    Aspect ratio is log-uniform in [3/4, 4/3]; the first proposal that fits is taken, otherwise
+    the largest centred box with an aspect ratio in that range.
 
     Args:
       height, width: of the image.
       uniform: float64 (4, proposals) in [0, 1): area, log of the aspect ratio, top, left.
-      area: smallest and largest share of the area.
+      area: smallest and largest fraction of the area.
 
     Returns:
       Top, left, height, width.
@@ -80,7 +80,7 @@ def _weights(length: int, out_length: int, first: int, count: int) -> tuple:
         for tap in range(high - low):
             exact[tap] = _cubic((tap + low - centre + 0.5) / widened)
             total += exact[tap]
-        # taps that are left over have weight 0, and must not reach beyond the image
+        # unused taps have weight 0, and must not reach beyond the image
         begin[index] = min(low, max(length - taps, 0))
         shift = low - begin[index]
         for tap in range(high - low):
@@ -126,7 +126,7 @@ def bicubic(
     top, left, height, width = box
     rows, row_weights = _weights(height, whole[0], window[0], window[2])
     columns, column_weights = _weights(width, whole[1], window[1], window[3])
-    # only the rows that the vertical pass will read
+    # only rows that the vertical pass will read
     first = rows.min()
     last = rows.max() + row_weights.shape[1]
     across = np.empty((last - first, window[3] * 3), np.uint8)

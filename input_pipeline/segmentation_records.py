@@ -1,4 +1,4 @@
-"""How an image with its mask is laid out in a `tf.train.Example`; slices, pictures and volumes.
+"""The layout of an image with its mask in a `tf.train.Example`: slices, images and volumes.
 
 ===============  ============  =====================================================================
 feature          type          meaning
@@ -51,7 +51,7 @@ class SegmentationSample:
 
     `image` and `mask` are the bytes that the record holds: `of_picture` and `of_array` make them.
 
-    Raises ValueError when the id or image is empty, the dtype is none of `DTYPES` or "", or the
+    Raises ValueError if the id or image is empty, the dtype is neither in `DTYPES` nor "", or the
     spacing does not have one number per axis, or one more.
     """
 
@@ -138,7 +138,7 @@ def encode(sample: SegmentationSample) -> bytes:
 
 
 def decode(serialized: bytes) -> SegmentationSample:
-    """Inverse of `encode`. Raises CorpusError for bytes that are no sample of this schema."""
+    """Inverse of `encode`. Raises CorpusError for bytes that are not a sample of this schema."""
     import tensorflow as tf
     from google.protobuf.message import DecodeError
 

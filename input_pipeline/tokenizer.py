@@ -1,6 +1,6 @@
 """Text -> token ids with the Rust tokenizers, on whole batches, outside the tf.data graph.
 
-The ids are those of Hugging Face's BERT tokenizer for the same files because it is the same code.
+The ids equal those of Hugging Face's BERT tokenizer for the same files: it is the same code.
 """
 
 import functools
@@ -31,7 +31,7 @@ class Tokenizer:
 
     Attributes:
       vocab_size: number of entries of the vocabulary.
-      pad_id: id that fills a row up.
+      pad_id: id of the padding.
       sha256: of the tokenizer's canonical JSON; equal hashes give equal ids.
     """
 
@@ -76,7 +76,7 @@ class Tokenizer:
         return np.array([encoding.ids for encoding in encodings], np.int32)
 
     def save(self, directory: PathLike) -> None:
-        """Writes ``tokenizer.json``: a run does not depend on where its tokenizer came from."""
+        """Writes ``tokenizer.json``, which makes a run independent of its tokenizer's source."""
         content = self._tokenizer.to_str(pretty=True)
         write_text_atomically(to_path(directory) / "tokenizer.json", content)
 

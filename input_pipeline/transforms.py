@@ -1,7 +1,7 @@
 """Image preprocessing as TensorFlow ops: encoded bytes -> uint8 (size, size, 3).
 
-TensorFlow decodes; cutting and resampling is `resample.bicubic`, which gives Pillow's bits, called
-from the graph. TensorFlow's own antialiased bicubic resize took four fifths of the time of reading.
+TensorFlow decodes; `resample.bicubic`, called from the graph, crops and resamples, bit-identical to
+Pillow. The antialiased bicubic resize of TensorFlow took four fifths of the time of reading.
 """
 
 import functools
@@ -26,13 +26,13 @@ def decode_image(encoded: tf.Tensor) -> tf.Tensor:
 def random_resized_crop(
     encoded: tf.Tensor, size: int, seed: tf.Tensor, area: tuple[float, float] = (0.9, 1.0)
 ) -> tf.Tensor:
-    """Crop of a share of the area, resized to a square, as torchvision's RandomResizedCrop.
+    """A random crop, resized to a square, as torchvision's RandomResizedCrop.
 
     Args:
       encoded: string (), an encoded image.
       size: side of the result in pixels.
       seed: int64 (2,); the crop is a function of it (`resample.random_box`).
-      area: smallest and largest share of the area.
+      area: smallest and largest fraction of the area.
 
     Returns:
       uint8 (size, size, 3).

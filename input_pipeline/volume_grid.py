@@ -1,8 +1,8 @@
-"""One grid for volumes of any spacing: linear resampling of any part of them, one axis at a time.
+"""Volumes in a grid of any spacing: linear resampling of any part, one axis at a time.
 
 A volume of n voxels of s mm covers n s mm; at a spacing of t mm it has round(n s / t) voxels, which
-cover the same. Positions are those of voxel centres. Where voxels become larger the weights are
-widened accordingly (antialiasing), as Pillow and `tf.image.resize` do it. In-graph; TensorFlow is
+cover the same length. Positions are those of voxel centres. Where voxels become larger, the kernel
+is widened accordingly (antialiasing), as in Pillow and `tf.image.resize`. In-graph; TensorFlow is
 imported inside the functions.
 """
 
@@ -33,7 +33,7 @@ def grid_shape(shape: tf.Tensor, spacing: tf.Tensor, target: tuple[float, ...]) 
 
 
 def axis_weights(first: tf.Tensor, count: int, num_out: tf.Tensor, num_in: tf.Tensor) -> tf.Tensor:
-    """The share of every input voxel in some output voxels, float32 (count, num_in).
+    """The weight of every input voxel in some output voxels, float32 (count, num_in).
 
     Rows are the output voxels ``first`` to ``first + count``; a row outside of the volume is 0, all
     others add up to 1.
@@ -68,7 +68,7 @@ def crop(
     start: tf.Tensor,
     size: tuple[int, int, int],
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """A part of a volume in another grid; what lies outside is 0.
+    """A part of a volume in another grid; 0 outside of the volume.
 
     Args:
       image: float32 (D, H, W, C).
@@ -110,7 +110,7 @@ def draw_start(
     foreground: float,
     seed: tf.Tensor,
 ) -> tf.Tensor:
-    """Where a random part begins, int64 (3,), in the grid of ``shape``.
+    """The start of a random part, int64 (3,), in the grid of ``shape``.
 
     With probability ``foreground`` it is centred on a voxel of a class that is drawn from those in
     the mask, as far as the volume goes; else it is any part of the volume. Along an axis on which

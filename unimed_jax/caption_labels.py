@@ -5,10 +5,10 @@
         --base_url=http://127.0.0.1:8000/v1 --model=NAME
 
 The labels are the distinct label sets of a CSV or JSONL file, which may be a table of images. Every
-caption is checked before it is accepted; refused ones are asked for again with the reason, and what
-is still missing then is in the review file. `convert_corpus.py ... --captions=FILE` takes the
-result. Answers are kept in the cache: the same command continues a run that was interrupted, and
-costs nothing when it is complete. A key, if the endpoint wants one, is read from OPENAI_API_KEY.
+caption is checked before it is accepted; rejected ones are requested again with the reason, and the
+rejected captions of incomplete sets go to the review file. `unimed-jax convert --captions=FILE`
+reads the result. Responses are cached: the same command resumes an interrupted run, and costs
+nothing when it is complete. A key, if the endpoint needs one, is read from OPENAI_API_KEY.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from input_pipeline.io.files import write_text_atomically
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status (2: the user's input is at fault)."""
+    """Runs the command; returns its exit status (2: the input is invalid)."""
     args = _parser().parse_args(argv)
     return cli.run(lambda: _caption(args), "interrupted; the same command continues")
 
@@ -157,31 +157,46 @@ def _parser() -> argparse.ArgumentParser:
     )
     path, add = files.flag, parser.add_argument
     add("--labels", type=path, required=True, help="CSV or JSONL of label sets, or of images")
-    add("--label_separator", help="text between the labels of one cell; default: one label")
-    add("--out", type=path, required=True, help="caption file for convert_corpus.py --captions")
+    add("--label_separator", help="separator of labels in one cell; default: one label per cell")
+    add("--out", type=path, required=True, help="caption file for `unimed-jax convert --captions`")
     add("--provider", required=True, choices=("template", "openai"))
-    add("--num_captions", type=int, default=10, help="per set; default 10, 15 for DR grades")
-    add("--seed", type=int, default=0, help="default 0")
+    add(
+        "--num_captions",
+        type=int,
+        default=10,
+        help="captions per set; default 10, 15 for DR grades",
+    )
+    add("--seed", type=int, default=0, help="seed of the captions; default 0")
     add("--vocabulary", type=path, help="JSON of findings and synonyms to add to the built-in ones")
     add("--reviewed", type=path, help="review file with decisions; its captions come first")
-    add("--review", type=path, help="where refused captions go; default: OUT.review.jsonl")
-    add("--max_turns", type=int, default=3, help="times that a set is asked for; default 3")
-    add("--min_words", type=int, default=3, help="of a caption; default 3")
-    add("--max_words", type=int, default=40, help="of a caption; default 40")
+    add("--review", type=path, help="file of rejected captions; default: OUT.review.jsonl")
+    add("--max_turns", type=int, default=3, help="requests per set; default 3")
+    add("--min_words", type=int, default=3, help="shortest caption; default 3")
+    add("--max_words", type=int, default=40, help="longest caption; default 40")
     model = parser.add_argument_group("with --provider=openai").add_argument
-    model("--base_url", help="of the endpoint, ending in /v1; default: OpenAI's")
-    model("--model", help="its name at the endpoint")
-    model("--endpoint", choices=prompts.ENDPOINTS, default="chat", help="default chat")
-    model("--temperature", type=float, default=0.8, help="default 0.8")
-    model("--top_p", type=float, default=0.95, help="default 0.95")
-    model("--concurrency", type=int, default=8, help="label sets at a time; default 8")
+    model("--base_url", help="URL of the endpoint, ending in /v1; default: OpenAI's")
+    model("--model", help="name of the model at the endpoint")
+    model(
+        "--endpoint",
+        choices=prompts.ENDPOINTS,
+        default="chat",
+        help="kind of endpoint; default chat",
+    )
+    model("--temperature", type=float, default=0.8, help="sampling temperature; default 0.8")
+    model("--top_p", type=float, default=0.95, help="nucleus sampling; default 0.95")
+    model("--concurrency", type=int, default=8, help="label sets processed at a time; default 8")
     model("--rate_limit", type=float, default=0, help="requests per minute; default: none")
-    model("--timeout", type=float, default=120, help="of a request, in seconds; default 120")
-    model("--max_retries", type=int, default=6, help="of a request; default 6")
-    model("--price_in", type=float, default=0, help="per million prompt tokens, for the estimate")
-    model("--price_out", type=float, default=0, help="per million answer tokens")
+    model("--timeout", type=float, default=120, help="timeout of a request in seconds; default 120")
+    model("--max_retries", type=int, default=6, help="retries of a request; default 6")
+    model(
+        "--price_in",
+        type=float,
+        default=0,
+        help="price per million prompt tokens, for the estimate",
+    )
+    model("--price_out", type=float, default=0, help="price per million response tokens")
     model("--estimate_only", action="store_true", help="print the estimate and stop")
-    model("--cache", type=path, help="of answers; default: OUT.cache.sqlite")
+    model("--cache", type=path, help="cache of responses; default: OUT.cache.sqlite")
     return parser
 
 

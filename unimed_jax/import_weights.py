@@ -1,4 +1,4 @@
-"""Turns published weights into a checkpoint of this project, without running code of the file.
+"""Converts published weights to a checkpoint of this project, without running their code.
 
     unimed-jax import unimed-clip-vit-b16.pt --out=imported/unimed_b16
     unimed-jax import hf:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224 \\
@@ -6,10 +6,10 @@
     unimed-jax import b16_400m.pt --out=imported/metaclip --towers=visual \\
         --set visual.activation=quick_gelu
 
-SOURCE is a file, a directory, pkg:PACKAGE/PATH, hf:ORG/NAME or ORG/NAME, of any kind that
-docs/guides/weights.md lists. Training can also start from it directly (config.init); this command
-checks a file, converts it once for many runs, or prepares it for evaluation. Every tensor that is
-missing, unexpected or of another shape is listed and stops the import.
+SOURCE is a file, a directory, pkg:PACKAGE/PATH, hf:ORG/NAME or ORG/NAME, of any format listed in
+docs/guides/weights.md. Training can also start from it directly (config.init); this command checks
+a file, converts it once for many runs, or prepares it for evaluation. Every tensor that is missing,
+unexpected or of another shape is listed and stops the import.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from unimed_jax.weights.uri import resolve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status (2: the user's input is at fault)."""
+    """Runs the command; returns its exit status (2: the input is invalid)."""
     args = _parser().parse_args(argv)
     return cli.run(lambda: _import(args))
 
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", metavar="SOURCE", help="file, directory or URI of the weights")
     parser.add_argument("--out", type=files.flag, required=True, help="directory of the checkpoint")
-    parser.add_argument("--towers", default="", help="visual, text or visual,text (all there are)")
+    parser.add_argument("--towers", default="", help="visual, text or visual,text (default: all)")
     parser.add_argument(
         "--tokenizer", default="", help="directory or URI, if the weights name none"
     )
@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a key of the model that the weights do not tell, e.g. visual.activation=quick_gelu",
+        help="model key that the weights do not determine, e.g. visual.activation=quick_gelu",
     )
     return parser
 

@@ -1,11 +1,11 @@
-"""Reports what is in corpora: sizes, duplicates, images of evaluation sets, burned-in text.
+"""Reports on corpora: sizes, duplicates, leaked evaluation images, burned-in text.
 
     unimed-jax inspect corpora/mine --out=inspection --against=corpora/benchmark
     unimed-jax convert csv ... --exclude=inspection/exclude.jsonl
 
 Writes report.html, exclude.jsonl (training images that are in another split or in an `--against`
-set), duplicates.jsonl, burned_in.jsonl and statistics.json to --out. The report shows pictures of
-the corpus: keep it where the corpus may be kept.
+set), duplicates.jsonl, burned_in.jsonl and statistics.json to --out. The report shows images of
+the corpus: store it only where the corpus may be stored.
 """
 
 import argparse
@@ -35,7 +35,7 @@ _THUMBNAIL = 256  # pixels
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status (2: the user's input is at fault)."""
+    """Runs the command; returns its exit status (2: the input is invalid)."""
     args = _parser().parse_args(argv)
     return cli.run(lambda: _inspect(args))
 
@@ -103,7 +103,7 @@ def _read_texts(
 
 
 def _pixels(images: Sequence[scan.ScannedImage], indices: Iterable[int]) -> dict[int, np.ndarray]:
-    """Thumbnails: the originals of a corpus would not fit into memory."""
+    """Thumbnails, because the originals of a corpus would not fit into memory."""
     found = {}
     for index, image in scan.fetch(images, indices):
         image.thumbnail((_THUMBNAIL, _THUMBNAIL))
@@ -190,28 +190,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     path, add = files.flag, parser.add_argument
     add("corpora", metavar="DIR", type=path, nargs="+", help="corpus directories")
-    add("--out", type=path, required=True, help="where the report and the lists go")
+    add("--out", type=path, required=True, help="directory of the report and the lists")
     add(
         "--against",
         type=path,
         action="append",
         default=[],
         metavar="DIR",
-        help="an evaluation set: a corpus directory or a folder of images; may be given again",
+        help="an evaluation set: a corpus directory or a folder of images; may be repeated",
     )
-    add("--tokenizer", help="of the text tower: a path or pkg:PACKAGE/PATH; default: count words")
-    add("--context_length", type=int, default=256, help="of the text tower; default 256")
+    add(
+        "--tokenizer",
+        help="tokenizer, a path or pkg:PACKAGE/PATH, to count tokens; default: count words",
+    )
+    add(
+        "--context_length",
+        type=int,
+        default=256,
+        help="context length of the text tower; default 256",
+    )
     add(
         "--max_distance",
         type=int,
         default=duplicates.DEFAULT_DISTANCE,
-        help=f"bits of 256 in which copies may differ; default {duplicates.DEFAULT_DISTANCE}",
+        help=f"bits (of 256) in which copies may differ; default {duplicates.DEFAULT_DISTANCE}",
     )
     add(
         "--text_images",
         type=int,
         default=50,
-        help="images per part in which burned-in text is looked for; default 50, 0: none",
+        help="images per part to search for burned-in text; default 50, 0: none",
     )
     add("--samples", type=int, default=12, help="images per part on the sheets; default 12")
     add("--workers", type=int, default=1, help="processes; default 1")

@@ -1,5 +1,5 @@
 """Captions for label sets: from a grammar or a language model, checked before they are accepted.
 
-``label_sets`` reads what is to be captioned, ``grammar`` and ``openai_provider`` propose captions,
-``checks`` judge them by the ``vocabulary``, and ``generate`` is the loop of the three.
+``label_sets`` reads the label sets, ``providers`` propose captions (from the ``grammar`` or a
+language model), ``checks`` test them against the ``vocabulary``, and ``generate`` runs the loop.
 """

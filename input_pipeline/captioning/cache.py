@@ -1,4 +1,4 @@
-"""Answers of a model on disk: what was asked once is not asked, or paid for, again."""
+"""Model responses on disk, so that no request is sent, or paid for, twice."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from input_pipeline.io.files import PathLike, is_local, to_path
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a model said, when (UTC, ISO 8601), and what it cost in tokens."""
+    """A model's response, its time (UTC, ISO 8601), and its cost in tokens."""
 
     text: str
     time: str
@@ -24,14 +24,14 @@ class Answer:
 
 
 class AnswerCache:
-    """SQLite file of answers; each is on disk before it is used, so a killed run loses none.
+    """SQLite file of responses; each is on disk before it is used, so a killed run loses none.
 
-    The key is a hash of all that determines an answer: prompt version, model, settings, and the
-    request, in which are the label set, the refused captions and the seed.
+    The key is a hash of everything that determines a response: prompt version, model, settings, and
+    the request, which contains the label set, the rejected captions and the seed.
     """
 
     def __init__(self, path: PathLike) -> None:
-        """Opens or makes the file, on a local disk. Raises CorpusError if it is no such cache."""
+        """Opens or creates the file, on a local disk. Raises CorpusError if it is not a cache."""
         path = to_path(path)
         if not is_local(path):
             raise CorpusError(f"the cache {path} must be on a local disk: give --cache=FILE")
@@ -59,7 +59,7 @@ class AnswerCache:
             self._connection.close()
 
     def get(self, scope: str, request: Request) -> Answer | None:
-        """The answer to a request; `scope` names prompt version, model and settings."""
+        """The response to a request; `scope` names prompt version, model and settings."""
         with self._lock:
             row = self._connection.execute(
                 "SELECT answer FROM answers WHERE key = ?", (_key(scope, request),)
@@ -67,7 +67,7 @@ class AnswerCache:
         return Answer(**json.loads(row[0])) if row else None
 
     def put(self, scope: str, request: Request, answer: Answer) -> None:
-        """Keeps an answer."""
+        """Stores a response."""
         texts = (json.dumps(dataclasses.asdict(part)) for part in (request, answer))
         with self._lock:
             self._connection.execute(

@@ -1,6 +1,6 @@
-"""What a caption must be, each rule a pure function that returns None or the reason for refusal.
+"""Checks of captions: pure functions that return None or the reason for rejection.
 
-The reasons are written for the model that is asked again and for the person who reviews.
+The reasons are shown to the model in the next request and to the reviewer.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ _NEAR_DUPLICATE = 0.85  # share of words in common, in order: one word in six ma
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a caption is judged by.
+    """The data that a caption is checked against.
 
-    `siblings` are the captions that the set has already; lengths are in words.
+    `siblings` are the accepted captions of the set; lengths are in words.
     """
 
     label_set: LabelSet
@@ -29,9 +29,9 @@ class Context:
 
 
 def names_finding(caption: str, context: Context) -> str | None:
-    """Every finding of the set is named, by its label or a synonym; a normal image is so called.
+    """Every finding of the set is named, by label or synonym; a normal image is called normal.
 
-    A narrower term names it as well; whether that says too much is asked by `adds_nothing`.
+    A narrower term counts as well; whether it adds too much is the question of `adds_nothing`.
     """
     vocabulary = context.vocabulary
     claim = vocabulary.claim(context.label_set)
@@ -70,9 +70,9 @@ def does_not_negate(caption: str, context: Context) -> str | None:
 
 
 def adds_nothing(caption: str, context: Context) -> str | None:
-    """No further finding is asserted, or denied unless the image is normal: a label cannot tell.
+    """No other finding is asserted, or denied unless the image is normal: labels do not tell.
 
-    Nor can it tell ages, persons, measurements or figure numbers.
+    Nor do they tell ages, persons, measurements or figure numbers.
     """
     vocabulary = context.vocabulary
     claim = vocabulary.claim(context.label_set)
@@ -88,7 +88,7 @@ def adds_nothing(caption: str, context: Context) -> str | None:
         # A word may stand for several findings: it is enough that one of them is meant.
         if not names & allowed and not vocabulary.terms_in(own_words, [text]):
             return f"{'denies' if negated else 'adds'} {text}, which the label does not have"
-    # Words that end like a disease and that no table knows.
+    # words that end like a disease and are in no table
     for word in re.findall(vocabulary.content["disease_words"], normalise(caption)):
         known = any(word in text.split() for text, _ in meanings)
         asserted = any(not mention.negated for mention in vocabulary.terms_in(caption, [word]))
@@ -101,7 +101,7 @@ def adds_nothing(caption: str, context: Context) -> str | None:
 
 
 def agrees_with_attributes(caption: str, context: Context) -> str | None:
-    """Side, severity, age group, view and anatomy are those of the set, or left unsaid."""
+    """Side, severity, age group, view and anatomy are those of the set, or not mentioned."""
     vocabulary = context.vocabulary
     known = vocabulary.attributes(context.label_set)
     own_words = _own_words(context)

@@ -1,4 +1,4 @@
-"""The loop: ask for captions, check them, ask again with the reasons, leave what remains."""
+"""The loop: request captions, check them, and request the missing ones with the reasons."""
 
 import collections
 import concurrent.futures
@@ -16,7 +16,7 @@ from input_pipeline.captioning.vocabulary import Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """`num_captions` per set (more where the vocabulary says so), asked for in `max_turns`."""
+    """`num_captions` per set (more where the vocabulary says so), requested in `max_turns`."""
 
     num_captions: int = 10
     max_turns: int = 3
@@ -35,7 +35,7 @@ class Refusal:
 
 @dataclasses.dataclass(frozen=True)
 class Captioned:
-    """What became of a label set; `wanted` is how many captions it was to have."""
+    """The captions of a label set; `wanted` is the requested number."""
 
     label_set: LabelSet
     wanted: int
@@ -51,10 +51,11 @@ def generate(
     reviewed: Mapping[str, Sequence[Caption]] | None = None,
     progress: bool = False,
 ) -> list[Captioned]:
-    """Captions of every label set, in their order, whatever the concurrency.
+    """Captions of every label set, in their order, for any concurrency.
 
     Args:
-      reviewed: captions that a person accepted, by `LabelSet.key`; they come first and count.
+      reviewed: captions that a person accepted, by `LabelSet.key`; they come first and are
+        part of the total.
     """
     reviewed = reviewed or {}
 
@@ -120,7 +121,7 @@ def _with_provenance(proposal: Proposal, provider: Provider, failed: Mapping[str
 
 
 def statistics(results: Iterable[Captioned]) -> dict[str, object]:
-    """Counts of a run: judged captions, and how many each check refused, for the report."""
+    """Counts of a run for the report: checked captions, and rejections by each check."""
     failed: collections.Counter[str] = collections.Counter()
     results = list(results)
     for result in results:

@@ -1,7 +1,7 @@
-"""Captions from a grammar in data (`data/grammar.json`): no model, the same for the same seed.
+"""Captions from a grammar (`data/grammar.json`): no model, deterministic in the seed.
 
-A sentence pattern, a word for the image and a word for the finding are drawn without repetition
-before any of them comes twice. The patterns say no more than the label set does.
+Sentence patterns, words for the image and words for the finding are each drawn without repetition
+until all have been used. The patterns say no more than the label set.
 """
 
 import functools

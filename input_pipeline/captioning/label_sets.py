@@ -1,4 +1,4 @@
-"""What is to be captioned: the distinct label sets of a table of labels or of images."""
+"""The distinct label sets of a table of labels or of images."""
 
 import csv
 import dataclasses
@@ -18,7 +18,7 @@ _LABEL_COLUMNS = ("labels", "label")
 
 @dataclasses.dataclass(frozen=True)
 class LabelSet:
-    """Labels that hold together for an image, with what else is known about it.
+    """The labels of an image, with its other known attributes.
 
     `labels` keep the order of the table, but sets that differ in order alone are equal in `key`.
     `source` may be empty: the captions then serve every source. `attributes` are pairs of a name in
@@ -60,7 +60,7 @@ def read(path: PathLike, label_separator: str | None = None) -> list[LabelSet]:
     Columns: `modality`; `labels` or `label` (one label, a JSON list of them, or several joined by
     `label_separator`); and, where present, `source` and the names in `ATTRIBUTES`. An attribute may
     also stand among the labels, as `name=value`. Other columns are ignored, so a table of images
-    serves as well; its rows without a label are passed over.
+    works as well; its rows without a label are skipped.
 
     Raises:
       CorpusError: the table cannot be read, lacks a column or a modality, or has no label at all.

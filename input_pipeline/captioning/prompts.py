@@ -1,6 +1,6 @@
-"""What a language model is asked, and how captions are read from its answer.
+"""Prompts for a language model, and parsing of captions from its response.
 
-Two forms: `chat` for models with a chat template (one request for all captions of a set), and
+Two endpoints: `chat` for models with a chat template (one request for all captions of a set), and
 `completion` for base models, which continue a list of worked examples by one line per request.
 Examples and wording are data, `data/prompts.json`; its version is part of every cache key.
 """
@@ -57,8 +57,8 @@ def requests(
 
     Args:
       endpoint: one of `ENDPOINTS`.
-      refused: captions that were refused before -> the reason; the last few are shown.
-      seed: of the first request; those after it count on.
+      refused: rejected captions -> the reason; the last few are shown.
+      seed: seed of the first request; later requests count up from it.
     """
     shown = list(refused.items())[-_MAX_REFUSED:]
     if endpoint == "chat":
@@ -69,7 +69,7 @@ def requests(
         system = _data()["chat"].format(count=count)
         tokens = _TOKENS_PER_CAPTION * count
         return [Request(endpoint, "\n".join(parts), system, tokens, count, seed)]
-    # The examples come first and do not change, so that a server can keep them in its cache.
+    # The examples come first and are constant, so that a server can cache them.
     lines = [
         f"Modality: {e['modality']}. Label: {e['labels']}.\nCaption: {e['caption']}\n"
         for e in _examples(label_set.modality)
@@ -83,7 +83,7 @@ def requests(
 
 
 def captions(request: Request, answer: str) -> list[str]:
-    """The captions in an answer: a JSON list of texts, or one per line, markers removed."""
+    """The captions in a response: a JSON list of texts, or one per line, markers removed."""
     if request.endpoint == "completion":
         return [clean] if (clean := _clean(answer.strip().partition("\n")[0])) else []
     lines: Sequence[object] = answer.splitlines()

@@ -1,4 +1,4 @@
-"""Who proposes captions: the grammar, or a language model behind an OpenAI-compatible endpoint."""
+"""Caption providers: the grammar, or a language model behind an OpenAI-compatible endpoint."""
 
 import dataclasses
 import datetime
@@ -20,7 +20,7 @@ _SEEDS_PER_TURN = 1000  # more than any set has captions, so that turns do not s
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """A caption that is still to be checked, and where it is from; `time` is UTC, ISO 8601."""
+    """An unchecked caption and its origin; `time` is UTC, ISO 8601."""
 
     text: str
     seed: int
@@ -37,7 +37,7 @@ class Provider(Protocol):
     def propose(
         self, label_set: LabelSet, count: int, turn: int, refused: Mapping[str, str]
     ) -> Sequence[Proposal]:
-        """About `count` captions; `refused` are those refused in earlier turns, with reasons."""
+        """About `count` captions; `refused` are those rejected in earlier turns, with reasons."""
 
 
 def now() -> str:
@@ -61,14 +61,14 @@ class TemplateProvider:
         self, label_set: LabelSet, count: int, turn: int, refused: Mapping[str, str]
     ) -> Sequence[Proposal]:
         every = grammar.captions(label_set, self._vocabulary, self._seed)
-        # Three for each that is wanted: the checks refuse few, and what is not needed is free.
+        # Three times as many as requested: the checks reject few, and unused captions cost nothing.
         some = itertools.islice(every, 3 * count * turn, 3 * count * (turn + 1))
         return [Proposal(text, self._seed, self._time) for text in some]
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-    """How a model is called. `rate_limit` is in requests per minute, 0 for none."""
+    """Settings of the requests to a model. `rate_limit`: requests per minute, 0 for none."""
 
     model: str
     base_url: str | None = None
@@ -84,9 +84,9 @@ class ModelOptions:
 class ModelProvider:
     """Captions from a model behind an OpenAI-compatible endpoint, through the `openai` client.
 
-    The client repeats requests that time out, meet a closed connection, or are answered with 408,
-    409, 429 or 5xx, with exponential back-off and as the server's Retry-After says. A request that
-    still fails gives no captions and counts in `failed`; one that can never succeed ends the run.
+    The client retries requests that time out, lose the connection, or return 408, 409, 429 or 5xx,
+    with exponential back-off and according to the server's Retry-After. A request that still fails
+    gives no captions and counts in `failed`; one that can never succeed ends the run.
     """
 
     name = "openai"
@@ -104,7 +104,7 @@ class ModelProvider:
         self._openai = openai
         self._client = openai.OpenAI(
             base_url=options.base_url,
-            # Local servers want none, but the client insists on one.
+            # local servers need no key, but the client requires one
             api_key=os.environ.get("OPENAI_API_KEY") or "none",
             timeout=options.timeout,
             max_retries=options.max_retries,
@@ -121,7 +121,7 @@ class ModelProvider:
         self.asked = self.cached = self.failed = self.prompt_tokens = self.answer_tokens = 0
 
     def first_requests(self, label_set: LabelSet, count: int) -> list[prompts.Request]:
-        """What the first turn asks, for an estimate of the cost."""
+        """The requests of the first turn, for an estimate of the cost."""
         return prompts.requests(self._options.endpoint, label_set, count, {}, self._options.seed)
 
     def is_cached(self, request: prompts.Request) -> bool:

@@ -1,4 +1,4 @@
-"""The review file: refused captions of sets that are not complete, for a person to decide.
+"""The review file: rejected captions of incomplete sets, for a person to decide on.
 
 JSON Lines, one object per caption:
 
@@ -6,8 +6,8 @@ JSON Lines, one object per caption:
      "modality": "mri", "source": "", "labels": ["meningioma"], "attributes": {},
      "provenance": {...}}
 
-Set `decision` to `accept`, after editing `text` if need be, or to `reject`; an empty one is still
-open. The file then goes back with `--reviewed=FILE`; lines may also be written by hand.
+Set `decision` to `accept`, after editing `text` if necessary, or to `reject`; an empty one is
+undecided. Pass the file with `--reviewed=FILE`; lines may also be written by hand.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ DECISIONS = ("", "accept", "reject")
 
 
 def write(path: PathLike, results: Iterable[Captioned]) -> int:
-    """Writes the refused captions of incomplete sets; returns how many."""
+    """Writes the rejected captions of incomplete sets; returns their number."""
     lines = []
     for result in results:
         if len(result.accepted) >= result.wanted:
@@ -43,7 +43,7 @@ def write(path: PathLike, results: Iterable[Captioned]) -> int:
 
 
 def has_decisions(path: PathLike) -> bool:
-    """Whether there is a review file in which a person has begun to decide."""
+    """Whether a review file exists in which a person has made decisions."""
     path = to_path(path)
     if not path.exists():
         return False

@@ -22,7 +22,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class SplitFile:
-    """An official list of held-back images: `keys` are compared with those of `Part.identity`.
+    """An official list of held-back images: `keys` are compared with `UnimedPart.identity`.
 
     Without columns the file is a list of image names, all of the split `split`.
     """
@@ -51,7 +51,7 @@ class TarLayout:
 
 
 @dataclass(frozen=True)
-class Part:
+class UnimedPart:
     """One part of the corpus.
 
     Attributes:
@@ -123,8 +123,8 @@ _LLAVA_TERMS = "CC BY-NC 4.0, research only; images are those of PubMed Central 
 _LLAVA_ACCESS = "https://github.com/microsoft/LLaVA-Med"
 _SPLIT_NAMES = ("mimic-cxr-2.0.0-split.csv", "mimic-cxr-2.0.0-split.csv.gz")
 
-PARTS: Mapping[str, Part] = {
-    "radimagenet": Part(
+PARTS: Mapping[str, UnimedPart] = {
+    "radimagenet": UnimedPart(
         title="RadImageNet",
         modality="radiology",
         modality_by_path={r"(^|/)CT/": "ct", r"(^|/)MR/": "mri", r"(^|/)US/": "ultrasound"},
@@ -144,7 +144,7 @@ PARTS: Mapping[str, Part] = {
         path_prefixes=("radimagenet/", "radiology_ai/"),
         tar=TarLayout(("radimagenet_webdataset",), "_radimagenet_"),
     ),
-    "chexpert": Part(
+    "chexpert": UnimedPart(
         title="CheXpert",
         modality="xray",
         caption_rule="uniform",  # one of 10 per label set
@@ -165,7 +165,7 @@ PARTS: Mapping[str, Part] = {
         note_by_path={r"_lateral\.": "lateral view in a part said to be frontal"},
         tar=TarLayout(("chexpert_webdataset",), "_chexpert_"),
     ),
-    "openi": Part(
+    "openi": UnimedPart(
         title="Open-I (Indiana University chest X-rays)",
         modality="xray",
         caption_rule="first",  # the original caption; three rewritten ones stay unused
@@ -186,7 +186,7 @@ PARTS: Mapping[str, Part] = {
         identity=r"(?P<key>(?P<group>CXR\d+)_[^/]*)\.png$",
         tar=TarLayout(("openi_webdataset",), "_openi_", num_original=1),
     ),
-    "chestxray8": Part(
+    "chestxray8": UnimedPart(
         title="NIH ChestX-ray8 / ChestX-ray14",
         modality="xray",
         caption_rule="uniform",  # one of 10 per label set
@@ -204,7 +204,7 @@ PARTS: Mapping[str, Part] = {
         split_file=SplitFile(_below(("chest_xray8/",), "test_list.txt"), split="test"),
         tar=TarLayout(("chest_xray8_webdataset",), "_chestxray8_"),
     ),
-    "mimic_cxr": Part(
+    "mimic_cxr": UnimedPart(
         title="MIMIC-CXR-JPG",
         modality="xray",
         caption_rule="original:1",  # the report where there is one, else one of 10
@@ -243,7 +243,7 @@ PARTS: Mapping[str, Part] = {
             absent="noreportpresent",
         ),
     ),
-    "rocov2": Part(
+    "rocov2": UnimedPart(
         title="ROCOv2",
         modality="radiology",
         caption_rule="uniform",  # one original caption
@@ -258,7 +258,7 @@ PARTS: Mapping[str, Part] = {
         image_folders=_below(("ROCOV2/",), "train"),
         tar=TarLayout(("rocov2_webdataset", "roco_webdataset"), num_original=1),
     ),
-    "pmc_oa": Part(
+    "pmc_oa": UnimedPart(
         title="PMC-OA (PMC-CLIP)",
         modality="figure",
         caption_rule="uniform",  # one original caption
@@ -273,7 +273,7 @@ PARTS: Mapping[str, Part] = {
         identity=_PMC,
         tar=TarLayout(("pmc_oa_webdataset", "pmc_clip_webdataset"), num_original=1),
     ),
-    "llava_med_alignment": Part(
+    "llava_med_alignment": UnimedPart(
         title="LLaVA-Med alignment",
         modality="figure",
         caption_rule="uniform",  # one original caption
@@ -292,7 +292,7 @@ PARTS: Mapping[str, Part] = {
             num_original=1,
         ),
     ),
-    "llava_med_hq60k": Part(
+    "llava_med_hq60k": UnimedPart(
         title="LLaVA-Med HQ-60k",
         modality="figure",
         modality_by_key={
@@ -317,7 +317,7 @@ PARTS: Mapping[str, Part] = {
             ("llava_med_instruct_webdataset", "llava_med_hq_60k_set_webdataset"), num_original=1
         ),
     ),
-    "quilt1m": Part(
+    "quilt1m": UnimedPart(
         title="Quilt-1M",
         modality="pathology",
         caption_rule="uniform",  # one original caption
@@ -334,7 +334,7 @@ PARTS: Mapping[str, Part] = {
         split_column="split",
         tar=TarLayout(("quilt_1m_webdataset", "quilt_webdataset"), num_original=1),
     ),
-    "retina_part1": Part(
+    "retina_part1": UnimedPart(
         title="Retina part 1 (label-only fundus sets)",
         modality="fundus",
         caption_rule="uniform",  # one of 10, or of 15 for grades of diabetic retinopathy
@@ -359,7 +359,7 @@ PARTS: Mapping[str, Part] = {
         # the eleventh piece is the sentence-level caption, which training never draws
         tar=TarLayout(("retina_part1_webdataset",), "_all_retina_merged_", num_generated=10),
     ),
-    "retina_part2": Part(
+    "retina_part2": UnimedPart(
         title="Retina part 2 (DEN, DeepOpht)",
         modality="fundus",
         caption_rule="uniform",  # one made of a keyword
@@ -378,7 +378,7 @@ PARTS: Mapping[str, Part] = {
         path_prefixes=("Retina-Datasets/",),
         tar=TarLayout(("retina_part2_webdataset",)),
     ),
-    "retina_part3": Part(
+    "retina_part3": UnimedPart(
         title="Retina part 3 (MM-Retinal)",
         modality="fundus",
         caption_rule="uniform",  # one original caption

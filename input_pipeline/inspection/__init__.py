@@ -1,1 +1,1 @@
-"""What is in a corpus: one pass over its images, duplicates, leaks, burned-in text."""
+"""Inspection of a corpus: sizes, duplicates, leaked evaluation images, burned-in text."""

@@ -1,8 +1,8 @@
-"""Text burned into images, found by an OCR library: a person must look at what it finds.
+"""Text burned into images, found by an OCR library; a person must review the findings.
 
 RapidOCR (PP-OCR models, in the wheel) finds printed text of about 8 pixels and more. It misses
-small or faint print and handwriting, and it sometimes reads letters into structures: its answer is
-a count to act on, not a proof that there is none.
+small or faint print and handwriting, and it sometimes reads letters into structures: its count
+is a hint, not a proof of absence.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import numpy as np
 
 from input_pipeline.io.errors import ConfigError
 
-# A date, or five digits and more: what identifies a person, where side marks and scales do not.
+# A date, or five or more digits: may identify a person, unlike side marks and scales.
 _IDENTIFIER = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{2,4}|\d{5,}|\b(name|patient|dob|mrn)\b", re.I)
 _MIN_SCORE = 0.8
 

@@ -17,7 +17,7 @@ _MAX_PAIRS = 1 << 22  # candidate pairs compared at a time: bounds memory
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Images (indices, ascending) that are the same picture; `exact` if byte for byte."""
+    """Images (indices, ascending) that are copies of each other; `exact` if byte for byte."""
 
     members: tuple[int, ...]
     exact: bool
@@ -124,7 +124,7 @@ def leaks(
 def in_evaluation(
     images: Sequence[ScannedImage], evaluation: Sequence[ScannedImage], found: Sequence[Leak]
 ) -> dict[int, str]:
-    """Why each leaking image should be left out, by its index in `images`."""
+    """Reasons to exclude leaked images, by index in `images`."""
     reasons = {}
     for leak in found:
         other = evaluation[leak.evaluation]
@@ -134,7 +134,7 @@ def in_evaluation(
 
 
 def in_other_splits(images: Sequence[ScannedImage], found: Sequence[Group]) -> dict[int, str]:
-    """Why images of a `train` split should be left out that are in another split, by index."""
+    """Reasons to exclude images of a `train` split that are also in another split, by index."""
     reasons = {}
     for group in found:
         others = [images[index] for index in group.members if images[index].split != "train"]

@@ -1,7 +1,7 @@
 """One pass over the images of a corpus or a folder: sizes, checksums, perceptual hashes, lengths.
 
-What is kept of an image is some 200 bytes, so that millions fit into memory; pictures are fetched
-again by their place when a report needs them.
+About 200 bytes are kept per image, so that millions fit into memory; a report reads its images
+again by their location.
 """
 
 import concurrent.futures
@@ -27,7 +27,7 @@ _MAX_CAPTION_TOKENS = 4096  # longer captions are counted as so long
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ScannedImage:
-    """What is known of an image.
+    """The metadata of an image.
 
     Attributes:
       corpus: name of the corpus or folder; `split` is empty in a folder.
@@ -70,7 +70,7 @@ def scan_corpus(
 
 
 def scan_folder(directory: AnyPath, workers: int = 1) -> list[ScannedImage]:
-    """Every file of a folder and its subfolders that is an image; the others are passed over.
+    """Every file of a folder and its subfolders that is an image; others are skipped.
 
     Raises CorpusError if there is none.
     """
@@ -95,7 +95,7 @@ def scan(
 def fetch(
     images: Sequence[ScannedImage], indices: Iterable[int]
 ) -> Iterator[tuple[int, Image.Image]]:
-    """(index, picture) of some scanned images, RGB, one at a time, in the order of the files."""
+    """(index, image) of some scanned images, RGB, one at a time, in the order of the files."""
     places: dict[AnyPath, dict[int, list[int]]] = {}
     for index in indices:
         image = images[index]

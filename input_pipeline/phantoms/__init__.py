@@ -1,13 +1,13 @@
-"""A generated corpus of phantoms: synthetic pictures that resemble six kinds of medical image.
+"""Phantoms: synthetic images that resemble six modalities of medical images.
 
-No patient and no real image is behind any of them. They exist so that the quickstart, the tests
-and the documentation run anywhere, and so that zero-shot accuracy on *unseen* phantoms says
-whether training works. It says nothing about accuracy on medical images.
+No patient data and no real image is used. Phantoms exist so that the quickstart, the tests and the
+documentation run anywhere, and so that zero-shot accuracy on *unseen* phantoms shows whether
+training works. It says nothing about accuracy on medical images.
 
-A phantom is a function of its ``PhantomRow`` alone: anatomy, finding, texture and captions are
-drawn from a generator seeded by the row's id. Sides and sizes in a caption are those of the
-picture. Left and right are the patient's, as radiologists write them: the patient's right is on
-the left of the image. In fundus phantoms they name the eye.
+A phantom depends only on its ``PhantomRow``: anatomy, finding, texture and captions are drawn from
+a generator seeded by the row's id. Sides and sizes in a caption are those of the image. Left and
+right are the patient's, as radiologists write them: the patient's right is on the left of the
+image. In fundus phantoms they name the eye.
 
 Drawing happens on a plane where x and y run from -1 (left, top) to 1 (right, bottom), whatever
 the number of pixels; grey values and colours run from 0 to 1.
@@ -58,7 +58,7 @@ def rows(
 ) -> dict[str, list[PhantomRow]]:
     """Lists the rows of every split: ``num_per_class[split]`` of each modality and finding.
 
-    The split is part of what seeds a phantom, so no split repeats a picture of another.
+    The seed of a phantom includes the split, so no split repeats an image of another.
     """
     return {
         split: [

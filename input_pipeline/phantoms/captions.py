@@ -1,7 +1,7 @@
 """Captions of phantoms: a frame, filled with a name of the examination and a phrase.
 
-No phrase denies a finding by its name ("no tumor"): a text tower trained for minutes reads words,
-not negations.
+No phrase negates a finding by name ("no tumor"): a text tower trained for minutes reads words, not
+negations.
 """
 
 import itertools

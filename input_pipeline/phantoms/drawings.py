@@ -1,7 +1,7 @@
 """Phantoms of the six modalities: one function each.
 
-A function returns the pixels, float32 (S, S) or (S, S, 3) in [0, 1], and what a caption may say
-about this picture: its "side", "size" or "eye".
+A function returns the pixels, float32 (S, S) or (S, S, 3) in [0, 1], and attributes for its
+caption: "side", "size" or "eye".
 """
 
 import itertools

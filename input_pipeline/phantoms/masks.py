@@ -1,8 +1,7 @@
 """Generated images with masks in two styles: branching vessels and round lesions, two cameras.
 
 The same anatomy in another style is another domain: colours, contrast, vignette and noise differ,
-shapes do not. No patient and no real image is behind any of them. A phantom is a function of its
-row alone.
+shapes do not. No patient data and no real image is used. A phantom depends only on its row.
 """
 
 import hashlib
@@ -36,16 +35,20 @@ STYLES: Mapping[str, Style] = {
 }
 
 
-@dataclass(frozen=True)
-class PhantomRow:
+@dataclass(frozen=True, repr=False)
+class MaskPhantomRow:
     """Everything that determines one phantom."""
 
     id: str
     style: str
     image_size: int
 
+    def __repr__(self) -> str:
+        # the hash of a corpus contains it, and corpora keep their hash
+        return f"PhantomRow(id={self.id!r}, style={self.style!r}, image_size={self.image_size!r})"
 
-def make_sample(row: PhantomRow) -> SegmentationSample:
+
+def make_sample(row: MaskPhantomRow) -> SegmentationSample:
     """Draws the phantom of a row: a square RGB PNG with its mask."""
     entropy = int.from_bytes(hashlib.sha256(row.id.encode()).digest())
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))

@@ -1,4 +1,4 @@
-"""What phantoms are drawn with: soft-edged shapes, noise and a pen.
+"""Drawing tools for phantoms: soft-edged shapes, noise and a pen.
 
 Arrays are float32; a mask is (S, S) in [0, 1] with soft edges. Coordinates are those of the plane
 (see the package's docstring).

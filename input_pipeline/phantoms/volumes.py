@@ -1,6 +1,6 @@
 """Generated volumes with labels: a trunk with two lungs, and lesions within them.
 
-Nobody's images. A phantom is a function of its row alone; spacing differs from volume to volume.
+No patient data is used. A phantom depends only on its row; the spacing differs between volumes.
 """
 
 import hashlib

@@ -116,7 +116,7 @@ def _altered(alter):
         (_altered(lambda f: f["id"].bytes_list.value.append(b"b")), "'id' holds 2 values"),
         (
             _altered(lambda f: f["provenance_index"].int64_list.value.__setitem__(0, 5)),
-            "'provenance_index' points outside",
+            "'provenance_index' is out of range",
         ),
         (_altered(lambda f: f["id"].bytes_list.value.__setitem__(0, b"\xff")), "breaks the schema"),
     ],

@@ -112,7 +112,7 @@ def read_metrics(path: PathLike) -> list[Row]:
     if None in rows:
         raise UserError(
             f"{path}:{rows.index(None) + 1}: not a metric row (a JSON object with an integer "
-            '"step"); mend or delete the file'
+            '"step"); fix or delete the file'
         )
     return rows + [row for row in [_from_json(tail)] if row is not None]
 

@@ -1,4 +1,4 @@
-"""The source `folder`: RAW/CLASS/... or RAW/SPLIT/CLASS/..., the class being the label."""
+"""The source `folder`: RAW/CLASS/... or RAW/SPLIT/CLASS/...; the class is the label."""
 
 import re
 from collections.abc import Iterator
@@ -28,19 +28,23 @@ class FolderOptions:
 
     raw: Annotated[
         AnyPath,
-        "folder of a folder per class; or of train, val and test folders with classes in each",
+        "folder with a folder per class, or with train, val and test folders of class folders",
     ]
-    modality: Annotated[str, "of all images: xray, ct, mri, ultrasound, pathology, fundus, ..."]
-    source: Annotated[str | None, "name of the collection (of the folder)"] = None
-    split: Annotated[str, "of all images, where no folders name it (train)"] = "train"
+    modality: Annotated[
+        str, "modality of all images: xray, ct, mri, ultrasound, pathology, fundus, ..."
+    ]
+    source: Annotated[str | None, "name of the collection (name of the folder)"] = None
+    split: Annotated[str, "split of all images, if no folders name it (train)"] = "train"
     group_regex: Annotated[
-        str | None, "finds the patient in a path, as its first group: '(P[0-9]+)_' (none)"
+        str | None, "its first group matches the patient in a path: '(P[0-9]+)_' (none)"
     ] = None
 
 
 def open_folder(options: FolderOptions) -> OpenedSource:
-    """Files in the order of their names. Files that are no images are rejected, hidden ones not
-    read."""
+    """Opens the folder; files are sorted by name.
+
+    Files that are not images are rejected, hidden ones ignored.
+    """
     try:
         folders = sorted(entry.name for entry in options.raw.iterdir() if entry.is_dir())
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The source `mask_table`: a CSV with an image and its mask per row, as RIGA+ has them."""
+"""The source `mask_table`: a CSV with an image and its mask per row, as in RIGA+."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,18 +21,20 @@ class MaskTableOptions:
     """Flags of the `mask_table` source."""
 
     input: Annotated[Path, "CSV with a header line"]
-    modality: Annotated[str, "of all images: fundus, mri, ct, ..."]
-    classes: Annotated[str, "as of the source masks; of RIGA+: 'disc=*,cup=128'"]
-    image_root: Annotated[Path | None, "folder that paths are relative to (of --input)"] = None
+    modality: Annotated[str, "modality of all images: fundus, mri, ct, ..."]
+    classes: Annotated[str, "as for the source masks; RIGA+: 'disc=*,cup=128'"]
+    image_root: Annotated[Path | None, "folder that paths are relative to (folder of --input)"] = (
+        None
+    )
     image_column: Annotated[str | None, "image paths (the first column)"] = None
     mask_column: Annotated[str | None, "mask paths (the last column)"] = None
-    group_column: Annotated[str | None, "patients (none)"] = None
-    source: Annotated[str | None, "name of the domain (of the table)"] = None
-    held_out: Annotated[float, "share of the patients, or images, for the split val (0.2)"] = 0.2
+    group_column: Annotated[str | None, "patient ids (none)"] = None
+    source: Annotated[str | None, "name of the domain (name of the table)"] = None
+    held_out: Annotated[float, "fraction of the patients, or images, for the split val (0.2)"] = 0.2
 
 
 def open_mask_table(options: MaskTableOptions) -> Conversion:
-    """Raises CorpusError: the table or a column is missing, or a flag is not what it should be."""
+    """Raises CorpusError: the table or a column is missing, or a flag is invalid."""
     try:
         classes = Classes.parse(options.classes)
     except ValueError as error:

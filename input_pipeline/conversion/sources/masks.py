@@ -1,4 +1,4 @@
-"""The source `masks`: a folder of images, and beside it a folder of masks of the same names."""
+"""The source `masks`: a folder of images and a folder of masks with the same names."""
 
 import hashlib
 import re
@@ -18,29 +18,30 @@ from input_pipeline.segmentation_records import SCHEMA
 class MaskOptions:
     """Flags of the `masks` source."""
 
-    raw: Annotated[Path, "folder that holds the folders of images and of masks"]
-    modality: Annotated[str, "of all images: fundus, mri, ct, ..."]
+    raw: Annotated[Path, "folder that contains the folders of images and of masks"]
+    modality: Annotated[str, "modality of all images: fundus, mri, ct, ..."]
     classes: Annotated[
         str,
         "names of the label values: 'vessel' (any value above 0), 'liver,spleen' (1 and 2), or "
         "'disc=*,cup=128'",
     ]
-    source: Annotated[str | None, "name of the domain (of the folder)"] = None
+    source: Annotated[str | None, "name of the domain (name of the folder)"] = None
     images: Annotated[str, "folder of the images (images)"] = "images"
     masks: Annotated[str, "folder of the masks (masks)"] = "masks"
-    mask_suffix: Annotated[str, "what follows the image's name in that of its mask (nothing)"] = ""
+    mask_suffix: Annotated[str, "suffix of the mask names after the image names (none)"] = ""
     group_regex: Annotated[
-        str | None, "finds the patient in an image's name, as its first group: '(P[0-9]+)_' (none)"
+        str | None, "its first group matches the patient in an image's name: '(P[0-9]+)_' (none)"
     ] = None
-    held_out: Annotated[float, "share of the patients, or images, for the split val (0.2)"] = 0.2
+    held_out: Annotated[float, "fraction of the patients, or images, for the split val (0.2)"] = 0.2
 
 
 def open_masks(options: MaskOptions) -> Conversion:
-    """Pairs files by name. An image without a mask, or with two, is rejected; hidden files are not
-    read.
+    """Pairs files by name; an image without a mask, or with two, is rejected.
+
+    Hidden files are ignored.
 
     Raises:
-      CorpusError: a folder is missing, or a flag is not what it should be.
+      CorpusError: a folder is missing, or a flag is invalid.
     """
     try:
         classes = Classes.parse(options.classes)
@@ -66,7 +67,7 @@ def open_masks(options: MaskOptions) -> Conversion:
 def held_out(groups: list[str], share: float) -> set[str]:
     """The groups of the split val: ``round(share n)`` of them, by a hash of their names.
 
-    The choice depends on the names alone, so another image more moves few of the others.
+    The choice depends only on the names, so an additional image changes few of the others.
     """
     distinct = sorted(set(groups), key=lambda group: hashlib.sha256(group.encode()).digest())
     return set(distinct[: round(share * len(distinct))])

@@ -1,6 +1,6 @@
 """The source `nifti_slices`: volumes with label volumes, cut into 2-D slices.
 
-SLAug's processed archives have this layout: `image_ID.nii.gz` beside `label_ID.nii.gz`.
+The processed archives of SLAug have this layout: `image_ID.nii.gz` beside `label_ID.nii.gz`.
 """
 
 import functools
@@ -26,25 +26,25 @@ class NiftiOptions:
     """Flags of the `nifti_slices` source."""
 
     raw: Annotated[Path, "folder of the volumes"]
-    modality: Annotated[str, "of all volumes: ct, mri"]
+    modality: Annotated[str, "modality of all volumes: ct, mri"]
     classes: Annotated[
-        str, "names of label values, as of the source masks: 'liver=6,spleen=1'; others count as 0"
+        str, "names of label values, as for the source masks: 'liver=6,spleen=1'; others count as 0"
     ]
-    source: Annotated[str | None, "name of the domain (of the folder)"] = None
-    image_prefix: Annotated[str, "before the id in the names of images (image_)"] = "image_"
-    label_prefix: Annotated[str, "before the id in the names of labels (label_)"] = "label_"
+    source: Annotated[str | None, "name of the domain (name of the folder)"] = None
+    image_prefix: Annotated[str, "prefix of the id in image names (image_)"] = "image_"
+    label_prefix: Annotated[str, "prefix of the id in label names (label_)"] = "label_"
     window: Annotated[
         str,
         "'-125,275': values that become 0 and 1; 'percentiles:0.5,99.5' or 'minmax' of the volume "
         "(minmax)",
     ] = MINMAX
-    all_slices: Annotated[bool, "also those before the first and after the last label"] = False
-    held_out: Annotated[float, "share of the volumes for the split val (0.2)"] = 0.2
+    all_slices: Annotated[bool, "include slices before the first and after the last label"] = False
+    held_out: Annotated[float, "fraction of the volumes for the split val (0.2)"] = 0.2
 
 
 @dataclass(frozen=True)
 class SliceRow:
-    """A slice of a volume; `num_bytes` are of both files."""
+    """A slice of a volume; `num_bytes` is the size of both files."""
 
     row: int
     id: str
@@ -59,10 +59,10 @@ class SliceRow:
 
 
 def open_nifti(options: NiftiOptions) -> Conversion:
-    """Slices are axial: volumes are turned to the axes right, anterior, superior by their headers.
+    """Opens volumes as axial slices: headers give the axes right, anterior, superior.
 
     Raises:
-      CorpusError: there are no volumes, or a flag is not what it should be.
+      CorpusError: there are no volumes, or a flag is invalid.
       UserError: nibabel is not installed.
     """
     try:
@@ -150,7 +150,7 @@ class MakeSlice:
             if image.shape != labels.shape:
                 raise ValueError(f"the image is {image.shape}, its labels {labels.shape}")
             limits = self.window.limits(image)
-            # as radiologists look at it: rows from front to back, the patient's right on the left
+            # radiological view: rows from front to back, the patient's right on the left
             pixels, values = (v[row.index, ::-1, ::-1] for v in (image, labels))
             return SegmentationSample.of_array(
                 rescaled(pixels, limits),
@@ -164,7 +164,7 @@ class MakeSlice:
             )
 
 
-@functools.lru_cache(maxsize=4)  # the slices of a volume follow each other in no fixed order
+@functools.lru_cache(maxsize=4)  # the slices of a volume come in no fixed order
 def _load(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
     """(superior, anterior, right) values and mm between neighbours along these axes."""
     volume = NiftiVolume(path)

@@ -1,8 +1,8 @@
 """The source `nifti_volumes`: NIfTI volumes with label volumes, one record for each.
 
-Layouts: `msd` (a dataset.json, as the Medical Segmentation Decathlon has it), `btcv`
+Layouts: `msd` (a dataset.json, as in the Medical Segmentation Decathlon), `btcv`
 (img/imgID.nii.gz, label/labelID.nii.gz), `folders` (images/ID.nii.gz, labels/ID.nii.gz), `names`
-(ID_image.nii.gz, ID_label.nii.gz in one folder), or patterns of one's own.
+(ID_image.nii.gz, ID_label.nii.gz in one folder), or custom patterns.
 """
 
 import json
@@ -36,29 +36,31 @@ class VolumeOptions:
     """Flags of the `nifti_volumes` source."""
 
     raw: Annotated[Path, "folder of the data set"]
-    modality: Annotated[str, "of all volumes: ct, mri; of msd: what dataset.json says"] = ""
+    modality: Annotated[str, "modality of all volumes: ct, mri (msd: from dataset.json)"] = ""
     classes: Annotated[
         str,
-        "names of label values, as of the source masks: 'liver=6,spleen=1'; others count as 0; of "
-        "msd: what dataset.json says",
+        "names of label values, as for the source masks: 'liver=6,spleen=1'; others count as 0 "
+        "(msd: from dataset.json)",
     ] = ""
     layout: Annotated[str, f"{_MSD}, {', '.join(LAYOUTS)} (folders)"] = "folders"
-    image: Annotated[str, "pattern of images, '{id}' being the volume: in place of a layout"] = ""
+    image: Annotated[str, "pattern of images, '{id}' for the volume; replaces the layout"] = ""
     label: Annotated[str, "pattern of labels"] = ""
-    source: Annotated[str | None, "name of the domain (of the folder)"] = None
+    source: Annotated[str | None, "name of the domain (name of the folder)"] = None
     window: Annotated[
         str,
         "'-175,250': values that become 0 and 1; 'percentiles:0.5,99.5' or 'minmax' of the volume "
         f"({', '.join(f'{k}: {v}' for k, v in BY_MODALITY.items())}; else minmax)",
     ] = ""
-    ids: Annotated[str, "volumes to take, separated by commas (all)"] = ""
-    val: Annotated[str, "volumes of the split val, separated by commas (a share of them)"] = ""
-    held_out: Annotated[float, "share of the volumes for the split val, without --val (0.2)"] = 0.2
+    ids: Annotated[str, "volumes to convert, separated by commas (all)"] = ""
+    val: Annotated[str, "volumes of the split val, separated by commas (a fraction of all)"] = ""
+    held_out: Annotated[float, "fraction of the volumes for the split val, without --val (0.2)"] = (
+        0.2
+    )
 
 
 @dataclass(frozen=True)
 class VolumeRow:
-    """A volume and its labels as files; `num_bytes` are of both."""
+    """A volume and its labels as files; `num_bytes` is the size of both."""
 
     row: int
     id: str
@@ -82,8 +84,8 @@ def open_volumes(options: VolumeOptions) -> Conversion:
     """Pairs files; an image without labels is rejected.
 
     Raises:
-      CorpusError: there are no volumes, one that is named is not there, or a flag or dataset.json
-        is not what it should be.
+      CorpusError: there are no volumes, a named one is missing, or a flag or dataset.json is
+        invalid.
     """
     described = _described(options.raw) if options.layout == _MSD else {}
     modality = options.modality or described.get("modality", "")
@@ -124,7 +126,7 @@ def _chosen(pairs: list[_Pair], options: VolumeOptions) -> list[_Pair]:
 
 
 def _pairs(options: VolumeOptions) -> list[_Pair]:
-    """What the patterns find, in the order of the ids."""
+    """The pairs that match the patterns, sorted by id."""
     if bool(options.image) != bool(options.label):
         raise CorpusError("give both --image and --label, or none of them")
     if options.image:
@@ -156,7 +158,7 @@ def _pairs(options: VolumeOptions) -> list[_Pair]:
 
 
 def _described(raw: Path) -> dict[str, Any]:
-    """Pairs, classes, modality, and maybe the split val, of a dataset.json."""
+    """Pairs, classes, modality and, if given, the split val of a dataset.json."""
     path = raw / _MSD_FILE
     try:
         content = json.loads(path.read_text("utf-8"))

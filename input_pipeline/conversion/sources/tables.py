@@ -20,22 +20,22 @@ class TableOptions:
 
     input: Annotated[AnyPath, "the table: CSV with a header line, or JSON Lines; UTF-8"]
     image_root: Annotated[
-        AnyPath | None, "folder that image paths are relative to (of --input)"
+        AnyPath | None, "folder that image paths are relative to (folder of --input)"
     ] = None
     image_column: Annotated[str, "image paths (image)"] = "image"
-    label_column: Annotated[str | None, "class names (label, if there)"] = None
-    text_column: Annotated[str | None, "texts about the very image (text, if there)"] = None
+    label_column: Annotated[str | None, "class names (label, if present)"] = None
+    text_column: Annotated[str | None, "original texts about the image (text, if present)"] = None
     modality_column: Annotated[str | None, "xray, ct, mri, ... (modality)"] = None
     source_column: Annotated[str | None, "collection that the image is from (source)"] = None
-    split_column: Annotated[str | None, "train, val, ... (split, if there)"] = None
-    group_column: Annotated[str | None, "patient or study (group, if there)"] = None
-    id_column: Annotated[str | None, "unique sample id (none: it is SOURCE/IMAGE_PATH)"] = None
-    label_separator: Annotated[str | None, "text between labels in one cell (one label each)"] = (
-        None
-    )
-    modality: Annotated[str | None, "modality of all rows, in place of a column"] = None
-    source: Annotated[str | None, "source of all rows, in place of a column"] = None
-    split: Annotated[str, "split of the rows that name none (train)"] = "train"
+    split_column: Annotated[str | None, "train, val, ... (split, if present)"] = None
+    group_column: Annotated[str | None, "patient or study (group, if present)"] = None
+    id_column: Annotated[str | None, "unique sample id (default id: SOURCE/IMAGE_PATH)"] = None
+    label_separator: Annotated[
+        str | None, "separator of labels in one cell (one label per cell)"
+    ] = None
+    modality: Annotated[str | None, "modality of all rows, instead of a column"] = None
+    source: Annotated[str | None, "source of all rows, instead of a column"] = None
+    split: Annotated[str, "split of rows without one (train)"] = "train"
 
 
 def open_csv(options: TableOptions) -> OpenedSource:
@@ -52,9 +52,9 @@ def open_csv(options: TableOptions) -> OpenedSource:
 def open_jsonl(options: TableOptions) -> OpenedSource:
     """A JSON Lines file, one object each; `row` is the line number.
 
-    A value may be a text, a number or null; of text and label columns also a list of texts.
+    A value may be a text, a number or null; in text and label columns also a list of texts.
     """
-    # Keys may be absent from some lines: what columns there are is known after reading them all.
+    # Keys may be absent from some lines: the columns are known after reading all of them.
     found = dict.fromkeys(
         key for _, record in tabular_files.jsonl_records(options.input) for key in record
     )
@@ -73,7 +73,7 @@ def _reading(
 
 
 def _columns(options: TableOptions, found: Iterable[str]) -> Mapping[str, str | None]:
-    """Maps the fields of a row to columns; None where there is neither column nor need."""
+    """Maps the fields of a row to columns; None for an optional field without a column."""
     found = list(found)
     columns: dict[str, str | None] = {"image": options.image_column}
     for field in ("label", "text", "modality", "source", "split", "group", "id"):

@@ -1,7 +1,7 @@
 """The source `tfds`: a data set that TensorFlow Datasets has prepared as TFRecord files.
 
-Images are not decoded and not copied beforehand: a row holds where the encoded image lies in the
-data set's own files.
+Images are neither decoded nor copied beforehand: a row holds the location of the encoded image in
+the files of the data set.
 """
 
 from collections.abc import Iterator
@@ -25,13 +25,15 @@ class TfdsOptions:
     """Flags of the `tfds` source."""
 
     dataset: Annotated[str, "NAME, NAME/CONFIG or NAME:VERSION"]
-    modality: Annotated[str, "of all images: xray, ct, mri, ultrasound, pathology, fundus, ..."]
-    data_dir: Annotated[AnyPath | None, "where the data set was prepared (TFDS' default)"] = None
+    modality: Annotated[
+        str, "modality of all images: xray, ct, mri, ultrasound, pathology, fundus, ..."
+    ]
+    data_dir: Annotated[AnyPath | None, "folder of prepared data sets (TFDS' default)"] = None
     image_key: Annotated[str, "feature of the image (image)"] = "image"
     label_key: Annotated[str, "feature of the label or labels (label)"] = "label"
-    text_key: Annotated[str | None, "feature of a text about the very image (none)"] = None
+    text_key: Annotated[str | None, "feature of an original text about the image (none)"] = None
     group_key: Annotated[str | None, "feature of the patient or study (none)"] = None
-    source: Annotated[str | None, "name of the collection (of the data set)"] = None
+    source: Annotated[str | None, "name of the collection (name of the data set)"] = None
 
 
 def open_tfds(options: TfdsOptions) -> OpenedSource:
@@ -99,7 +101,7 @@ def _rows(
 
 
 def _texts(builder: "tfds.core.DatasetBuilder", features: Any, key: str | None) -> tuple[str, ...]:
-    """The values of a feature as texts: names of classes, or what is written."""
+    """The values of a feature as texts: class names, or the values themselves."""
     if key is None:
         return ()
     stored = features[key]

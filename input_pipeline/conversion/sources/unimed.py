@@ -1,4 +1,4 @@
-"""The thirteen UniMed parts: rows of what a description of `unimed_parts.py` tells of."""
+"""The thirteen UniMed parts, read by their descriptions in `unimed_parts.py`."""
 
 import csv
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from input_pipeline.conversion.planned_rows import Rejection, SourceRow
 from input_pipeline.conversion.sources.base import CaptionedSource, OpenedSource
-from input_pipeline.conversion.unimed_parts import Column, Part
+from input_pipeline.conversion.unimed_parts import Column, UnimedPart
 from input_pipeline.io import tabular_files
 from input_pipeline.io.cell_text import literal_texts, value_texts
 from input_pipeline.io.errors import CorpusError
@@ -30,23 +30,23 @@ _NEGATION = re.compile(r"\b(no|not|non|without|absent|absence|negative|free)\b")
 class PartOptions:
     """Flags of a part."""
 
-    raw: Annotated[AnyPath, "folder with the data as its source delivers it, or the one above it"]
+    raw: Annotated[AnyPath, "folder of the data as its source delivers it, or the parent folder"]
     released_captions: Annotated[
-        bool, "take the generated captions of the annotation file (without: only original texts)"
+        bool, "use the generated captions of the annotation file (default: only original texts)"
     ] = False
     held_out: Annotated[
-        AnyPath | None, "text, CSV or JSON that names images of evaluation sets; they are refused"
+        AnyPath | None, "text, CSV or JSON that names images of evaluation sets; they are rejected"
     ] = None
     held_out_by: Annotated[
         str, "group: all images of their patients or articles; or image (group)"
     ] = "group"
-    exclude_classes: Annotated[str | None, "classes to refuse: myopia,cataract"] = None
+    exclude_classes: Annotated[str | None, "classes to reject: myopia,cataract"] = None
     official_split: Annotated[str, "required, or ignore: all rows become train (required)"] = (
         "required"
     )
 
 
-def source(key: str, part: Part) -> CaptionedSource:
+def source(key: str, part: UnimedPart) -> CaptionedSource:
     """The entry of a part among the sources."""
     split = f"\nOfficial split, needed: {part.split_file.paths[0]}" if part.split_file else ""
     return CaptionedSource(
@@ -62,7 +62,7 @@ def source(key: str, part: Part) -> CaptionedSource:
     )
 
 
-def _open(key: str, part: Part, options: PartOptions) -> OpenedSource:
+def _open(key: str, part: UnimedPart, options: PartOptions) -> OpenedSource:
     _check_options(key, part, options)
     annotations = _annotations(key, part, options.raw)
     split_file, splits = _official_split(key, part, options)
@@ -93,7 +93,7 @@ def _open(key: str, part: Part, options: PartOptions) -> OpenedSource:
     return OpenedSource(options.raw, key, rows.read(itertools.chain(first, records)), metadata)
 
 
-def _check_options(key: str, part: Part, options: PartOptions) -> None:
+def _check_options(key: str, part: UnimedPart, options: PartOptions) -> None:
     if options.released_captions and part.released is None and part.released_file is None:
         raise CorpusError(f"--released_captions: {key} has no generated captions")
     if options.exclude_classes and part.labels is None:
@@ -107,8 +107,8 @@ def _check_options(key: str, part: Part, options: PartOptions) -> None:
 # --- files ------------------------------------------------------------------------------------
 
 
-def _annotations(key: str, part: Part, raw: AnyPath) -> list[AnyPath]:
-    """The annotation files, sorted, without those that are left out."""
+def _annotations(key: str, part: UnimedPart, raw: AnyPath) -> list[AnyPath]:
+    """The annotation files, sorted, without excluded ones."""
     for pattern in part.annotations:
         found = [path for path in sorted(raw.glob(pattern)) if path.name not in part.left_out]
         if found:
@@ -119,7 +119,7 @@ def _annotations(key: str, part: Part, raw: AnyPath) -> list[AnyPath]:
 
 
 def _official_split(
-    key: str, part: Part, options: PartOptions
+    key: str, part: UnimedPart, options: PartOptions
 ) -> tuple[str | None, Mapping[str, str]]:
     """The name of the split file, and the split of every image that is not of `train`."""
     if part.split_file is None or options.official_split == "ignore":
@@ -145,7 +145,7 @@ def _official_split(
         return path.name, {k: _SPLITS[s] for k, s in splits if _SPLITS.get(s, "train") != "train"}
 
 
-def _held_out(part: Part, options: PartOptions) -> frozenset[str]:
+def _held_out(part: UnimedPart, options: PartOptions) -> frozenset[str]:
     """The groups or image keys that a file names, whatever its format."""
     if options.held_out is None:
         return frozenset()
@@ -164,7 +164,7 @@ def _held_out(part: Part, options: PartOptions) -> frozenset[str]:
 
 
 def _identity(match: re.Match[str], by: str) -> str:
-    """The group, where there is one and it is asked for; else the key of the image."""
+    """The group, if there is one and it is requested; otherwise the key of the image."""
     return (by == "group" and match.groupdict().get("group")) or match["key"]
 
 
@@ -178,7 +178,7 @@ class _Record:
     values: Mapping[Column, Any]
 
 
-def _records(part: Part, annotations: Sequence[AnyPath]) -> Iterator[_Record]:
+def _records(part: UnimedPart, annotations: Sequence[AnyPath]) -> Iterator[_Record]:
     """The rows of all annotation files, numbered through."""
     needed = [part.image, *part.texts]
     needed += [part.split_column] if part.split_column is not None else []
@@ -226,7 +226,7 @@ def _lookup(record: Any, path: Column) -> Any:
     return record
 
 
-def _image(part: Part, record: _Record) -> str:
+def _image(part: UnimedPart, record: _Record) -> str:
     """The image path of a record as its annotation has it; empty if there is none."""
     value = record.values[part.image]
     names = literal_texts(value.strip()) if isinstance(value, str) else ()
@@ -236,15 +236,15 @@ def _image(part: Part, record: _Record) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Places:
-    """Where images lie: the folder below --raw, and whether their paths lose a prefix."""
+    """The location of images: a folder below --raw, and whether their paths lose a prefix."""
 
-    part: Part
+    part: UnimedPart
     folder: str
     shortened: bool
 
     @classmethod
     def probe(
-        cls, part: Part, raw: AnyPath, annotation: AnyPath, first: Sequence[_Record]
+        cls, part: UnimedPart, raw: AnyPath, annotation: AnyPath, first: Sequence[_Record]
     ) -> "_Places":
         """Takes what finds most images of the first rows. CorpusError if these hold no paths."""
         images = [image for record in first if (image := _image(part, record))]
@@ -276,10 +276,10 @@ class _Places:
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Records -> rows."""
+    """Turns records into rows."""
 
     key: str
-    part: Part
+    part: UnimedPart
     options: PartOptions
     places: _Places
     splits: Mapping[str, str]
@@ -325,7 +325,7 @@ class _Rows:
     def _row(
         self, record: _Record, image: str, released: tuple[str, ...], excluded: Sequence[str]
     ) -> SourceRow:
-        """Raises ValueError, with the reason, for a record that is refused."""
+        """Raises ValueError, with the reason, for a rejected record."""
         part = self.part
         path = self.places.canonical(image)
         match = re.search(part.identity, path)

@@ -14,14 +14,14 @@ from input_pipeline.segmentation_records import SCHEMA
 class VolumePhantomOptions:
     """Flags of the source `volume_phantoms`."""
 
-    num_volumes: Annotated[int, "how many (8)"] = 8
-    voxels: Annotated[int, "along height and width (64)"] = 64
-    anatomy_seed: Annotated[int, "another seed gives other phantoms (0)"] = 0
-    held_out: Annotated[float, "share for the split val (0.25)"] = 0.25
+    num_volumes: Annotated[int, "number of volumes (8)"] = 8
+    voxels: Annotated[int, "voxels along height and width (64)"] = 64
+    anatomy_seed: Annotated[int, "seed of the phantoms (0)"] = 0
+    held_out: Annotated[float, "fraction of volumes for the split val (0.25)"] = 0.25
 
 
 def open_phantoms(options: VolumePhantomOptions) -> Conversion:
-    """Never fails: the options are all there is."""
+    """Never fails: there is no input."""
     return Conversion("volume_phantoms", _rows(options), make_sample, SCHEMA)
 
 

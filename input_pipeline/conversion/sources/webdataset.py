@@ -1,8 +1,8 @@
-"""The source `webdataset`: tars whose neighbouring members of one stem are a sample.
+"""The source `webdataset`: tars in which consecutive members with one stem form a sample.
 
 A stem's `.txt` is its text, or the `caption` or `text` of its `.json`; `.cls` or the `label` or
 `labels` of its `.json` are its labels. Images stay in the tar: a row holds their offset. The tars
-of the published UniMed join several captions in one text; `--part` says how (`unimed_parts.py`).
+of the published UniMed join several captions into one text; `--part` tells how (`unimed_parts.py`).
 """
 
 import json
@@ -26,13 +26,15 @@ _OTHERS = ("txt", "json", "cls")
 class TarOptions:
     """Flags of the `webdataset` source."""
 
-    raw: Annotated[AnyPath, "folder of *.tar; with --part, that of the part or the one above it"]
+    raw: Annotated[AnyPath, "folder of *.tar; with --part, the folder of the part or its parent"]
     part: Annotated[str | None, "key of the UniMed part that the tars hold (none)"] = None
-    modality: Annotated[str | None, "of all images; with --part, that of the part"] = None
-    source: Annotated[str | None, "name of the collection (of the folder, or the part)"] = None
-    split: Annotated[str, "of all samples (train)"] = "train"
-    separator: Annotated[str | None, "text between captions in one .txt (none)"] = None
-    generated: Annotated[bool, "the texts are generated captions (without: people's)"] = False
+    modality: Annotated[str | None, "modality of all images (with --part: that of the part)"] = None
+    source: Annotated[str | None, "name of the collection (name of the folder or part)"] = None
+    split: Annotated[str, "split of all samples (train)"] = "train"
+    separator: Annotated[str | None, "separator of captions in one .txt (none)"] = None
+    generated: Annotated[bool, "the texts are generated captions (default: written by people)"] = (
+        False
+    )
 
 
 def open_tars(options: TarOptions) -> OpenedSource:
@@ -161,7 +163,7 @@ def _samples(path: AnyPath) -> Iterator[_Sample | str]:
         # "r:": offsets mean nothing in a compressed tar
         with open_to_read(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # else it remembers all of them
+                tar.members.clear()  # otherwise all of them stay in memory
                 folder, _, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
                 if not member.isfile() or not stem:
@@ -176,7 +178,7 @@ def _samples(path: AnyPath) -> Iterator[_Sample | str]:
                     sample.image = (member.offset_data, member.size)
                 elif extension in _OTHERS:
                     sample.members[extension] = tar.extractfile(member).read()
-            # tarfile takes a header that is cut off for the end; a true end is a block of zeros.
+            # tarfile takes a truncated header for the end; a true end is a block of zeros.
             tar.fileobj.seek(tar.offset)
             whole = tar.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
         if sample:
