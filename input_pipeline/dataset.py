@@ -77,10 +77,10 @@ class StreamSpec:
 
     Attributes:
       sources: the mixture; the order and names are part of the stream.
-      manifests: of the sources, from ``open_sources``.
-      seed: of the order and of the random numbers that ``decode`` receives.
+      manifests: manifests of the sources, from ``open_sources``.
+      seed: seed of the order and of the seeds that ``decode`` receives.
       batch_size: rows of the global batch; divisible by ``num_streams``.
-      num_streams: logical streams of the run, however many hosts there are.
+      num_streams: logical streams of the run, independent of the number of hosts.
       block_size: records that are shuffled together.
     """
 
@@ -133,12 +133,12 @@ class StreamSpec:
 
 
 def _paths(directory: str, shards: Sequence[manifest_lib.Shard]) -> list[str]:
-    """Shard files as TensorFlow opens them."""
+    """Paths of shards for TensorFlow."""
     root = to_path(directory)
     if not is_local(root) and root.protocol not in tf.io.gfile.get_registered_schemes():
         raise CorpusError(
             f"{directory}: TensorFlow reads records from a local disk and from gs://, not from "
-            f"{root.protocol}://; copy the corpus"
+            f"{root.protocol}://; copy the corpus there"
         )
     return [str(root / shard.file) for shard in shards]
 
@@ -241,8 +241,8 @@ def _decoded(dataset: tf.data.Dataset, decode: DecodeFn, num_threads: int) -> tf
         return good.ignore_errors().concatenate(tf.data.Dataset.from_tensors(failed)).take(1)
 
     parallelism = num_threads or tf.data.AUTOTUNE
-    # One element per inner dataset: interleave is then an ordered parallel map that survives a bad
-    # record.
+    # One element per inner dataset: interleave is then an ordered parallel map that tolerates bad
+    # records.
     return dataset.interleave(
         decode_or_blank,
         cycle_length=num_threads or 16,
@@ -318,7 +318,7 @@ def evaluation_dataset(
     num_hosts: int = 1,
     num_threads: int = 0,
 ) -> tf.data.Dataset:
-    """Every record of a split once, in file order; rows that fill the last batch are not ``valid``.
+    """Every record of a split once, in file order; rows that pad the last batch are not ``valid``.
 
     Global batch j holds the records j*batch_size to (j+1)*batch_size; host h decodes its contiguous
     share of the rows, so every host yields the same number of batches.

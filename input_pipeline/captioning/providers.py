@@ -159,7 +159,7 @@ class ModelProvider:
         except self._openai.OpenAIError as error:
             where = self._options.base_url or "the default endpoint"
             raise UserError(
-                f"{where}, model {self.model!r}: {error}; what was answered is kept, the same "
+                f"{where}, model {self.model!r}: {error}; responses so far are cached, the same "
                 "command continues"
             ) from error
         self._cache.put(self._scope, request, answer)

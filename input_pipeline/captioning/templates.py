@@ -40,7 +40,7 @@ from input_pipeline.captioning.label_sets import LabelSet
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import PathLike, to_path, write_text_atomically
 
-VERSION = 2  # 1 had no label sets, and is read as it is
+VERSION = 2  # version 1, without label sets, can be read
 ANY_LABEL = "*"
 
 _SLOTS = {"label", "modality"}
@@ -52,14 +52,14 @@ _Classes = Mapping[str, Mapping[str, tuple[str, ...]]]  # source or modality -> 
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Where a generated caption is from.
+    """The origin of a generated caption.
 
     Attributes:
       provider: `openai` (a model), `template` (the grammar), `templates` (a file written by hand),
         `person`, `released` (with the source, nothing else known).
-      prompt_version: of the prompt or grammar; of a file, its SHA-256, shortened.
-      model: as it was asked for; empty where there is none.
-      seed: of the request or the grammar.
+      prompt_version: version of the prompt or grammar; for a file, its SHA-256, shortened.
+      model: the requested model; empty if none.
+      seed: seed of the request or the grammar.
       time: UTC, ISO 8601.
       checks: names of the checks that the caption passed (`captioning/checks.py`).
       reviewed: a person accepted it, perhaps after editing it.
@@ -88,7 +88,7 @@ class Provenance:
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """A generated caption and where it is from."""
+    """A generated caption and its origin."""
 
     text: str
     provenance: Provenance
@@ -96,9 +96,9 @@ class Caption:
 
 @dataclasses.dataclass(frozen=True)
 class CaptionTemplates:
-    """Templates and label sets as read from a file; without one, no label has any.
+    """Templates and label sets of a file; without a file, there are none.
 
-    `label_sets` are by `LabelSet.key`. `path` serves messages only and is no part of the identity.
+    `label_sets` are by `LabelSet.key`. `path` is for messages only and not part of the `repr`.
     """
 
     sources: _Classes = dataclasses.field(default_factory=dict)
@@ -139,7 +139,7 @@ class CaptionTemplates:
         return ()
 
     def how_to_add(self, source: str, modality: str, label: str) -> str:
-        """Where templates for a label would go, for a message to the user."""
+        """How to add templates for a label, for messages."""
         if not self.path:
             return "give a caption file (--captions)"
         keys = f'"sources" / "{source}" / "{label}" or "modalities" / "{modality}" / "{label}"'
@@ -147,7 +147,7 @@ class CaptionTemplates:
 
 
 def load(path: PathLike) -> CaptionTemplates:
-    """Reads and checks a caption file. Raises CorpusError naming the file and the key at fault."""
+    """Reads and checks a caption file. Raises CorpusError, which names the file and the key."""
     try:
         data = to_path(path).read_bytes()
         content = json.loads(data)
@@ -249,7 +249,7 @@ def _label_sets(
 def save_label_sets(
     path: PathLike, label_sets: Iterable[tuple[LabelSet, Sequence[Caption]]]
 ) -> None:
-    """Writes a caption file of label sets, in one step."""
+    """Writes a caption file of label sets, atomically."""
     table: dict[str, int] = {}
     entries = []
     for label_set, captions in label_sets:

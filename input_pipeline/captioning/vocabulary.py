@@ -1,7 +1,7 @@
 """Medical words: findings with synonyms and broader terms, modalities, attributes, negation.
 
-The table is data, `data/vocabulary.json`; a file of the same form given by the user adds findings
-and modalities or replaces single entries. A label that no entry knows is its own only word.
+The table is `data/vocabulary.json`; a user's file in the same format adds findings and modalities
+or replaces single entries. An unknown label is its only word.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ _FINDING_KEYS = {"synonyms", "phrases", "is_a", "negates", "implies", "num_capti
 
 @dataclasses.dataclass(frozen=True)
 class Mention:
-    """A term found in a text, normalised, and whether it is negated there."""
+    """A normalized term in a text, and whether it is negated there."""
 
     text: str
     negated: bool
@@ -31,7 +31,7 @@ class Mention:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What a label set says of an image: findings that are there, findings that are not."""
+    """The findings that a label set asserts and those that it denies."""
 
     present: tuple[str, ...]
     absent: tuple[str, ...]
@@ -42,7 +42,7 @@ class Vocabulary:
     """The table with its regular expressions.
 
     Attributes:
-      content: the JSON, for what needs no more than a look-up.
+      content: the JSON, for simple look-ups.
     """
 
     def __init__(self, content: Mapping[str, Any]) -> None:
@@ -62,7 +62,7 @@ class Vocabulary:
                 self._by_term.setdefault(normalise(term), []).append(name)
 
     def finding(self, label: str) -> str:
-        """The table's name of a label's finding; the label itself where no entry knows it."""
+        """The name of a label's finding in the table; the label itself if unknown."""
         unknown = " ".join(re.sub(r"[_/]+", " ", label).split())
         return self._by_label.get(normalise(label), unknown)
 
@@ -71,7 +71,7 @@ class Vocabulary:
         return (finding, *self._findings.get(finding, {}).get("synonyms", ()))
 
     def phrases(self, finding: str) -> tuple[str, ...]:
-        """Those words for a finding that can stand in a sentence; see `grammar`."""
+        """The words for a finding that fit into a sentence; see `grammar`."""
         return tuple(self._findings.get(finding, {}).get("phrases", ())) or self.terms(finding)
 
     def broader(self, finding: str) -> set[str]:
@@ -112,12 +112,12 @@ class Vocabulary:
         return implied | dict(label_set.attributes)
 
     def num_captions(self, label_set: LabelSet, default: int) -> int:
-        """How many captions a set gets: more where the table says so for one of its labels."""
+        """The number of captions of a set; the table asks for more for some labels."""
         entries = (self._findings.get(self.finding(label), {}) for label in label_set.labels)
         return max([default, *(entry.get("num_captions", 0) for entry in entries)])
 
     def modality(self, name: str) -> str:
-        """The table's key of a modality; the lowered name where it has none."""
+        """The key of a modality in the table; the name in lower case if it has none."""
         return self.content["modality_aliases"].get(name.lower(), name.lower())
 
     def findings_in(self, text: str, extra: Sequence[str] = ()) -> Iterator[tuple[str, Mention]]:
@@ -178,10 +178,10 @@ def _singulars(term: str) -> Iterator[str]:
 
 
 def load(extension: PathLike | None = None) -> Vocabulary:
-    """The built-in table, with the entries of the user's file added or put in place.
+    """The built-in table, with entries of the user's file added or replaced.
 
     Raises:
-      CorpusError: the user's file cannot be read or is not of the table's form; names the key.
+      CorpusError: the user's file cannot be read or has another format; names the key.
     """
     data = importlib.resources.files("input_pipeline.captioning") / "data" / "vocabulary.json"
     content = json.loads(data.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""The generated corpus behind the quickstart and the tests: phantoms written as TFRecord shards."""
+"""The generated corpus of the quickstart and the tests: phantoms in TFRecord shards."""
 
 from input_pipeline import phantoms
 from input_pipeline.conversion.executors import Local
@@ -25,7 +25,7 @@ def write_phantoms(
       num_train_per_class: phantoms of each modality and finding, of which there are 17.
       num_val_per_class: the same for ``val``.
       image_size: side of the square images, in pixels.
-      seed: another seed gives other phantoms.
+      seed: seed of the phantoms.
       workers: number of processes; the files do not depend on it.
     """
     out_dir = to_path(out_dir)

@@ -1,6 +1,6 @@
 """TFDS metadata beside the shards, so that `tfds.builder_from_directory(DIR)` reads a corpus.
 
-Written by TFDS' own functions; importing it takes seconds, which is why only `write` does so.
+Written by functions of TFDS; importing it takes seconds, so only `write` does.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def write(directory: AnyPath, manifest: Manifest, features: Mapping[str, Any]) -
             for name, split in manifest.splits.items()
         ]
         for split in manifest.splits.values():
-            for shard in split.shards:  # TFDS looks for the names, not into the files
+            for shard in split.shards:  # TFDS checks the names, not the contents
                 (pathlib.Path(folder) / shard.file).touch()
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints its progress
             tfds.folder_dataset.write_metadata(

@@ -1,7 +1,7 @@
-"""The thirteen parts of the UniMed corpus, each as one description; `sources/unimed.py` reads them.
+"""Descriptions of the thirteen parts of the UniMed corpus, for `sources/unimed.py`.
 
-Each part is converted to a corpus directory of its key's name. Where the header of a file is not
-publicly known, a column is given by position and its cells are checked. Counts are those of the
+Each part is converted to a corpus directory with the name of its key. Where the header of a file is
+not publicly known, a column is given by position and its cells are checked. Counts are those of the
 published corpus (shards of 1,000 pairs, the last one shorter).
 """
 
@@ -13,7 +13,7 @@ Column = str | int  # a header name or JSON path ("conversations.1.value"), or a
 
 @dataclass(frozen=True)
 class Expected:
-    """How many there are in the published corpus: of samples, or of original captions."""
+    """Numbers in the published corpus: of samples, or of original captions."""
 
     low: int
     high: int
@@ -35,11 +35,11 @@ class SplitFile:
 
 @dataclass(frozen=True)
 class TarLayout:
-    """How the published tars hold captions: joined by a separator, in this order.
+    """The layout of captions in the published tars: joined by a separator, in this order.
 
-    `num_original` leading pieces, or with `report_last` what follows the last separator, are
-    original text; `absent` stands where there is none. Of the others `num_generated` are captions,
-    None: all. `folders` are the names in use.
+    `num_original` leading pieces, or with `report_last` the text after the last separator, are
+    original texts; `absent` marks a missing one. `num_generated` of the other pieces are captions
+    (None: all). `folders` are the names of the folders of tars.
     """
 
     folders: tuple[str, ...]
@@ -55,29 +55,29 @@ class UnimedPart:
     """One part of the corpus.
 
     Attributes:
-      title: for people.
-      modality: of a row, unless `modality_by_path` (regex -> modality) or `modality_by_key` (key of
-        the JSON array -> modality) says more.
-      caption_rule: how training draws (`captions.py`).
-      access: where the data comes from.
-      licence: what is known of the terms.
+      title: name of the part for messages.
+      modality: modality of a row, unless `modality_by_path` (regex -> modality) or
+        `modality_by_key` (key of the JSON array -> modality) gives another.
+      caption_rule: how training draws captions (`caption_sampling.py`).
+      access: where to get the data.
+      licence: the known terms of use.
       format: csv, jsonl, or json:KEY, the array of a JSON file under KEY (empty: the file is the
         array; *: the arrays under every key).
-      annotations: paths or globs below --raw; the first that is there is read, of a glob all files.
-      left_out: annotation files of the glob that are not read, and why.
-      image: column of the image, and `image_path` what becomes of it.
-      image_folders: below --raw, where the images may be; the one that holds most is taken.
+      annotations: paths or globs below --raw; the first that exists is read; of a glob, all files.
+      left_out: annotation files of the glob that are not read, with the reason.
+      image: column of the image; `image_path` transforms it to a path.
+      image_folders: possible folders of the images below --raw; the one with most images is used.
       path_prefixes: leading parts of image paths that may be absent on disk.
-      texts: columns of what people wrote.
+      texts: columns of texts that people wrote.
       labels: column of class names.
-      released: column of the published generated captions, and `num_released` how many there are.
-      released_file: (path, key) of a JSON array of those, in the order of the annotations.
+      released: column of the published generated captions; `num_released` is their number.
+      released_file: (path, key) of a JSON array of them, in the order of the annotations.
       several_texts_per_image: rows of one image differ by their text; their ids end in its hash.
       identity: regex on a path; `key` names the image, `group` the patient or article.
-      split_column, split_by_path, split_file: where the official split is.
-      noise: regex of labels that are none; with `last_label` only the last of the others is kept.
-      label_caption: a caption made of the label, where the labels are the text.
-      note_by_path: regex -> remark to be counted.
+      split_column, split_by_path, split_file: location of the official split.
+      noise: regex of labels to ignore; with `last_label`, only the last other label is kept.
+      label_caption: template of a caption from the label, if the labels are the only text.
+      note_by_path: regex -> note to be counted.
     """
 
     title: str
@@ -113,7 +113,7 @@ class UnimedPart:
 
 
 def _below(folders: tuple[str, ...], *names: str) -> tuple[str, ...]:
-    """Paths of files that lie in --raw itself or in a folder of it."""
+    """Paths of files in --raw or in a folder of it."""
     return tuple(f"{folder}{name}" for name in names for folder in ("", *folders))
 
 

@@ -132,7 +132,7 @@ def _write_shards(
 def write_shard(
     out_dir: AnyPath, make_sample: MakeSample, schema: records.Schema, threads: int, file: str
 ) -> None:
-    """Writes one shard, which appears whole, and leaves the proof."""
+    """Writes one shard atomically, and the proof that it is complete."""
     import tensorflow as tf
 
     counts = {field: collections.Counter() for field in manifest_lib.COUNTED_FIELDS}

@@ -32,7 +32,7 @@ _IDENTIFYING = (
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether the bytes are a DICOM file, told by its preamble."""
+    """Whether the bytes are a DICOM file, by its preamble."""
     return data[128:132] == b"DICM"
 
 

@@ -1,6 +1,6 @@
 """Image bytes of many formats -> the JPEG or PNG bytes that a record holds.
 
-What the bytes are is told by the bytes; the file name plays no part.
+The format is recognized by the bytes, not by the file name.
 
 - JPEG and PNG of 8 bits are kept as they are, byte for byte.
 - TIFF, WebP, BMP, GIF, PPM, JPEG 2000 and DICOM become PNG, without loss for 8 bits.
@@ -22,7 +22,7 @@ from input_pipeline.io import dicom
 
 JPEG_QUALITY = 95
 
-_KEPT = ("JPEG", "MPO", "PNG")  # MPO: JPEG with further pictures behind the first
+_KEPT = ("JPEG", "MPO", "PNG")  # MPO: JPEG with more images after the first
 _CONVERTED = ("TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _PERCENTILES = (0.5, 99.5)

@@ -1,4 +1,4 @@
-"""Intensity windows: which values of a volume become 0 and 1."""
+"""Intensity windows: the values of a volume that are mapped to 0 and 1."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# what is taken for a modality if nothing else is given
+# default of each modality
 BY_MODALITY = {"ct": "-175,250", "mri": "percentiles:0.5,99.5"}
 MINMAX = "minmax"
 
@@ -16,7 +16,7 @@ _MOST_VALUES = 2**20  # that percentiles are taken of
 
 @dataclass(frozen=True)
 class Window:
-    """Two values, or how they are found in a volume.
+    """Two values, or a rule that finds them in a volume.
 
     Attributes:
       low, high: of the window; percentages if ``relative``.

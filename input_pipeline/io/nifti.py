@@ -1,4 +1,4 @@
-"""NIfTI volumes as they lie in the patient, read slice by slice, and labels written like them.
+"""NIfTI volumes in patient orientation, read slice by slice, and labels written like them.
 
 A volume's axes are (superior, anterior, right): depth, height, width of a record. nibabel, which
 turns them by their headers, is an extra and imported where it is used.
@@ -39,7 +39,7 @@ class NiftiVolume:
     Attributes:
       shape: (D, H, W).
       spacing: mm between neighbours along these axes.
-      affine: (4, 4), from the file's own voxel indices to mm.
+      affine: (4, 4), from the voxel indices of the file to mm.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,7 +75,7 @@ class NiftiVolume:
         return slices * np.float32(proxy.slope) + np.float32(proxy.inter)
 
     def values(self) -> np.ndarray:
-        """All of it."""
+        """The whole volume."""
         return self.read(0, self.shape[0])
 
 

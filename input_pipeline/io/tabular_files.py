@@ -1,4 +1,4 @@
-"""Streams of records from CSV, JSON Lines and JSON files; errors name the file and the place."""
+"""Streams records from CSV, JSON Lines and JSON files; errors name the file and the line."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from input_pipeline.io.files import AnyPath, open_to_read, reason
 
 _CHUNK = 1 << 16  # characters of JSON read at a time
 _MAY_GO_ON = ("", *"+-.eE0123456789")
-MAX_FIELD = 1 << 24  # characters of one CSV field; the csv module's own limit is 131,072
+MAX_FIELD = 1 << 24  # characters of one CSV field; the default of the csv module is 131,072
 
 
 def csv_header(path: AnyPath) -> list[str]:
@@ -96,7 +96,7 @@ def json_items(path: AnyPath, array_key: str) -> Iterator[tuple[str, Any]]:
 
 
 class _JsonText:
-    """JSON that is read as far as it is needed. ValueError where it is none."""
+    """Reads JSON incrementally. Raises ValueError for invalid JSON."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file

@@ -1,6 +1,6 @@
 """Where arrays live: a mesh with the axes data, fsdp and tensor, and one table of rules.
 
-Models name the *logical* axis of every parameter dim; ``LOGICAL_TO_MESH`` says which mesh axis, if
+Models name the *logical* axis of every parameter dim; ``LOGICAL_TO_MESH`` names the mesh axis, if
 any, divides it. Optimiser moments follow their parameter. Changing how a model is laid out is a
 change of this table only.
 """
@@ -14,13 +14,13 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-# logical axis of a dim -> mesh axis that divides it (None: every device holds the whole dim)
+# logical axis of a dim -> mesh axis that divides it (None: the dim is not divided)
 LOGICAL_TO_MESH: Mapping[str, str | None] = {
     "embed": "fsdp",  # model width
     "heads": "tensor",  # attention heads
     "mlp": "tensor",  # hidden width of MLPs
     "vocab": "tensor",  # rows of the word embedding
-    "layers": None,  # stacked blocks, visited one after the other
+    "layers": None,  # stacked blocks, scanned one after the other
     "head_dim": None,
     "positions": None,
     "patch": None,  # pixels of a patch
@@ -35,7 +35,7 @@ ParameterAxes = Sequence[tuple[str, tuple[str | None, ...]]]
 
 
 def host_device() -> jax.Device:
-    """A device whose memory is that of the host, where JAX has one, else its first device."""
+    """A CPU device, whose memory is that of the host, if JAX has one; else its first device."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
@@ -88,7 +88,7 @@ def partition_spec(
 ) -> PartitionSpec:
     """The first rule whose regular expression is found in the path decides.
 
-    A dim that its mesh axis does not divide evenly stays whole.
+    A dim that its mesh axis does not divide evenly is not divided.
 
     Raises:
       ValueError: no rule matches, or the rule names another number of dims.

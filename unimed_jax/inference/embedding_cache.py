@@ -39,10 +39,10 @@ def tower_digest(config: ModelConfig, params: Mapping[str, Any], tower: str) -> 
 
 
 def load(path: AnyPath, key: str) -> dict[str, np.ndarray] | None:
-    """The arrays that ``save`` was given; None where there is no file, or its key differs.
+    """The arrays of ``save``; None if there is no file, or its key differs.
 
-    Every process calls it and gets the same: the first one reads the file and sends it to the
-    others, which need not see it.
+    Every process calls it and gets the same result: the first process reads the file and sends it
+    to the others, which need no access to it.
 
     Raises:
       UserError: the file does not hold embeddings.
@@ -66,7 +66,7 @@ def load(path: AnyPath, key: str) -> dict[str, np.ndarray] | None:
 
 
 def save(path: AnyPath, key: str, **arrays: np.ndarray) -> None:
-    """Writes what ``load`` reads, on the first process; ``key`` says what the arrays depend on."""
+    """Writes a file for ``load``, on the first process; ``key``: what the arrays depend on."""
     if jax.process_index() == 0:
         buffer = io.BytesIO()
         np.savez(buffer, stamp=key, **arrays)

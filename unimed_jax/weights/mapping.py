@@ -42,8 +42,8 @@ def to_params(
     """
     wanted = _flat(abstract)
     entries = {entry.path: entry for entry in layout if entry.path in wanted}
-    if untold := wanted.keys() - entries.keys():
-        raise ValueError(f"the layout has no entry for {', '.join(sorted(untold))}")
+    if unmapped := wanted.keys() - entries.keys():
+        raise ValueError(f"the layout has no entry for {', '.join(sorted(unmapped))}")
     shapes = {
         path: {
             name: shape

@@ -46,7 +46,7 @@ def write(
         directory / "report.html",
         title=f"{found.suite.title}: {model.checkpoint}",
         sections=_sections(found, settings),
-        subtitle=f"Protocol {found.protocol}: {PROTOCOLS[found.protocol]}. It shows pictures of "
+        subtitle=f"Protocol {found.protocol}: {PROTOCOLS[found.protocol]}. It shows images of "
         "the sets: their terms apply.",
     )
     process.log(table(found))
@@ -114,7 +114,7 @@ def _sections(found: SuiteResult, settings: Mapping[str, str]) -> list[html_repo
         *([_bad_images(found)] if any(r.bad_images for r in found.sets) else []),
         classification_report.classification_section(results, "Other scores"),
         classification_report.confusion_section(small),
-        classification_report.gallery_section(_wrong_answers(found), "Wrong answers"),
+        classification_report.gallery_section(_wrong_predictions(found), "Wrong predictions"),
         html_report.config_section(settings, "Settings"),
     ]
 
@@ -241,7 +241,7 @@ def _percent(scored: Scored, metric: str) -> str:
     return f"{100 * scored.values[metric]:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _wrong_answers(found: SuiteResult) -> list[classification_report.GalleryItem]:
+def _wrong_predictions(found: SuiteResult) -> list[classification_report.GalleryItem]:
     """The first images of each set that are classified wrongly."""
     items = []
     for r in found.sets:
