@@ -1,4 +1,4 @@
-"""Runs of a recipe with parts taken away, one after the other, and their scores as rows."""
+"""Ablation runs of a recipe, one after the other, and their scores as rows."""
 
 import csv
 import json

@@ -1,11 +1,11 @@
-"""Whether unimed_jax and stock open_clip say the same of real images, from files to classes.
+"""Agreement of unimed_jax with stock open_clip on real images, from files to classes.
 
     python benchmarks/agreement.py --model=exports/minimed --table=MINIMED/metadata.csv \\
         --prompts=unimed_jax/evals/prompts/minimed.json
 
-Both open the export, read the pictures of the split `val`, preprocess them their own way, and
-classify them all by every task of the prompt file; open_clip does so in zero_shot_in_torch.py, a
-process of its own. Ends with status 1 if a class differs, or a logit by more than --tolerance.
+Both open the export, read the images of the split `val`, apply their usual preprocessing, and
+classify all of them by every task of the prompt file; open_clip runs in a separate process,
+zero_shot_in_torch.py. Ends with status 1 if a class differs, or a logit by more than --tolerance.
 Needs the extra [torch].
 """
 

@@ -1,16 +1,16 @@
-"""Images per second of conversion, beside a plain loop that writes webdataset tars, and memory.
+"""Images per second of conversion, compared to a loop that writes webdataset tars, and memory.
 
     python benchmarks/conversion.py --images=DIR --num=1000 --repeats=3
 
-The same images go, in turns within one run, through a plain loop (read, add to a tar of 1,000
-samples; what most preparation scripts do), through that loop with every image decoded first, and
-through the conversion in one process, which decodes every image, counts, hashes and syncs. Printed
-are medians, per second of the clock and per second of one core, the share of planning, and what
-the images of the whole corpus would take.
+The same images go, alternately within one run, through a plain loop (read, add to a tar of 1,000
+samples, as most preparation scripts do), through that loop with every image decoded first, and
+through the conversion in one process, which decodes every image, counts, hashes and syncs. Prints
+medians per second of wall time and of CPU time, the fraction of planning, and an estimate for the
+images of the whole corpus.
 
     python benchmarks/conversion.py --plan_rows=10000,200000
 
-plans synthetic tables of these lengths, each in a process of its own, and prints its peak memory.
+plans synthetic tables of these lengths, each in a separate process, and prints the peak memory.
 """
 
 import argparse

@@ -5,9 +5,9 @@
 
 Decoding and preprocessing are included, as a user would run them: open_clip with its transform in
 torch's DataLoader, without workers and with one per core; unimed_jax by `encode_image` on paths.
-Each is a process of its own on the same cores, embeds the same files, and takes turns with the
-others. Batches of unimed_jax have the size that it chooses itself. Without --model, a ViT-B/16 of
-random weights is exported first. Needs the extra [torch].
+Each is a separate process on the same cores and embeds the same files; their rounds alternate.
+unimed_jax chooses its batch size. Without --model, a ViT-B/16 with random weights is exported
+first. Needs the extra [torch].
 """
 
 import argparse

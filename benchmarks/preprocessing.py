@@ -1,9 +1,9 @@
-"""How far evaluation preprocessing is from torchvision's Resize + CenterCrop, on images of yours.
+"""Differences of the evaluation preprocessing from torchvision's Resize + CenterCrop.
 
     python benchmarks/preprocessing.py DIR --size=128 --every=10
 
-torchvision runs in a process of its own. Prints, in grey levels of 0 to 255, the mean and the
-largest absolute difference over all pixels, and the mean of the worst image.
+DIR holds images; torchvision runs in a separate process. Prints, in grey levels of 0 to 255, the
+mean and the largest absolute difference over all pixels, and the mean of the worst image.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py [--config=configs/quickstart.py] [--repeats=3]
 
-Runs the command in processes of its own, with a compilation cache of its own: once to draw the
+Runs the command in separate processes with a separate compilation cache: once to draw the
 phantoms, then once with an empty cache, then --repeats times with a full one. Prints the line of
 each run, and the median of the last ones.
 """

@@ -3,8 +3,8 @@
     python benchmarks/text_alignment.py [--repeats=20]
 
 The same numbers at the published size (32 images of 192 x 192, 36 patches, 4 classes, 512 wide).
-PyTorch runs in a process of its own, once with loops over images, patches and classes as the
-published code has them, once vectorised. Prints milliseconds (median) and ratios.
+PyTorch runs in a separate process, once with loops over images, patches and classes as in the
+published code, once vectorized. Prints milliseconds (median) and ratios.
 """
 
 import argparse

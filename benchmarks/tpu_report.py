@@ -3,9 +3,9 @@
     pip install --target=libtpu 'libtpu==0.0.42.*'
     PYTHONPATH=libtpu python benchmarks/tpu_report.py [--cache=tpu_report]
 
-Every step is compiled by tools/compile_report.py in a process of its own, 2 to 4 minutes of one
-core each. Results in --cache are not compiled again: a stopped run resumes, and after
-a change of the code the directory is to be removed. Writes docs/log/tpu_report.md and .json.
+Every step is compiled by tools/compile_report.py in a separate process, 2 to 4 minutes of one core
+each. Results in --cache are not compiled again: a stopped run resumes; remove the directory after a
+change of the code. Writes docs/log/tpu_report.md and .json.
 """
 
 import argparse

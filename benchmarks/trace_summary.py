@@ -1,12 +1,12 @@
-"""What the compiled program of a traced run spends its time on, by kind of operation.
+"""The time of a traced run by kind of operation.
 
     python benchmarks/trace_summary.py RUN/profile     # of a run with --config.profile=True
     python benchmarks/trace_summary.py FOLDER          # of benchmarks/train_step.py --trace=FOLDER
 
 An operation is named as in the compiled program without its number: `dot_general` is a matrix
 product, `copy_fusion` moves numbers, `multiply_add_fusion` is arithmetic that ends in an addition.
-Operations that hold others (loops, calls) are left out. Operations run beside each other, so their
-sum may be more than the time of a step.
+Operations that contain others (loops, calls) are left out. Operations overlap, so their sum may
+exceed the time of a step.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Memory that programs on CPUs keep from one call to the next."""
+"""The allocator settings for programs on CPUs."""
 
 import platform
 import subprocess
@@ -9,8 +9,8 @@ import pytest
 PROGRAM = """
 import resource, sys
 from unimed_jax.distributed import cpu_allocator
-if sys.argv[1] == "keep":
-    assert cpu_allocator.keep()
+if sys.argv[1] == "tune":
+    assert cpu_allocator.tune_malloc()
 import jax
 import jax.numpy as jnp
 
@@ -27,7 +27,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def run(code: str, *arguments: str, platforms: str) -> str:
-    """What a Python process of its own prints."""
+    """What a Python process prints."""
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env={"PYTHONPATH": ":".join(sys.path), "JAX_PLATFORMS": platforms},
@@ -41,11 +41,11 @@ def run(code: str, *arguments: str, platforms: str) -> str:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries lack mallopt")
 def test_a_program_finds_its_temporaries_mapped():
-    pages, kept = (int(run(PROGRAM, mode, platforms="cpu")) for mode in ("give back", "keep"))
+    pages, kept = (int(run(PROGRAM, mode, platforms="cpu")) for mode in ("give back", "tune"))
     assert pages > 1000  # else there is nothing to gain here
     assert kept < pages / 10
 
 
 def test_nothing_is_changed_where_an_accelerator_is_asked_for():
-    code = "from unimed_jax.distributed import cpu_allocator; print(cpu_allocator.keep())"
+    code = "from unimed_jax.distributed import cpu_allocator; print(cpu_allocator.tune_malloc())"
     assert run(code, platforms="tpu,cpu") == "False"

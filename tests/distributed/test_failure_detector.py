@@ -14,7 +14,7 @@ from unimed_jax.distributed.failure_detector import RESTART_STATUS
 
 @pytest.fixture
 def three_processes():
-    """Three processes of a job that know each other."""
+    """Three connected processes of a job."""
     processes = [
         subprocess.Popen(
             [sys.executable, ROOT / "tests" / "helpers" / "failing_process.py"],

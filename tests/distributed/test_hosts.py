@@ -1,4 +1,4 @@
-"""A job of two processes on data of uneven shards, killed and preempted for real."""
+"""A job of two processes on uneven shards, really killed and preempted."""
 
 import dataclasses
 import itertools
@@ -42,7 +42,7 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def uneven_corpus(tmp_path_factory) -> Path:
-    """The phantoms of ``phantom_corpus``, dealt to shards of very different sizes."""
+    """The phantoms of ``phantom_corpus``, in shards of very different sizes."""
     directory = tmp_path_factory.mktemp("uneven")
     write_phantoms(directory, num_train_per_class=6, num_val_per_class=2, image_size=40)
     found = manifest.load(directory)
@@ -92,7 +92,7 @@ def test_killed_and_preempted_two_processes_train_like_one(uneven_corpus, tmp_pa
     def start_both():
         return [start(recipe, workdir, **environment) for environment in job_environment(2)]
 
-    # a worker, then process 0, is killed: the other one names it and ends
+    # kill a worker, then process 0: the other process names it and exits
     for victim, step in ((1, 22), (0, 42)):
         processes = start_both()
         wait_for_row(processes[0], workdir, step)
@@ -106,7 +106,7 @@ def test_killed_and_preempted_two_processes_train_like_one(uneven_corpus, tmp_pa
         processes[victim].communicate()
         assert max(losses_of(workdir)) < 80
 
-    # one of them is told to stop: both save the same step and end well
+    # one of them receives SIGTERM: both save the same step and exit normally
     processes = start_both()
     wait_for_row(processes[0], workdir, 62)
     processes[1].send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The same run on other meshes and numbers of processes: same records, same losses."""
+"""A run on different meshes and numbers of processes: same records, same losses."""
 
 import math
 import shutil
@@ -29,12 +29,12 @@ STEPS = {
     "model__visual__layers": 1,
     "model__text__layers": 1,
 }
-TOLERANCE = 2e-5  # relative: other meshes add in another order
+TOLERANCE = 2e-5  # relative: the order of summation depends on the mesh
 NUM_STREAMS = 4
 
 
 def train_here(corpus: Path, workdir: Path, mesh: tuple[int, int, int]) -> None:
-    """Trains in this process on a mesh (data, fsdp, tensor) of as many devices as it takes."""
+    """Trains in this process on a mesh (data, fsdp, tensor)."""
     axes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DataLoader, "read", recording(DataLoader.read, workdir / "batches"))
@@ -43,7 +43,7 @@ def train_here(corpus: Path, workdir: Path, mesh: tuple[int, int, int]) -> None:
 
 
 def train_in_processes(corpora: list[Path], workdir: Path, devices_each: int) -> None:
-    """Trains in one process per corpus directory, all of them parts of one job."""
+    """Trains in a job of one process per corpus directory."""
     processes = [
         start(
             write_recipe(workdir.parent / f"{workdir.name}-{index}.py", corpus, **STEPS),
@@ -90,7 +90,7 @@ def assert_same_losses(workdir: Path, reference: Path) -> None:
 
 @pytest.fixture(scope="module")
 def one_process(phantom_corpus, tmp_path_factory) -> Path:
-    """The work directory of a run on eight devices of one process, never interrupted."""
+    """The work directory of an uninterrupted run on eight devices of one process."""
     workdir = tmp_path_factory.mktemp("one") / "run"
     train_here(phantom_corpus, workdir, (8, 1, 1))
     return workdir
@@ -98,7 +98,7 @@ def one_process(phantom_corpus, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def four_processes(phantom_corpus, tmp_path_factory) -> Path:
-    """The same by four processes with two devices each, which can read their own shards only."""
+    """The same with four processes of two devices each, which can read only their shards."""
     directory = tmp_path_factory.mktemp("four")
     corpora = [
         only_own_shards(phantom_corpus, directory / f"corpus{host}", host, 4) for host in range(4)

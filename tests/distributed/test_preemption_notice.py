@@ -1,4 +1,4 @@
-"""The notice of Google Cloud's metadata server, from a real server on loopback."""
+"""Notices of Google Cloud's metadata server, from a server on loopback."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from unimed_jax.distributed import preemption_notice, process
 
 @pytest.fixture
 def metadata(monkeypatch):
-    """path -> value of a metadata server that this process asks."""
+    """path -> value of the metadata server that this process polls."""
     values = {}
 
     class Handler(BaseHTTPRequestHandler):

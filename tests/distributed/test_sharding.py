@@ -1,4 +1,4 @@
-"""The table of rules: what is divided, what is not, and what is refused."""
+"""The sharding rules: dims that are divided, dims that are not, and errors."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The export, opened by stock open_clip in a process of its own, and read back by ourselves."""
+"""The export, opened by stock open_clip in a separate process, and read back by this package."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def _tokenizer(directory: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[list, dict, dict]:
-    """(model, params) of each variant, the inputs, and what open_clip makes of the exports."""
+    """(model, params) of each variant, the inputs, and open_clip's outputs for the exports."""
     root = tmp_path_factory.mktemp("open_clip")
     rng = np.random.default_rng(1)
     ids = rng.integers(4, 99, (6, 16))
@@ -126,7 +126,7 @@ def test_exported_tokenizer_is_the_one_given(reference: tuple) -> None:
 
 @pytest.fixture(scope="module")
 def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a finished run leaves: two checkpoints of a small model, tokenizer, scores."""
+    """A finished run: two checkpoints of a small model, tokenizer, scores."""
     workdir = tmp_path_factory.mktemp("run")
     config = base_config("contrastive")
     config.model.update(small_config())
@@ -170,7 +170,7 @@ def test_export_verifies_and_reads_back_bit_for_bit(
     assert "| zero_shot/modality | 0.875 |" in card
     assert run.stdout.splitlines()[0] in card
 
-    # moved to another place, it opens as its card says
+    # after a move, it opens as the model card describes
     moved = tmp_path / "elsewhere"
     out.rename(moved)
     after_move = card.split("After a move")[1].split("```python\n")[1].split("```")[0]

@@ -1,4 +1,4 @@
-"""Conversions in tests: the command run in this process, and what it wrote."""
+"""Conversions in tests: runs the command in this process and reads its output."""
 
 import importlib.util
 import json

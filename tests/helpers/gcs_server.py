@@ -1,12 +1,12 @@
-"""A Google Cloud Storage small enough for tests, on loopback: buckets in memory, real clients.
+"""A small Google Cloud Storage server for tests, on loopback: buckets in memory, real clients.
 
-Three clients speak to it: gcsfs (STORAGE_EMULATOR_HOST), tensorstore, which writes the arrays of
-checkpoints (TENSORSTORE_GCS_HTTP_URL), and TensorFlow, whose address of Google cannot be changed
-but which goes through a proxy (https_proxy): the server is that proxy as well, answers for Google's
-hosts itself, with a certificate of its own (CURL_CA_BUNDLE), and refuses every other host.
+Three clients use it: gcsfs (STORAGE_EMULATOR_HOST), tensorstore, which writes the arrays of
+checkpoints (TENSORSTORE_GCS_HTTP_URL), and TensorFlow, whose Google
+addresses are fixed but which uses a proxy (https_proxy): the server is that proxy as well, responds
+for Google's hosts with its certificate (CURL_CA_BUNDLE), and refuses every other host.
 
-As at Google, an object appears whole when its upload ends and not at all when the client dies, a
-prefix is no directory, and ifGenerationMatch is obeyed.
+As with Google, an object appears when its upload ends, and not at all if the client dies; a prefix
+is not a directory; ifGenerationMatch is obeyed.
 """
 
 import base64
@@ -34,7 +34,7 @@ _HOSTS = ("storage.googleapis.com", "www.googleapis.com")
 
 @dataclass
 class Storage:
-    """What the server holds, and what it was asked: `objects` is name -> content of one bucket."""
+    """State and requests of the server: `objects` is name -> content of one bucket."""
 
     address: str = ""
     objects: dict[str, bytes] = field(default_factory=dict)

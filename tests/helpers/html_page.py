@@ -1,4 +1,4 @@
-"""Reads a report back: checks that it is well formed, collects what it shows."""
+"""Parses a report: checks that it is well formed, collects its content."""
 
 from html.parser import HTMLParser
 

@@ -1,7 +1,7 @@
-"""A Hugging Face hub small enough for tests: create, commit, list, download, on loopback.
+"""A small Hugging Face hub for tests: create, commit, list, download, on loopback.
 
-It speaks to the real client (HF_ENDPOINT), which the real hub cannot from here. Files come inside
-the commit ("regular" upload), as small files do there.
+It serves the real client (HF_ENDPOINT) without network. Files are part of the commit ("regular"
+upload), as for small files in the real hub.
 """
 
 import base64

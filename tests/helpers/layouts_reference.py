@@ -1,4 +1,4 @@
-"""Small CLIPs in the layouts of others, with their embeddings, in a process of its own.
+"""Small CLIPs in the layouts of other projects, with embeddings, in a separate process.
 
     python tests/helpers/layouts_reference.py DIRECTORY BERT_DIRECTORY
 

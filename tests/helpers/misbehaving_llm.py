@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on loopback that misbehaves on purpose; run as a process of its own.
+"""An OpenAI-compatible server on loopback that misbehaves on purpose, in a separate process.
 
     python tests/helpers/misbehaving_llm.py STATE_DIR [PLAN]
 

@@ -1,4 +1,4 @@
-"""Embeddings by stock open_clip, in a process of its own (TensorFlow and torch do not share one).
+"""Embeddings by stock open_clip, in a separate process (TensorFlow and torch cannot share one).
 
     python tests/helpers/open_clip_reference.py IN.npz OUT.npz DIRECTORY...
 

@@ -1,4 +1,4 @@
-"""unimed_jax.train, which also writes down what it reads: ``runs.recorded(RECORD)``."""
+"""unimed_jax.train that records the ids it reads: ``runs.recorded(RECORD)``."""
 
 import os
 from pathlib import Path

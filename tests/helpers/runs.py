@@ -1,4 +1,4 @@
-"""Starting real training processes and reading what they leave, for several test files."""
+"""Starts real training processes and reads their output, for several test files."""
 
 import contextlib
 import json
@@ -105,7 +105,7 @@ def recording(read, directory: Path):
 
 
 def recorded(directory: Path) -> dict[int, list[str]]:
-    """step -> ids of the global batch, hosts in order; what was read twice was the same twice."""
+    """step -> ids of the global batch, hosts in order; checks that repeated reads are equal."""
     batches: dict[int, list[str]] = {}
     for file in sorted(directory.iterdir()):
         own: dict[int, list[str]] = {}

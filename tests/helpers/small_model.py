@@ -1,4 +1,4 @@
-"""A dual encoder of some ten thousand parameters, for tests."""
+"""A dual encoder of about ten thousand parameters, for tests."""
 
 import copy
 import math

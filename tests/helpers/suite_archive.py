@@ -1,4 +1,4 @@
-"""A generated folder of test sets in the layout of the published archive; pictures are noise."""
+"""A generated folder of test sets in the layout of the published archive; images are noise."""
 
 import csv
 import shutil
@@ -37,7 +37,7 @@ class Archive:
 
 
 def write_chexpert(a: Archive) -> None:
-    """Columns in CheXpert's order, which is not that of the labels, and texts of several lines."""
+    """Columns in CheXpert's order, which differs from the labels' order, and multi-line texts."""
     names = ["Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion"]
     rows = []
     for i, name in enumerate(names):
@@ -198,7 +198,7 @@ def write_archive(root: Path) -> None:
 
 
 def write_large_pcam(root: Path, count: int) -> None:
-    """PCAM, of `count` images that differ, in place of a smaller one."""
+    """Replaces PCAM by a set of `count` different images."""
     folder = root / "PCam_Test_preprocessed"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

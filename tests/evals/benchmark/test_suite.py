@@ -1,4 +1,4 @@
-"""The benchmark suite: all 21 layouts, generated, through the command."""
+"""The benchmark suite on generated data in all 21 layouts, run by the command."""
 
 import csv
 import dataclasses
@@ -29,7 +29,7 @@ UNIMED21 = suite_files.load_suite("unimed21")
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small export whose tokenizer spells, so that different prompts differ."""
+    """A small export with a character tokenizer, so that different prompts differ."""
     return write_export(tmp_path_factory.mktemp("export"), text={"context_length": 32})
 
 
@@ -72,7 +72,7 @@ def test_the_suite_is_the_published_one():
     modalities = [s.modality for s in UNIMED21.sets]
     weights = {"xray": 2, "ct": 3, "mri": 2, "ultrasound": 2, "fundus": 4, "histopathology": 8}
     assert {m: modalities.count(m) for m in modalities} == weights
-    for model, row in UNIMED21.published.items():  # the means follow from these weights
+    for model, row in UNIMED21.published.items():  # the means follow from these values
         if len(row) > 1:
             mean = sum(weights[m] * row[m] for m in weights) / 21
             assert mean == pytest.approx(row["mean"], abs=0.02), model
@@ -161,7 +161,7 @@ def test_labels_are_those_of_the_files(archive):
     assert classes("refuge_retina")["REFUGE-Training400/g0000.jpg"] == "glaucoma"
     skin = classes("skin_cancer")
     assert skin["skin_tumor/data/tiles/15.jpg"] == "naevus"
-    assert len(skin) == 16  # the row of the training part is passed over
+    assert len(skin) == 16  # the row of the training part is skipped
     assert classes("SICAPv2")["SICAPv2/images/p2_2.jpg"] == "cribriform patterns"
 
 
@@ -314,7 +314,7 @@ def test_what_the_results_say(checkpoint, archive, tmp_path):
     assert results["metrics"]["as_published/mean_over_20_of_21_sets"] == published["value"]
     assert results["metrics"]["as_published/xray"] > 0
     assert results["metrics"]["leak_free/xray_over_0_of_2_sets"] is None
-    assert "thyroid_us" not in results["unexpected_counts"]  # 72, as it should be
+    assert "thyroid_us" not in results["unexpected_counts"]  # 72, as expected
     assert results["unexpected_counts"]["acl_mri"] == "6 rows, expected 208"
     assert entries["NCK_CRC"]["ignored_rows"] == {"BACK": 1}
     low, high = entries["thyroid_us"]["as_published"]["auc"]["interval"]
@@ -334,7 +334,7 @@ def test_what_the_results_say(checkpoint, archive, tmp_path):
     assert "6 rows, expected 208" in next(r for r in page.rows if r and r[0] == "acl_mri")
     row = next(r for r in page.rows if r and r[0] == "BACH" and "absent" in r)
     assert row[2] == "absent"
-    assert page.images  # wrong answers
+    assert page.images  # wrong predictions
 
 
 @pytest.mark.slow
@@ -407,9 +407,9 @@ def test_embeddings_are_computed_once(model, archive, tmp_path, monkeypatch):
         np.testing.assert_array_equal(a.result.logits, b.result.logits)
     files = (sets / "PCam_Test_preprocessed").iterdir()
     small, *_, large = sorted(files, key=lambda path: path.stat().st_size)
-    large.write_bytes(small.read_bytes().ljust(large.stat().st_size, b"\0"))  # of the same size
+    large.write_bytes(small.read_bytes().ljust(large.stat().st_size, b"\0"))  # same size
     third, third_computed = go()
-    assert third_computed == 4  # of the set of which a file changed
+    assert third_computed == 4  # the set with the changed file
     assert third.sets[1].digest != first.sets[1].digest
     assert third.sets[0].digest == first.sets[0].digest
     logits = dict(zip(third.sets[1].result.ids, third.sets[1].result.logits, strict=True))

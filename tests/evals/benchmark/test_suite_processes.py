@@ -1,4 +1,4 @@
-"""The suite as real processes: on other numbers of devices and hosts, killed and started again."""
+"""The suite in real processes: other numbers of devices and hosts, killed and restarted."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stand-ins, PCAM being larger than a part of the embeddings."""
+    """The generated sets, with a PCAM larger than one part of the embeddings."""
     root = tmp_path_factory.mktemp("sets")
     write_archive(root)
     write_large_pcam(root, NUM_LARGE)
@@ -58,7 +58,7 @@ def finish(process: subprocess.Popen) -> str:
 def on_hosts(
     num_hosts: int, devices: int, checkpoint: Path, archive: Path, out: Path, *arguments: str
 ) -> list[str]:
-    """Runs the command on so many processes, each with so many devices; what each printed."""
+    """Runs the command in several processes of several devices; returns their outputs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -71,7 +71,7 @@ def on_hosts(
         start(
             checkpoint,
             archive,
-            out if i == 0 else out / f"of_host_{i}",  # where no other host may write
+            out if i == 0 else out / f"of_host_{i}",  # other hosts must write nothing
             *arguments,
             XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
             **({**job, "JAX_PROCESS_ID": str(i)} if several else {}),
@@ -107,7 +107,7 @@ def test_any_number_of_devices_and_hosts_gives_the_same_to_the_last_digit(
     pcam = next(s for s in json.loads(results)["sets"] if s["dataset"] == "PCAM")
     assert pcam["as_published"]["num_images"] == NUM_LARGE
 
-    # two hosts, of which only the first can see the files, take what one host kept
+    # two hosts, only the first of which sees the cache, reuse the embeddings of one host
     cache = f"--cache={tmp_path / '1x1' / 'embeddings'}"
     first, _ = on_hosts(2, 1, checkpoint, large, tmp_path / "again", sets, cache)
     assert f"PCAM: {NUM_LARGE:,} images, {NUM_LARGE:,} of them embedded before" in first
@@ -141,7 +141,7 @@ def test_a_killed_run_goes_on_where_it_was(checkpoint, large, tmp_path):
 
 
 def test_clip_benchmark_reads_the_results(checkpoint, large, tmp_path):
-    """What `clip_benchmark build` makes of the files is results.csv (docs/log/measurements.md)."""
+    """`clip_benchmark build` of the files is results.csv (docs/log/measurements.md)."""
     out = tmp_path / "out"
     finish(start(checkpoint, large, out, "--suite.sets=acl_mri,CT_axial"))
     rows = []
