@@ -3,7 +3,7 @@
     python benchmarks/train_step.py              # --quick: 2 of the 12 layers, fewer rounds
 
 ViT-B/16 + BERT-base with the published recipe (256 tokens, dropout 0.1 in the text tower): forward,
-contrastive loss, backward, AdamW. Ours is `train_step.TrainStep`, as compiled by the trainer; theirs
+contrastive loss, backward, AdamW. Ours is `train_step.TrainStep`, as the trainer compiles; theirs
 is `CustomTextCLIP`, `ClipLoss` and `torch.optim.AdamW`, in a separate process. Random weights,
 pixels and ids. Their rounds alternate on the same cores; the ratio is the median over rounds. The
 peak is the faster of both libraries' products of 2048 x 2048 matrices. Needs the extra [torch].
