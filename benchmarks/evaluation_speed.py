@@ -14,12 +14,12 @@ import argparse
 import contextlib
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+
+import interleave
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 CONTENDERS = ("open_clip", "open_clip_workers", "unimed_jax")
@@ -30,17 +30,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=Path, required=True, help="folder of pictures")
+    parser.add_argument("--images", type=Path, required=True, help="folder of images")
     parser.add_argument("--model", type=Path, help="export; a random ViT-B/16")
     parser.add_argument("--num", type=int, default=128, help="images per round")
-    parser.add_argument("--batch_size", type=int, default=32, help="of open_clip")
+    parser.add_argument("--batch_size", type=int, default=32, help="batch size of open_clip")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each")
     parser.add_argument("--side", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     files = sorted(p for p in args.images.rglob("*") if p.suffix.lower() in KINDS)
     files = files[:: max(len(files) // args.num, 1)][: args.num]
     if not files:
-        sys.exit(f"error: no picture below {args.images}")
+        sys.exit(f"error: no image below {args.images}")
     if args.side:
         run_side(args.side, args.model, files, args.batch_size)
         return
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def random_export(scratch: Path) -> Path:
-    """Exports a ViT-B/16 + BERT-base of random weights."""
+    """Exports a ViT-B/16 + BERT-base with random weights."""
     import porting
 
     porting.in_own_process(porting.write_checkpoint, porting.MODELS["b16_base"], scratch / "run")
@@ -64,24 +64,8 @@ def random_export(scratch: Path) -> Path:
 def compare(args: argparse.Namespace, count: int) -> None:
     """Starts the contenders, alternates their rounds, prints their speeds."""
     flags = [f"--{name}={getattr(args, name)}" for name in ("images", "model", "num", "batch_size")]
-    processes = {}
-    for name in CONTENDERS:  # one after the other: loading takes memory
-        processes[name] = subprocess.Popen(
-            [sys.executable, __file__, f"--side={name}", *flags],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        answer(processes[name])  # warm-up: compilation is not counted
-    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for index in range(args.rounds):
-        for name in CONTENDERS if index % 2 == 0 else reversed(CONTENDERS):
-            processes[name].stdin.write("go\n")
-            processes[name].stdin.flush()
-            seconds[name].append(answer(processes[name]))
-    for process in processes.values():
-        process.stdin.close()
-        process.wait()
+    commands = {name: (sys.executable, __file__, f"--side={name}", *flags) for name in CONTENDERS}
+    seconds = {n: t.wall for n, t in interleave.compare(commands, args.rounds).items()}
     print(f"{count} images per round, {args.rounds} rounds, {len(os.sched_getaffinity(0))} cores")
     print(
         "| | images/s, median | slowest to fastest | unimed_jax / this, median |\n|---|---|---|---|"
@@ -94,28 +78,10 @@ def compare(args: argparse.Namespace, count: int) -> None:
         )
 
 
-def answer(process: subprocess.Popen) -> float:
-    """Seconds, as a contender prints them."""
-    line = process.stdout.readline()
-    if not line:
-        sys.exit(f"error: {' '.join(process.args)} ended")
-    return float(line)
-
-
 def run_side(side: str, model: Path, files: list[Path], batch_size: int) -> None:
-    """Embeds the files once, then once per line of standard input; prints the seconds of each."""
+    """Serves rounds that embed the files."""
     prepare = load_unimed_jax if side == "unimed_jax" else load_open_clip
-    embed = prepare(model, files, batch_size, side)
-    for _ in rounds():
-        start = time.perf_counter()
-        embed()
-        print(time.perf_counter() - start, flush=True)
-
-
-def rounds() -> Iterator[None]:
-    yield
-    for _ in sys.stdin:
-        yield
+    interleave.serve_rounds(prepare(model, files, batch_size, side))
 
 
 def load_open_clip(
@@ -129,7 +95,7 @@ def load_open_clip(
     network, _, transform = open_clip.create_model_and_transforms(name)
     network.eval()
 
-    class Pictures(torch.utils.data.Dataset):
+    class Images(torch.utils.data.Dataset):
         def __len__(self) -> int:
             return len(files)
 
@@ -138,7 +104,7 @@ def load_open_clip(
 
     workers = len(os.sched_getaffinity(0)) if side == "open_clip_workers" else 0
     loader = torch.utils.data.DataLoader(
-        Pictures(), batch_size, num_workers=workers, persistent_workers=workers > 0
+        Images(), batch_size, num_workers=workers, persistent_workers=workers > 0
     )
 
     @torch.inference_mode()

@@ -1,7 +1,7 @@
 """Images per second of the input pipeline, compared to open_clip's webdataset pipeline.
 
     pip install 'webdataset<=0.2.86'                       # compatible with open_clip 3.3
-    python benchmarks/input_pipeline.py [--images=MINIMED]  # --quick: fewer images and rounds
+    python benchmarks/input_pipeline_speed.py [--images=MINIMED]  # --quick: fewer images and rounds
 
 Both read the same JPEG bytes and captions, cut random crops of 0.9 to 1.0 of the area, resize them
 to 224 px (bicubic, antialiased), tokenize with the same Rust tokenizer, and give uint8 batches of
@@ -29,7 +29,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import interleave
 from PIL import Image
