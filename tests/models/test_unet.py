@@ -1,5 +1,6 @@
 """U-Nets: published sizes, torchvision's encoders on copied weights, statistics, prompts."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -184,8 +185,12 @@ def test_drop_path_drops_whole_branches_in_training_only():
     block = MBConv(8, Stage(1, 3, 1, 1, 8), 1, 0.75, False, nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(1), (64, 4, 4, 8))
 
+    graphdef, state = nnx.split(block)
+    state = nnx.to_pure_dict(state)
+
+    @functools.partial(jax.jit, static_argnums=1)
     def kept(key, train):
-        return np.abs(np.asarray(block(x, train, key)) - x).max((1, 2, 3)) > 0
+        return jnp.abs(nnx.merge(graphdef, state)(x, train, key) - x).max((1, 2, 3)) > 0
 
     a, again, b = (kept(jax.random.key(seed), True) for seed in (0, 0, 1))
     np.testing.assert_array_equal(a, again)
@@ -216,20 +221,32 @@ def test_the_tower_of_a_unet_is_that_of_a_dual_encoder():
         network="vit", image_size=16, text_dim=12, width_factor=0.1, channel_prompts=False,
         tower=TOWER,
     )  # fmt: skip
-    tower = VisionTransformer(config.tower_model(), nnx.Rngs(1))
-    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
-    mean, std = (np.array(x) for x in (tower.config.image_mean, tower.config.image_std))
-    pixels = jnp.asarray((images / 255 - mean) / std, jnp.float32)
-    early, late = tower.features(pixels, (1, 3))
-    assert early.shape == late.shape == (3, 2, 2, 24)
-    outputs = block_outputs(
-        tower.blocks,
-        tower._embed(pixels),
-        lambda b, x: b(x, mask=None, dropout_key=None, num_queries=None),
+    graphdef, state = nnx.split(
+        nnx.eval_shape(lambda: VisionTransformer(config.tower_model(), nnx.Rngs(0)))
     )
-    embedding = tower.ln_post(outputs[-1][:, 0]) @ tower.proj[...]
-    np.testing.assert_allclose(embedding, tower(jnp.asarray(images)), atol=1e-5)
-    np.testing.assert_allclose(late[:, 0, 1], tower.ln_post(outputs[-1][:, 2]), atol=1e-6)
+    weights = random_like(nnx.to_pure_dict(state))
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    mean, std = (
+        np.array(x) for x in (config.tower_model().image_mean, config.tower_model().image_std)
+    )
+    pixels = jnp.asarray((images / 255 - mean) / std, jnp.float32)
+
+    @jax.jit
+    def outputs_of_the_tower(weights, pixels, images):
+        tower = nnx.merge(graphdef, weights)
+        outputs = block_outputs(
+            tower.blocks,
+            tower._embed(pixels),
+            lambda b, x: b(x, mask=None, dropout_key=None, num_queries=None),
+        )
+        last = tower.ln_post(outputs[-1])
+        embedding = last[:, 0] @ tower.proj[...]
+        return tower.features(pixels, (1, 3)), outputs, last, embedding, tower(images)
+
+    (early, late), outputs, last, embedding, whole = outputs_of_the_tower(weights, pixels, images)
+    assert early.shape == late.shape == (3, 2, 2, 24)
+    np.testing.assert_allclose(embedding, whole, atol=1e-5)
+    np.testing.assert_allclose(late[:, 0, 1], last[:, 2], atol=1e-6)
     np.testing.assert_allclose(early[:, 1, 0], outputs[1][:, 3], atol=1e-6)
 
     model = SegmentationModel(config)
@@ -237,5 +254,5 @@ def test_the_tower_of_a_unet_is_that_of_a_dual_encoder():
     output, _ = jax.jit(lambda p, x: model.apply(p, x, train=True))(params, pixels)
     assert output.logits.shape == (3, 16, 16, 2)
     assert output.tokens.shape == (3, 4, 12)
-    theirs = set(leaves(nnx.to_pure_dict(nnx.state(tower)))) - {"proj"}
+    theirs = set(leaves(weights)) - {"proj"}
     assert theirs == set(leaves(params["network"]["encoder"]))
