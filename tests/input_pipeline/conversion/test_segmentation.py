@@ -173,7 +173,7 @@ def test_arrays_of_any_rank_come_back_from_a_record_and_in_the_graph(data):
 
 
 def test_a_record_that_is_not_of_the_schema_is_named():
-    sample = masks.make_sample(masks.PhantomRow("a", "warm", 24))
+    sample = masks.make_sample(masks.MaskPhantomRow("a", "warm", 24))
     example = tf.train.Example.FromString(segmentation_records.encode(sample))
     with pytest.raises(CorpusError, match=r"not a tf\.train\.Example"):
         segmentation_records.decode(b"\xff\xff")
