@@ -9,9 +9,9 @@ Trains on TPU slices of a GKE cluster: one xpk workload, which GKE restarts.
   tools/launch/gke_xpk.sh --name=NAME --cluster=NAME --project=ID --zone=ZONE --tpu_type=v5litepod-16 \
     --image=IMAGE [options] -- --config=FILE --workdir=gs://BUCKET/DIR [...]
 
-What follows -- goes to unimed_jax.train. IMAGE holds this checkout as its working directory, with
-`pip install -e .[tpu]` done (docs/guides/launching.md). The workload is started again when a pod is lost,
-drained or preempted, and when the run fails; xpk (pip install xpk) and docker are on PATH.
+Arguments after -- go to unimed_jax.train. IMAGE holds this checkout as its working directory, with
+`pip install -e .[tpu]` done (docs/guides/launching.md). GKE restarts the workload when a pod is lost, drained
+or preempted, and when the run fails. Needs xpk (pip install xpk) and docker on PATH.
 
   --num_slices=N         default 1
   --priority=LEVEL       default medium

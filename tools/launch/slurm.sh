@@ -8,10 +8,10 @@ Trains on the GPUs of a Slurm cluster: writes a batch script and submits it.
 
   tools/launch/slurm.sh --nodes=4 --gpus_per_node=8 [options] -- --config=FILE --workdir=DIR [...]
 
-What follows -- goes to unimed_jax.train. DIR is on a file system that all nodes share, or gs://...
-One process per GPU. The job saves and goes back into the queue two minutes before its time limit,
-when it is preempted, and when a process or node is lost; it ends when the run has finished, or
-when the run refuses its settings (exit status 2).
+Arguments after -- go to unimed_jax.train. DIR is on a file system that all nodes share, or gs://...
+One process per GPU. The job saves a checkpoint and requeues itself two minutes before its time
+limit, on preemption, and when a process or node is lost. It ends when the run has finished, or has
+rejected its settings (exit status 2).
 
   --nodes=N              required
   --gpus_per_node=N      required
@@ -21,7 +21,7 @@ when the run refuses its settings (exit status 2).
   --account=NAME         default: yours
   --name=NAME            default unimed_jax
   --max_restarts=N       default 100
-  --python=COMMAND       default: python of this shell, which must be there on every node
+  --python=COMMAND       default: python of this shell; must exist on every node
   --dry-run              print the batch script and do nothing
 
 The run starts in the current directory.

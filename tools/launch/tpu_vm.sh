@@ -9,15 +9,14 @@ Trains on a TPU slice of Google Cloud: requests it, installs this checkout, runs
   tools/launch/tpu_vm.sh --name=NAME --project=ID --zone=ZONE --accelerator=v5litepod-16 \
     --runtime=v2-alpha-tpuv5-lite [options] -- --config=FILE --workdir=gs://BUCKET/DIR [...]
 
-What follows -- goes to unimed_jax.train. The committed state of this checkout is installed on every
-host. This script stays until the run has finished (keep it in tmux): it starts the run again when a
-process or host is lost, and requests the slice again when that was preempted. It stops when the run
-refuses its settings (exit status 2). The slice is left as it is in the end; the last line says how
-to delete it.
+Arguments after -- go to unimed_jax.train. The committed state of this checkout is installed on every
+host. The script runs until training has finished (keep it in tmux): it restarts the run when a process
+or host is lost, and requests the slice again after a preemption. It stops when the run rejects its
+settings (exit status 2). The slice is not deleted; the last line says how to delete it.
 
   --spot                 ask for Spot capacity
   --max_restarts=N       default 100
-  --dry-run              print what would be done on a slice that does not exist yet, and do nothing
+  --dry-run              print the commands for a new slice, and do nothing
 TEXT
 }
 
