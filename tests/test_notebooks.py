@@ -58,7 +58,7 @@ def zero_shot(folder: Path, phantom_corpus: Path) -> dict:
     results = (
         "{'titles': titles, 'classes': list(CLASSES), 'prompts': prompts, "
         "'probabilities': probabilities.tolist(), 'cosines': cosines.tolist(), "
-        "'answers': {k: v.tolist() for k, v in answers.items()}}"
+        "'predictions': {k: v.tolist() for k, v in predictions.items()}}"
     )
     return _execute(folder, "zero_shot", results, TRAINING=f"--config={recipe}")
 
@@ -71,7 +71,7 @@ def test_zero_shot(zero_shot, folder):
     assert np.shape(zero_shot["cosines"]) == (6, len(zero_shot["prompts"]))
     assert np.abs(zero_shot["cosines"]).max() <= 1 + 1e-5
     names = np.array(zero_shot["classes"])
-    assert zero_shot["answers"]["all prompts"] == names[probabilities.argmax(1)].tolist()
+    assert zero_shot["predictions"]["all prompts"] == names[probabilities.argmax(1)].tolist()
     # one phantom of each modality, in the order of the classes; chance is one in six
     assert (probabilities.argmax(1) == np.arange(6)).sum() >= 3
     scores = json.loads((folder / "runs/quickstart/results.json").read_text())
