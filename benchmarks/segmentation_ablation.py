@@ -5,7 +5,7 @@
         [--set KEY=VALUE ...]
 
 Every arm sees the same images in the same order for the same number of optimiser steps of
-configs/lg_sdg.py. Runs are made one after the other; one that is finished is not made again, one
+configs/lg_sdg/. Runs are made one after the other; one that is finished is not made again, one
 that was stopped goes on. Writes OUT/table.md (mean and standard deviation over seeds of Dice and
 HD95 on every target) and OUT/runs.csv, which also has the time of a step.
 """
@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ablation
-
-RECIPE = "configs/lg_sdg.py"
 
 # arm -> what it changes of the full method: guidance, both location-scale views fused, Fourier view
 FULL = {"augmentation.fourier": "True"}
@@ -61,7 +59,7 @@ def main() -> None:
 
 def train(args: argparse.Namespace, pair: str, arm: str, seed: int, workdir: Path) -> None:
     data, source = pair.split(":")
-    variant = ",".join(filter(None, (f"data={data},source={source}", args.variant)))
+    variant = ",".join(filter(None, (f"source={source}", args.variant)))
     settings = {
         "data.root": args.root,
         "seed": str(seed),
@@ -70,7 +68,7 @@ def train(args: argparse.Namespace, pair: str, arm: str, seed: int, workdir: Pat
         "checkpoint.keep": "1",
         **ARMS[arm],
     }
-    ablation.train(f"{RECIPE}:{variant}", settings, args.set, workdir)
+    ablation.train(f"configs/lg_sdg/{data}.py:{variant}", settings, args.set, workdir)
 
 
 def read(pair: str, arm: str, seed: int, workdir: Path) -> list[dict[str, object]]:

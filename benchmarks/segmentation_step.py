@@ -72,8 +72,8 @@ def ours(args: argparse.Namespace) -> None:
     from unimed_jax.training import train_step
 
     cpu_allocator.tune_malloc()  # as the trainer does
-    variant = "data=riga,source=binrushed"
-    config = runpy.run_path(str(ROOT / "configs" / "lg_sdg.py"))["get_config"](variant)
+    recipe = ROOT / "configs" / "lg_sdg" / "riga.py"
+    config = runpy.run_path(str(recipe))["get_config"]("source=binrushed")
     config.head, config.batch_size = "exclusive", args.batch_size
     config.model.image_size, config.model.channel_prompts = args.image_size, False
     config.content_style_weight = 0.0

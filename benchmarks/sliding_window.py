@@ -90,7 +90,6 @@ def measured(first: Callable[[], None], volume: Callable[[], None]) -> dict[str,
 
 def run_ours(path: Path) -> dict[str, float]:
     import jax
-    from ml_collections import ConfigDict
 
     from input_pipeline.io.intensity_windows import Window
     from input_pipeline.io.nifti import LabelWriter, NiftiVolume
@@ -109,8 +108,7 @@ def run_ours(path: Path) -> dict[str, float]:
         return jax.nn.softmax(model.apply(params, images, train=False)[0].logits[0])
 
     mesh = sharding.make_mesh({"data": jax.device_count(), "fsdp": 1, "tensor": 1})
-    settings = ConfigDict({"overlap": OVERLAP, "batch_size": BATCH})
-    segmenter = Segmenter(predict, WINDOW, (0.0, 0.0, 0.0), settings, mesh)
+    segmenter = Segmenter(predict, WINDOW, (0.0, 0.0, 0.0), mesh, overlap=OVERLAP, batch_size=BATCH)
 
     class OneWindow:
         shape, spacing = WINDOW, (1.0, 1.0, 1.0)

@@ -1,10 +1,10 @@
-"""Learned against random first weights, each objective alone and both: equal steps, several seeds.
+"""Learned against random initialization, with either pretext loss and both: equal steps, seeds.
 
     python benchmarks/volumetric_ablation.py --root=SEG3D --out=runs/lwi [--steps=600] [--seeds=3]
-        [--data=covid_ct] [--network=unetr_pp] [--fold=0] [--arms=random,both,...] [--evals=3]
+        [--data=covid_ct] [--network=unetr_pp] [--fold=1] [--arms=random,both,...] [--evals=3]
         [--set KEY=VALUE ...]
 
-Every arm takes the same number of optimiser steps of configs/lwi_vms.py in all; where weights are
+Every arm takes the same number of optimiser steps of configs/lwi_vms/ in all; where weights are
 learned first, a third of them are the first stage's. Runs are made one after the other, seed by
 seed; one that is finished is not made again, one that was stopped goes on, and the tables are
 written after each. Writes OUT/table.md (mean and standard deviation over seeds of Dice and HD95 on
@@ -28,15 +28,14 @@ from ablation import Row, grouped
 
 from unimed_jax.reporting import charts, html_report
 
-RECIPE = "configs/lwi_vms.py"
 LEARNED_SHARE = 1 / 3
 
-# arm -> weights of the terms of the first stage; none: no first stage
+# arm -> weights of the losses of the pretext stage; None: no pretext stage
 ARMS: Mapping[str, Mapping[str, float] | None] = {
     "random": None,
-    "both": {"order": 1.0, "reconstruction": 1.0},
-    "order": {"order": 1.0, "reconstruction": 0.0},
-    "reconstruction": {"order": 0.0, "reconstruction": 1.0},
+    "both": {"permutation": 1.0, "reconstruction": 1.0},
+    "permutation": {"permutation": 1.0, "reconstruction": 0.0},
+    "reconstruction": {"permutation": 0.0, "reconstruction": 1.0},
 }
 
 
@@ -46,7 +45,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", default="covid_ct")
     parser.add_argument("--network", default="unetr_pp")
-    parser.add_argument("--fold", default="0")
+    parser.add_argument("--fold", default="", help="of a data set with several folds")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", default=",".join(ARMS))
@@ -74,7 +73,9 @@ def first_steps(args: argparse.Namespace, arm: str) -> int:
 def train(args: argparse.Namespace, arm: str, seed: int, workdir: Path) -> None:
     weights, first = ARMS[arm], first_steps(args, arm)
     init = "learned" if weights else "random"
-    words = [f"data={args.data}", f"network={args.network}", f"init={init}", f"fold={args.fold}"]
+    arguments = [f"network={args.network}", f"init={init}"]
+    if args.fold:
+        arguments.append(f"fold={args.fold}")
     steps = args.steps - first
     settings = {
         "data.root": args.root,
@@ -83,13 +84,16 @@ def train(args: argparse.Namespace, arm: str, seed: int, workdir: Path) -> None:
         "eval_every_steps": str(-(-steps // args.evals)),
         "checkpoint.every_steps": str(max(steps // 4, 1)),
         **({"stages.init.num_train_steps": str(first)} if weights else {}),
-        **{f"stages.init.weights.{term}": str(value) for term, value in (weights or {}).items()},
+        **{
+            f"stages.init.pretext.loss_weights.{term}": str(value)
+            for term, value in (weights or {}).items()
+        },
     }
-    variant = ",".join([*(w for w in words if not w.endswith("=")), *filter(None, [args.variant])])
+    variant = ",".join([*arguments, *filter(None, [args.variant])])
     # a short run is longer in the compiler than in its steps, which become no slower by this
     compiler = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1".strip()
     flags = {"XLA_FLAGS": compiler}
-    ablation.train(f"{RECIPE}:{variant}", settings, args.set, workdir, flags)
+    ablation.train(f"configs/lwi_vms/{args.data}.py:{variant}", settings, args.set, workdir, flags)
 
 
 def read_scores(arm: str, seed: int, workdir: Path) -> Iterable[Row]:

@@ -83,7 +83,8 @@ def _cases(*, slow: bool) -> list:
     """The recipes; ``slow`` marks those of published sizes."""
     return [
         pytest.param(name, variant, id=f"{name}:{variant}" if variant else name,
-                     marks=[pytest.mark.slow] if slow and name == PUBLISHED_SIZES else [])
+                     marks=[pytest.mark.slow] if slow and ("/" in name or name == PUBLISHED_SIZES)
+                     else [])
         for name, variant in RECIPES
     ]  # fmt: skip
 

@@ -31,6 +31,7 @@ RUN_ONLY_KEYS = (
     "data.verify_checksums",
     "data.accept_new_order",
     "init",
+    "inference",
     "model.attention_impl",
     "model.remat",
 )
@@ -267,8 +268,48 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The inverse of ``to_json``: a locked ConfigDict. Tuples become lists."""
-    return ConfigDict(json.loads(text)).lock()
+    """The inverse of ``to_json``: a locked ConfigDict (lists stand where tuples stood).
+
+    A config of an older version is brought up to date: keys that its task has renamed since
+    (``RENAMED_KEYS`` of its module) get their new names, keys that it lacks their defaults.
+    """
+    content = json.loads(text)
+    _rename_keys(content, content["task"])
+    for stage in content.get("stages", {}).values():
+        _rename_keys(stage, stage["task"])
+    _add_defaults(content, json.loads(to_json(base_config(content["task"]))))
+    return ConfigDict(content).lock()
+
+
+def _rename_keys(config: dict[str, Any], task: str) -> None:
+    """Moves the values of renamed dotted keys of a nested dict; drops dicts that become empty."""
+    module = importlib.import_module(f"unimed_jax.tasks.{task}")
+    for old, new in getattr(module, "RENAMED_KEYS", {}).items():
+        *outer, last = old.split(".")
+        parents = [config]
+        for part in outer:
+            inner = parents[-1].get(part)
+            parents.append(inner if isinstance(inner, dict) else {})
+        if last not in parents[-1]:
+            continue
+        value = parents[-1].pop(last)
+        for parent, part, inner in zip(parents, outer, parents[1:], strict=False):
+            if not inner:
+                del parent[part]
+        target = config
+        *outer, last = new.split(".")
+        for part in outer:
+            target = target.setdefault(part, {})
+        target[last] = value
+
+
+def _add_defaults(config: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Adds the keys of ``defaults`` that a nested dict lacks."""
+    for key, value in defaults.items():
+        if key not in config:
+            config[key] = value
+        elif isinstance(value, dict) and isinstance(config[key], dict):
+            _add_defaults(config[key], value)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,8 +6,9 @@
 
 --checkpoint is a work directory (its newest checkpoint), one folder below its checkpoints/, or any
 weights that can be imported (docs/guides/weights.md). Without --evals, the evaluators of the run's
-config are applied to its corpus. --set=KEY=VALUE sets any key of the config, such as
---set=evals.linear_probe.draws=10. Writes results.json and report.html to --out.
+config are applied to its corpus; a config without evaluators gets the default one of its task.
+--set=KEY=VALUE sets any key of the config, such as --set=evals.linear_probe.draws=10. Writes
+results.json and report.html to --out.
 
     unimed-jax evaluate --suite=unimed21 --list --data=SETS
     unimed-jax evaluate --checkpoint=PATH_OR_HUB_ID --suite=unimed21 --data=SETS --out=DIR
@@ -33,14 +34,19 @@ from unimed_jax.distributed import process, sharding
 from unimed_jax.evals import prompt_sets, registry
 from unimed_jax.evals.benchmark import images, report, results, run
 from unimed_jax.evals.benchmark import spec as suite_files
-from unimed_jax.evals.model_under_test import open_subject
+from unimed_jax.evals.model_under_test import open_model
 from unimed_jax.evals.results import evaluate, write_results
 from unimed_jax.inference import dual_encoder
 from unimed_jax.training import data_location
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "work directory, checkpoint folder, weights")
 _OUT = flags.DEFINE_string("out", None, "directory for results.json and report.html")
-_EVALS = flags.DEFINE_list("evals", [], f"kinds of evaluators: {', '.join(registry.KINDS)}")
+_EVALS = flags.DEFINE_list(
+    "evals",
+    [],
+    f"evaluators in place of the config's: for a dual encoder {', '.join(registry.DUAL_ENCODER)}; "
+    f"for segmentation {', '.join((*registry.IMAGE_SEGMENTATION, *registry.VOLUME_SEGMENTATION))}",
+)
 _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE of the config; may be given again")
 _DATA = flags.DEFINE_string(
     "data", "", "corpus root in place of the run's; folder of the test sets"
@@ -135,9 +141,11 @@ def _evaluate_suite() -> None:
 
 def _evaluate_corpus() -> None:
     changes = dict(map(config_lib.parse_assignment, _SET.value))
-    of_model = {k.removeprefix("model."): v for k, v in changes.items() if k.startswith("model.")}
-    subject = open_subject(_CHECKPOINT.value, to_path(_OUT.value), of_model)
-    config = subject.config
+    model_changes = {
+        k.removeprefix("model."): v for k, v in changes.items() if k.startswith("model.")
+    }
+    model = open_model(_CHECKPOINT.value, to_path(_OUT.value), model_changes)
+    config = model.config
     if _DATA.value:
         config.data.root = _DATA.value
     _choose_evaluators(config)
@@ -145,23 +153,31 @@ def _evaluate_corpus() -> None:
         if not key.startswith("model."):
             config_lib.assign(config, key, value)
     if jax.process_index() == 0:
-        data_location.prepare(config, subject.workdir)
+        data_location.prepare(config, model.workdir)
     multihost_utils.sync_global_devices("the corpus is ready")
-    task = tasks.create(config, subject.workdir)
+    task = tasks.create(config, model.workdir)
     mesh = sharding.make_mesh({"data": jax.device_count(), "fsdp": 1, "tensor": 1})
     evaluators = task.evaluators(mesh, _cache())
-    evaluations = evaluate(evaluators, subject.params(task, mesh))
-    process.log(subject.title)
+    evaluations = evaluate(evaluators, model.params(task, mesh))
+    process.log(model.title)
     if jax.process_index() == 0:
-        write_results(to_path(_OUT.value), subject.title, config, evaluations)
+        write_results(to_path(_OUT.value), model.title, config, evaluations)
 
 
 def _choose_evaluators(config: ConfigDict) -> None:
-    """Sets config.evals by --evals and --prompts; a model without evaluators gets zero_shot."""
-    names = _EVALS.value or ([] if config.evals else ["zero_shot"])
+    """Sets config.evals by --evals and --prompts.
+
+    Raises:
+      ConfigError: the task of the config does not take such an evaluator, or takes none.
+    """
+    evaluators = tasks.task_class(config.task).evaluator_classes
     with config_lib.edit(config):
-        if names:
-            config.evals = ConfigDict({name: registry.complete(name, {}) for name in names})
+        if _EVALS.value:
+            config.evals = ConfigDict(
+                {name: registry.complete(name, {}, evaluators) for name in _EVALS.value}
+            )
+        elif not config.evals:
+            config.evals = registry.default(config.task, evaluators)
         for settings in config.evals.values():
             if _PROMPTS.value and "prompts" in settings:
                 settings.prompts = _PROMPTS.value

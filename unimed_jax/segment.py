@@ -1,12 +1,12 @@
-"""Segments NIfTI volumes with a trained run; labels are written in each volume's own space.
+"""Segments NIfTI volumes with a trained run; labels are written in the space of each volume.
 
     unimed-jax segment --checkpoint=RUN --out=DIR VOLUME.nii.gz [VOLUME.nii ...]
 
 RUN is a work directory of the task volumetric_segmentation, or a checkpoint in it. DIR receives a
-file of the same name for each volume: uint8, k being the k-th of the run's classes, with the
-header, affine and voxel grid of the input. --set=KEY=VALUE sets a key of the run's config, such as
---set=window=-175,250 or --set=evals.segmentation.overlap=0.25. Memory is that of one band of
-windows, whatever the depth of a volume.
+file of the same name for each volume: uint8, where k is the k-th class of the run, with the header,
+affine and voxel grid of the input. The section ``inference`` of the run's config holds the
+settings; --set=KEY=VALUE sets a key, such as --set=inference.intensity_window=-175,250 or
+--set=inference.overlap=0.25. Memory is that of one slab of windows, whatever the depth of a volume.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from input_pipeline.io.nifti import LabelWriter, NiftiVolume
 from unimed_jax import config as config_lib
 from unimed_jax import tasks
 from unimed_jax.distributed import process, sharding
-from unimed_jax.evals.model_under_test import open_subject
+from unimed_jax.evals.model_under_test import open_model
 from unimed_jax.inference.volume_segmenter import Segmenter
 
 _TASK = "volumetric_segmentation"
@@ -34,12 +34,12 @@ _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE of the config; may be giv
 
 
 class WindowedVolume:
-    """A file's slices with an intensity window applied, see `segmenter.Volume`."""
+    """The slices of a file with an intensity window applied, see `volume_segmenter.Volume`."""
 
     def __init__(self, volume: NiftiVolume, window: Window) -> None:
         self._volume = volume
         self.shape, self.spacing = volume.shape, volume.spacing
-        # a volume's own percentiles need all of it once
+        # percentiles of a volume need all of its values once
         self._limits = window.limits(volume.values() if window.relative else np.empty(0))
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -50,18 +50,24 @@ def _main(argv: list[str]) -> None:
     if not argv[1:] or not _CHECKPOINT.value or not _OUT.value:
         raise UserError("give --checkpoint, --out, and one or more volumes")
     process.initialize()
-    subject = open_subject(_CHECKPOINT.value, to_path(_OUT.value), {})
-    config = subject.config
+    model = open_model(_CHECKPOINT.value, to_path(_OUT.value), {})
+    config = model.config
     if config.task != _TASK:
         raise UserError(f"{_CHECKPOINT.value} is a run of {config.task}, not of {_TASK}")
     for key, value in map(config_lib.parse_assignment, _SET.value):
         config_lib.assign(config, key, value)
-    task = tasks.create(config, subject.workdir)
+    task = tasks.create(config, model.workdir)
     mesh = sharding.make_mesh({"data": jax.device_count(), "fsdp": 1, "tensor": 1})
-    settings = next(iter(config.evals.values()))
-    segmenter = Segmenter(task.predict, tuple(config.crop), tuple(config.spacing), settings, mesh)
-    params = subject.params(task, mesh)
-    window = Window.parse(config.window)
+    segmenter = Segmenter(
+        task.predict,
+        tuple(config.data.crop_size),
+        tuple(config.data.spacing),
+        mesh,
+        overlap=config.inference.overlap,
+        batch_size=config.inference.batch_size,
+    )
+    params = model.params(task, mesh)
+    window = Window.parse(config.inference.intensity_window)
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     for name in tqdm(argv[1:], unit="volume", disable=None):

@@ -10,7 +10,7 @@ from unimed_jax.augmentation import volumes
 
 OFF = {
     "flip": 0.0,
-    "turn": 0.0,
+    "rot90": 0.0,
     "warp": {"probability": 0.0, "rotation": 30.0, "zoom": 0.3},
     "blur": {"probability": 0.0, "sigma": 1.0},
     "intensity": {
@@ -34,7 +34,7 @@ def same_voxels(image, labels):
 def test_flips_and_turns_move_whole_voxels_of_image_and_labels(pair):
     image, labels = pair
     flipped = jax.jit(lambda key: volumes.draw_flips(key, image, labels, 0.5))
-    turned = jax.jit(lambda key: volumes.draw_turn(key, image, labels, 0.5))
+    turned = jax.jit(lambda key: volumes.draw_rot90(key, image, labels, 0.5))
     states = set()
     for seed in range(120):
         found = flipped(jax.random.key(seed))

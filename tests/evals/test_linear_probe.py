@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
 from unimed_jax.evals import label_tasks, linear_probe
-from unimed_jax.evals.embeddings import Described
+from unimed_jax.evals.embeddings import SampleMetadata
 
 GRID = (0.01, 1.0, 100.0, 1e4)
 
@@ -57,7 +57,7 @@ def test_of_equally_good_values_the_smallest_is_taken():
 
 
 def sample(i, modality="ct", source="a", labels=(), group=""):
-    return Described(str(i), modality, source, labels, group, (), 0)
+    return SampleMetadata(str(i), modality, source, labels, group, (), 0)
 
 
 def test_tasks_of_a_corpus_are_its_modality_and_the_labels_of_every_source():
@@ -71,7 +71,7 @@ def test_tasks_of_a_corpus_are_its_modality_and_the_labels_of_every_source():
         ("modality", "modality", None, ("ct", "mri")),
         ("a", "label", "a", ("x", "y")),  # `rare` has one group, `size` is an attribute
     ]  # x of b is of four patients, and z is not tested
-    assert label_tasks.judged(tasks[1], [*train[:3], train[70], train[20]]) == (
+    assert label_tasks.scorable(tasks[1], [*train[:3], train[70], train[20]]) == (
         [0, 1, 2],
         [1, 0, 1],
         1,
@@ -81,7 +81,7 @@ def test_tasks_of_a_corpus_are_its_modality_and_the_labels_of_every_source():
 def test_a_sample_of_two_classes_is_left_out():
     task = label_tasks.LabelTask("t", "label", None, ("x", "y"))
     both = sample(0, labels=("x", "y"))
-    assert label_tasks.judged(task, [both, sample(1, labels=("y",))]) == ([1], [1], 1)
+    assert label_tasks.scorable(task, [both, sample(1, labels=("y",))]) == ([1], [1], 1)
 
 
 def test_samples_without_a_group_are_groups_of_their_own():

@@ -22,7 +22,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from input_pipeline import transforms
 from input_pipeline.io.errors import ConfigError, UserError
 from unimed_jax import evaluate
-from unimed_jax.evals.embeddings import Features
+from unimed_jax.evals.embeddings import CorpusEmbedder
 from unimed_jax.inference import dual_encoder
 
 KINDS = ["zero_shot", "linear_probe", "few_shot", "retrieval"]
@@ -300,13 +300,13 @@ def test_retrieval_is_that_of_a_brute_force(out, checkpoint, corpus):
 @pytest.mark.slow
 def test_images_are_embedded_once(checkpoint, corpus, prompts, out, tmp_path, monkeypatch):
     passes = []
-    embed = Features._embed_images
+    embed = CorpusEmbedder._embed_images
 
     def counting(self, params, split, *rest):
         passes.append(split.name)
         return embed(self, params, split, *rest)
 
-    monkeypatch.setattr(Features, "_embed_images", counting)
+    monkeypatch.setattr(CorpusEmbedder, "_embed_images", counting)
     cache = str(tmp_path / "cache")
     first = run(checkpoint, corpus, tmp_path / "first", prompts, cache=cache)
     assert sorted(passes) == ["train", "val"]  # for four evaluators
@@ -379,7 +379,7 @@ def test_mistakes_are_named_before_a_pass(checkpoint, corpus, tmp_path):
     assert "draws='many'" in message(["few_shot"], "evals.few_shot.draws=many")
     assert "expected KEY=VALUE" in message(["few_shot"], "evals.few_shot.draws")
     assert "unknown key config.evals.retrieval.k" in message(["few_shot"], "evals.retrieval.k=1")
-    assert "captions='mine'; valid: own, all" in message(
+    assert "config.evals.retrieval.captions='mine' is not possible; valid: 'own', 'all'" in message(
         ["retrieval"], "evals.retrieval.captions=mine"
     )
     assert "no split 'test'; it has ['train', 'val']" in message(

@@ -12,7 +12,8 @@ import numpy as np
 
 from unimed_jax.exporting import open_clip_directory
 from unimed_jax.models import dual_encoder
-from unimed_jax.models.dual_encoder import DualEncoder, Params
+from unimed_jax.models.dual_encoder import DualEncoder
+from unimed_jax.models.functional import Params
 from unimed_jax.weights import loader
 
 _SPELLING = [

@@ -9,13 +9,12 @@ import jax
 import numpy as np
 import pytest
 from helpers.unetr_names import to_monai
-from ml_collections import ConfigDict
 
 from input_pipeline.io.errors import ConfigError
 from unimed_jax.distributed import sharding
 from unimed_jax.evals.segmentation.volume_evaluator import ArrayVolume
 from unimed_jax.inference import sliding_window
-from unimed_jax.inference.volume_segmenter import Resampled, Segmenter, in_own_grid
+from unimed_jax.inference.volume_segmenter import Resampled, Segmenter, in_original_grid
 from unimed_jax.models.unetr import UNETRConfig
 from unimed_jax.models.volumetric import VolumetricConfig, VolumetricModel
 
@@ -85,7 +84,7 @@ def test_a_volume_that_is_smaller_than_a_window_is_seen_in_its_middle():
 def test_bands_in_the_own_grid_are_those_of_the_whole(depth, shape):
     whole = np.random.default_rng(0).random((depth, 7, 5, 2)).astype(np.float32)
     bands = [whole[:3], whole[3:3], whole[3:]]
-    found = np.concatenate(list(in_own_grid(iter(bands), depth, shape, (7, 5))))
+    found = np.concatenate(list(in_original_grid(iter(bands), depth, shape, (7, 5))))
     want = np.stack(
         [
             Resampled(ArrayVolume(whole[..., c], (1.0, 1.0, 1.0)), tuple(
@@ -110,17 +109,17 @@ def test_labels_do_not_depend_on_the_devices_and_are_in_the_volumes_grid():
         mesh = sharding.make_mesh(
             {"data": devices, "fsdp": 1, "tensor": 1}, jax.devices()[:devices]
         )
-        settings = ConfigDict({"overlap": 0.5, "batch_size": 4})
-        segmenter = Segmenter(predict, (4, 8, 8), (1.5, 2.0, 0.0), settings, mesh)
+        settings = {"overlap": 0.5, "batch_size": 4}
+        segmenter = Segmenter(predict, (4, 8, 8), (1.5, 2.0, 0.0), mesh, **settings)
         found.append(np.concatenate(list(segmenter.labels(1.0, volume))))
         assert found[-1].shape == values.shape and found[-1].dtype == np.uint8
     np.testing.assert_array_equal(*found)
-    plain = Segmenter(predict, (4, 8, 8), (0.0, 0.0, 0.0), settings, mesh)
+    plain = Segmenter(predict, (4, 8, 8), (0.0, 0.0, 0.0), mesh, **settings)
     labels = np.concatenate(list(plain.labels(1.0, volume)))
     np.testing.assert_array_equal(labels, values > 0.5)
-    settings.batch_size = 3
-    with pytest.raises(ConfigError, match="batch_size=3 windows"):
-        Segmenter(predict, (4, 8, 8), (0.0, 0.0, 0.0), settings, mesh)
+    settings["batch_size"] = 3
+    with pytest.raises(ConfigError, match=r"inference\.batch_size=3 is not possible"):
+        Segmenter(predict, (4, 8, 8), (0.0, 0.0, 0.0), mesh, **settings)
 
 
 @pytest.mark.slow
@@ -150,8 +149,7 @@ def test_sliding_window_agrees_with_monai_on_the_same_network(tmp_path):
         return jax.nn.softmax(output.logits[0])
 
     mesh = sharding.make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, jax.devices()[:2])
-    settings = ConfigDict({"overlap": 0.5, "batch_size": 2})
-    segmenter = Segmenter(predict, window, (0.0, 0.0, 0.0), settings, mesh)
+    segmenter = Segmenter(predict, window, (0.0, 0.0, 0.0), mesh, overlap=0.5, batch_size=2)
     ours = np.concatenate(
         list(segmenter.probabilities(params, ArrayVolume(values, (1.0, 1.0, 1.0))))
     )

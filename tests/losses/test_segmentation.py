@@ -107,19 +107,19 @@ def test_nested_classes_are_binary_and_contain_each_other():
         target = labels >= k
         expected += -np.log(np.where(target, p, 1 - p)).mean()
     assert float(head.loss(logits, labels)) == pytest.approx(expected, rel=1e-5)
-    regions = head.regions_of_labels(labels)
-    np.testing.assert_array_equal(regions[..., 0], labels > 0)
-    np.testing.assert_array_equal(regions[..., 1], labels == 2)
-    said = head.regions(np.asarray(head.probabilities(logits)))
+    masks = head.masks_of_labels(labels)
+    np.testing.assert_array_equal(masks[..., 0], labels > 0)
+    np.testing.assert_array_equal(masks[..., 1], labels == 2)
+    said = head.masks(np.asarray(head.probabilities(logits)))
     np.testing.assert_array_equal(said, logits > 0)
 
 
-def test_regions_of_exclusive_classes_are_the_label_map():
+def test_masks_of_exclusive_classes_are_the_label_map():
     labels = np.random.default_rng(4).integers(0, 4, (3, 5, 5))
     head = losses.Exclusive(3)
-    regions = head.regions(np.eye(4)[labels])
-    np.testing.assert_array_equal(regions, head.regions_of_labels(labels))
-    assert (regions.sum(-1) == (labels > 0)).all()
+    masks = head.masks(np.eye(4)[labels])
+    np.testing.assert_array_equal(masks, head.masks_of_labels(labels))
+    assert (masks.sum(-1) == (labels > 0)).all()
 
 
 def test_the_dice_of_the_foreground_is_the_formula():
@@ -136,7 +136,7 @@ def test_the_dice_of_the_foreground_is_the_formula():
             terms.append(1 - (2 * tp + 1e-5) / (2 * tp + fp + fn + 1e-5 + 1e-8))
     got = losses.foreground_dice_loss(jnp.asarray(logits, jnp.float32), jnp.asarray(labels))
     assert float(got) == pytest.approx(np.mean(terms), abs=1e-6)
-    head = losses.Exclusive(2, losses.DICE["foreground"])
+    head = losses.Exclusive(2, losses.foreground_dice_loss)
     both = head.loss(jnp.asarray(logits), jnp.asarray(labels))
     entropy = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
     assert float(both) == pytest.approx(np.mean(terms) + float(entropy), abs=1e-5)

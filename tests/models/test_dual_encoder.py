@@ -17,7 +17,6 @@ from unimed_jax import config as config_lib
 from unimed_jax.distributed import sharding
 from unimed_jax.distributed.sharding import path_string
 from unimed_jax.models import dual_encoder
-from unimed_jax.models.parameters import PARAMETER_AXES
 
 _KEY = jax.random.key(0)
 _BASE = {"vocab_size": 30522, "width": 768, "layers": 12, "heads": 12, "mlp_width": 3072}
@@ -40,7 +39,8 @@ def _flat(tree: Any) -> dict[str, Any]:
 
 
 def _axes(path: str) -> tuple[str | None, ...]:
-    return next(axes for pattern, axes in PARAMETER_AXES if re.search(pattern, path))
+    rules = _small()[0].parameter_axes
+    return next(axes for pattern, axes in rules if re.search(pattern, path))
 
 
 def _inputs(batch: int = 4, length: int = 16) -> tuple[jax.Array, jax.Array]:

@@ -13,13 +13,13 @@ import pytest
 from flax import nnx
 
 from unimed_jax.distributed import sharding
-from unimed_jax.models import unet
 from unimed_jax.models.config import VisualConfig
 from unimed_jax.models.conv import STATISTICS
-from unimed_jax.models.efficientnet import B2_STAGES, EfficientNetEncoder, MBConv, Stage
+from unimed_jax.models.efficientnet import B2_STAGES, EfficientNetEncoder, MBConv, MBConvStage
 from unimed_jax.models.layers import block_outputs
 from unimed_jax.models.resnet import RESNET34_BLOCKS, RESNET34_WIDTHS, ResNetEncoder
-from unimed_jax.models.unet import SegmentationModel, UNetConfig
+from unimed_jax.models.segmentation import SegmentationModel
+from unimed_jax.models.unet import UNetConfig
 from unimed_jax.models.vit import VisionTransformer
 
 SMALL = UNetConfig(image_size=32, text_dim=12, width_factor=0.125, blocks=(1, 1, 1, 1))
@@ -182,7 +182,7 @@ def test_content_and_style_reach_the_prompts_and_the_projector_only(small):
 
 
 def test_drop_path_drops_whole_branches_in_training_only():
-    block = MBConv(8, Stage(1, 3, 1, 1, 8), 1, 0.75, False, nnx.Rngs(0))
+    block = MBConv(8, MBConvStage(1, 3, 1, 1, 8), 1, 0.75, False, nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(1), (64, 4, 4, 8))
 
     graphdef, state = nnx.split(block)
@@ -208,7 +208,9 @@ def test_every_parameter_has_axes():
     }
     for config, kernel in kernels.items():
         abstract = {"params": jax.eval_shape(SegmentationModel(config).init, jax.random.key(0))}
-        shardings = sharding.state_shardings(abstract, unet.PARAMETER_AXES, mesh)
+        shardings = sharding.state_shardings(
+            abstract, SegmentationModel(config).parameter_axes, mesh
+        )
         found = leaves(shardings)[f"params/network/encoder/{kernel}"]
         assert found.spec[-1] == "fsdp"
 

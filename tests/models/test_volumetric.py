@@ -18,7 +18,7 @@ from unimed_jax.models import volumetric
 from unimed_jax.models.conv import STATISTICS, Conv, UpConv
 from unimed_jax.models.unetr import UNETRConfig
 from unimed_jax.models.unetr_pp import PairedAttention, UNETRPPConfig
-from unimed_jax.models.volumetric import PARAMETER_AXES, VolumetricConfig, VolumetricModel
+from unimed_jax.models.volumetric import VolumetricConfig, VolumetricModel
 
 LUNG = {
     "stem": (1, 4, 4),
@@ -47,18 +47,18 @@ def shapes(tree):
 
 def test_parameter_counts_are_the_published_ones():
     unetr = abstract(
-        VolumetricConfig("unetr", UNETRConfig(), (96, 96, 96), num_outputs=14, order_slots=6)
+        VolumetricConfig("unetr", UNETRConfig(), (96, 96, 96), num_outputs=14, num_sub_volumes=6)
     )
     # published with a class token and the shortcut convolutions of blocks that keep their width
     unused = 768 + 2 * 32**2 + 64**2
     assert count(unetr["order_heads"]) == 18_456
     assert count(unetr) == 92_809_414 - unused
     synapse = VolumetricConfig(
-        "unetr_pp", UNETRPPConfig(), (64, 128, 128), num_outputs=14, order_slots=4
+        "unetr_pp", UNETRPPConfig(), (64, 128, 128), num_outputs=14, num_sub_volumes=4
     )
     assert count(abstract(synapse)["order_heads"]) == 1_936
     assert count(abstract(synapse)) == 42_954_786
-    lung = VolumetricConfig("unetr_pp", UNETRPPConfig(**LUNG), (32, 192, 192), order_slots=4)
+    lung = VolumetricConfig("unetr_pp", UNETRPPConfig(**LUNG), (32, 192, 192), num_sub_volumes=4)
     assert count(abstract(lung)) == 121_176_734
 
 
@@ -67,18 +67,18 @@ def test_parameter_counts_are_the_published_ones():
     [("unetr", TINY_UNETR, (32, 16, 48)), ("unetr_pp", TINY_PP, (8, 16, 32))],
 )
 def test_any_crop_and_number_of_outputs(network, sizes, crop):
-    config = VolumetricConfig(network, sizes, crop, num_outputs=3, order_slots=1)
+    config = VolumetricConfig(network, sizes, crop, num_outputs=3, num_sub_volumes=1)
     model = VolumetricModel(config)
     params = abstract(config)
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    laid_out = sharding.state_shardings({"params": params}, PARAMETER_AXES, mesh)
+    laid_out = sharding.state_shardings({"params": params}, model.parameter_axes, mesh)
     assert any("fsdp" in s.spec for s in jax.tree.leaves(laid_out))
     volumes = jax.ShapeDtypeStruct((2, *crop, 1), jnp.float32)
     output, statistics = jax.eval_shape(lambda p, x: model.apply(p, x, train=True), params, volumes)
     full, *smaller = [logits.shape for logits in output.logits]
     assert full == (2, *crop, 3)
     assert smaller == ([] if network == "unetr" else [(2, 8, 8, 16, 3), (2, 4, 4, 8, 3)])
-    assert [order.shape for order in output.order] == [(2, 1, 1)] * 4
+    assert [logits.shape for logits in output.permutation] == [(2, 1, 1)] * 4
     assert bool(statistics) == (network == "unetr_pp")
 
 
@@ -159,19 +159,19 @@ def test_paired_attention_equals_the_formula(layout, shared):
     )
 
 
-def test_slots_are_slabs_of_the_shuffled_axis_or_as_released():
+def test_positions_are_slabs_of_the_shuffled_axis_or_as_released():
     features = np.random.default_rng(0).normal(size=(2, 4, 3, 8, 5)).astype(np.float32)
-    depth = volumetric.pool_slots(features, 2, "depth")
+    depth = volumetric.pool_positions(features, 2, "depth")
     np.testing.assert_allclose(depth[:, 1], features[:, 2:].mean((1, 2, 3)), atol=1e-6)
-    width = volumetric.pool_slots(features, 4, "width")
+    width = volumetric.pool_positions(features, 4, "width")
     np.testing.assert_allclose(width[:, 3], features[:, :, :, 6:].mean((1, 2, 3)), atol=1e-6)
-    modulo = volumetric.pool_slots(features, 4, "modulo")
+    modulo = volumetric.pool_positions(features, 4, "modulo")
     np.testing.assert_allclose(modulo[:, 1], features[:, :, :, 1::4].mean((1, 2, 3)), atol=1e-6)
 
 
 @pytest.mark.slow
 def test_dropout_and_statistics_are_of_training_only():
-    config = VolumetricConfig("unetr_pp", TINY_PP, (8, 16, 16), order_slots=1)
+    config = VolumetricConfig("unetr_pp", TINY_PP, (8, 16, 16), num_sub_volumes=1)
     model = VolumetricModel(config)
     params = jax.jit(model.init)(jax.random.key(0))
     params = jax.tree.map(lambda x: x + 0.01, params)

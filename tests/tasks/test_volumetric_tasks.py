@@ -22,10 +22,10 @@ from unimed_jax.weights.checkpoint import CheckpointReader
 
 def tiny(variant="smoke,network=unetr", **changes):
     """A network of a few thousand parameters; ``changes``: keys with ``__`` for dots."""
-    config = load("lwi_vms", variant)
+    config = load("lwi_vms/phantoms", variant)
     config.update_from_flattened_dict(
         {
-            "crop": (32, 16, 16),
+            "data.crop_size": (32, 16, 16),
             "num_train_steps": 4,
             "log_every_steps": 1,
             "checkpoint.every_steps": 2,
@@ -43,8 +43,8 @@ def tiny(variant="smoke,network=unetr", **changes):
             settings.update({"num_volumes": 4, "voxels": 24})
         if config.stages:
             config.stages.init.num_train_steps = 2
-        if config.evals:
-            config.evals.segmentation.batch_size = 8
+        if "inference" in config:
+            config.inference.batch_size = 8
     return config
 
 
@@ -103,17 +103,17 @@ def test_what_is_seen_is_shuffled_and_masked_and_the_visit_alone_decides(batch):
     task = tasks.create(tiny("smoke,only=init,network=unetr"), "")
     images = batch["image"][:, 0]
     keys = jax.random.split(jax.random.key(0), 2)
-    shuffled, seen, order = map(np.asarray, task.disturbed(images, keys))
+    shuffled, seen, order = map(np.asarray, task.corrupt(images, keys))
     for b in range(2):
         want = np.concatenate([images[b, 16 * s : 16 * s + 16] for s in order[b]])
         np.testing.assert_array_equal(shuffled[b], want)
         hidden = seen[b] == 0
         np.testing.assert_array_equal(seen[b][~hidden], shuffled[b][~hidden])
         assert hidden.mean() == 0  # floor(0.4 * 2) cubes of 16 x 16 x 16
-    config = tiny("smoke,only=init,network=unetr", mask__cube=(8, 4, 4))
-    _, seen, _ = tasks.create(config, "").disturbed(images, keys)
+    config = tiny("smoke,only=init,network=unetr", pretext__mask_cube=(8, 4, 4))
+    _, seen, _ = tasks.create(config, "").corrupt(images, keys)
     assert np.mean(np.asarray(seen) == 0) == pytest.approx(25 / 64)  # floor(0.4 * 64)
-    alone = tasks.create(config, "").disturbed(images[1:], keys[1:])
+    alone = tasks.create(config, "").corrupt(images[1:], keys[1:])
     np.testing.assert_array_equal(alone[1][0], seen[1])
 
 
@@ -199,7 +199,7 @@ def test_volumes_are_segmented_in_their_own_space(finished, tmp_path):
             tmp_path / name,
         )
     command = [sys.executable, "-m", "unimed_jax.segment", f"--checkpoint={finished}",
-               f"--out={tmp_path / 'out'}", "--set=evals.segmentation.overlap=0.0",
+               f"--out={tmp_path / 'out'}", "--set=inference.overlap=0.0",
                str(tmp_path / "a.nii.gz"), str(tmp_path / "b.nii")]  # fmt: skip
     subprocess.run(command, check=True, cwd=ROOT, timeout=600)
     for name in ("a.nii.gz", "b.nii"):
@@ -214,7 +214,7 @@ def test_a_stage_has_the_keys_of_the_run_but_for_its_own(tmp_path):
     stage = stages.derived(config, "init", tmp_path)
     assert stage.task == "volumetric_init" and stage.num_train_steps == 2
     assert stage.seed == 5 and stage.optimizer.learning_rate == 0.5
-    assert tuple(stage.crop) == (32, 16, 16) and stage.model.unetr.width == 8
+    assert tuple(stage.data.crop_size) == (32, 16, 16) and stage.model.unetr.width == 8
     assert stage.data.root == str(tmp_path) and not stage.data.raw
     assert not stage.evals and not stage.stages and not stage.init.network
     with config_lib.edit(config):
@@ -224,7 +224,7 @@ def test_a_stage_has_the_keys_of_the_run_but_for_its_own(tmp_path):
 
 
 def test_weights_that_do_not_fit_are_named(finished):
-    task = tasks.create(tiny(init__network=str(finished), crop=(32, 32, 16)), "")
+    task = tasks.create(tiny(init__network=str(finished), data__crop_size=(32, 32, 16)), "")
     abstract = jax.eval_shape(task.init, jax.random.key(0))
     with pytest.raises(UserError, match=r"positional_embedding has shape \(2, 8\).*\(4, 8\)"):
         task.pretrained(abstract)
@@ -233,21 +233,36 @@ def test_weights_that_do_not_fit_are_named(finished):
 @pytest.mark.parametrize(
     ("variant", "changes", "message"),
     [
-        ("smoke", {"crop": (32, 24, 16)}, r"crop=\(32, 24, 16\).*multiples of \(8, 16, 16\)"),
-        ("smoke,network=unetr", {"crop": (24, 16, 16)}, r"multiples of \(16, 16, 16\)"),
+        (
+            "smoke",
+            {"data__crop_size": (32, 24, 16)},
+            r"data.crop_size=\(32, 24, 16\).*multiples of \(8, 16, 16\)",
+        ),
+        ("smoke,network=unetr", {"data__crop_size": (24, 16, 16)}, r"multiples of \(16, 16, 16\)"),
         ("smoke", {"model__network": "vnet"}, "model.network='vnet'"),
-        ("smoke", {"spacing": (1.0, -1.0, 1.0)}, "spacing"),
-        ("smoke", {"augmentation__turn": 0.5, "crop": (32, 16, 32)}, "augmentation.turn"),
+        ("smoke", {"data__spacing": (1.0, -1.0, 1.0)}, "data.spacing"),
+        (
+            "smoke",
+            {"augmentation__rot90": 0.5, "data__crop_size": (32, 16, 32)},
+            "augmentation.rot90",
+        ),
         ("smoke", {"loss__dice": "cubed"}, "loss.dice='cubed'"),
         ("smoke", {"optimizer__accumulate_steps": 2}, "accumulate_steps"),
-        ("smoke,only=init", {"sub_volumes": 3}, "sub_volumes=3"),
-        ("smoke,only=init", {"mask__cube": (5, 4, 4)}, "mask.cube"),
-        ("smoke,only=init", {"mask__ratio": 1.0}, "mask.ratio"),
-        ("smoke,only=init", {"order_grouping": "height"}, "order_grouping='height'"),
+        ("smoke,only=init", {"pretext__num_sub_volumes": 3}, "pretext.num_sub_volumes=3"),
+        ("smoke,only=init", {"pretext__mask_cube": (5, 4, 4)}, "pretext.mask_cube"),
+        ("smoke,only=init", {"pretext__mask_ratio": 1.0}, "pretext.mask_ratio"),
         (
             "smoke,only=init",
-            {"weights__order": 0.0, "weights__reconstruction": 0.0},
-            "weights=",
+            {"pretext__permutation_grouping": "height"},
+            "permutation_grouping='height'",
+        ),
+        (
+            "smoke,only=init",
+            {
+                "pretext__loss_weights__permutation": 0.0,
+                "pretext__loss_weights__reconstruction": 0.0,
+            },
+            "pretext.loss_weights=",
         ),
     ],
 )
@@ -257,12 +272,18 @@ def test_an_impossible_config_is_named(variant, changes, message):
 
 
 @pytest.mark.parametrize(
-    "variant",
-    ["data=nothing", "network=vnet", "init=found", "data=covid_ct,fold=3", "only=both", "tiny"],
+    ("variant", "message"),
+    [
+        ("network=vnet", "no network=vnet; valid: unetr_pp, unetr"),
+        ("init=found", "no init=found"),
+        ("fold=3", "no fold=3; valid: 0, 1, 2"),
+        ("only=both", "no only=both"),
+        ("tiny", "no argument 'tiny'; valid: network, init, only, smoke, fold"),
+    ],
 )
-def test_a_variant_that_there_is_not_is_refused(variant):
-    with pytest.raises(ConfigError, match="no variant"):
-        load("lwi_vms", variant)
+def test_an_unknown_variant_is_refused(variant, message):
+    with pytest.raises(ConfigError, match=message):
+        load("lwi_vms/covid_ct", variant)
 
 
 @pytest.mark.parametrize(
@@ -271,11 +292,11 @@ def test_a_variant_that_there_is_not_is_refused(variant):
 @pytest.mark.parametrize("network", ["unetr", "unetr_pp"])
 def test_every_data_set_makes_valid_configs(data, network, tmp_path):
     for more in ("", ",smoke", ",init=random", ",only=init"):
-        config = load("lwi_vms", f"data={data},network={network}{more}")
+        config = load(f"lwi_vms/{data}", f"network={network}{more}")
         config_lib.validate(config, 1)
         for name in config.stages:
             config_lib.validate(stages.derived(config, name, tmp_path), 1)
-    total = load("lwi_vms", f"data={data},network={network},init=random").num_train_steps
-    learned = load("lwi_vms", f"data={data},network={network},init=learned")
+    total = load(f"lwi_vms/{data}", f"network={network},init=random").num_train_steps
+    learned = load(f"lwi_vms/{data}", f"network={network},init=learned")
     first = learned.stages.init.get("num_train_steps", 0)
     assert learned.num_train_steps + first == total  # an equal budget

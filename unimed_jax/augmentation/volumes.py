@@ -1,5 +1,6 @@
-"""Augmentation of volumes (D, H, W, C) with labels (D, H, W): flips, turns, warps, blur."""
+"""Augmentation of volumes (D, H, W, C) with labels (D, H, W): flips, rotations, warps, blur."""
 
+import enum
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,40 +9,53 @@ import jax.numpy as jnp
 
 from unimed_jax.augmentation.geometry import draw_intensity, warp
 
-_TURN, _WARP, _BLUR, _INTENSITY = range(4)
+
+class RngStream(enum.IntEnum):
+    """Constants folded into the key of one draw, one for each kind of augmentation.
+
+    Changing a value changes the numbers of every run.
+    """
+
+    FLIP = 0
+    WARP = 1
+    BLUR = 2
+    INTENSITY = 3
+    ROT90 = 100
 
 
 def augment(
     key: jax.Array, image: jax.Array, labels: jax.Array, settings: Mapping[str, Any]
 ) -> tuple[jax.Array, jax.Array]:
-    """Everything of ``config.augmentation``; what has the probability 0 is not computed.
+    """Applies everything in ``config.augmentation``; what has probability 0 is not computed.
 
     Args:
-      key: of this visit.
+      key: of this draw of the volume.
       image: float32 (D, H, W, C), in 0..1.
       labels: integers (D, H, W).
-      settings: ``flip`` (probability per axis), ``turn`` (of a quarter, half or three-quarter turn
-        in the plane of height and width), ``warp`` {``probability``, ``rotation`` (degrees about
-        each axis, uniform in +-), ``zoom`` (uniform in 1 +-)}, ``blur`` {``probability``,
-        ``sigma`` (voxels, uniform up to)}, ``intensity`` {``probability`` and the ranges of
-        `geometry.draw_intensity`}.
+      settings: ``flip`` (probability per axis); ``rot90`` (probability of a rotation by 90, 180 or
+        270 degrees in the plane of height and width); ``warp`` {``probability``, ``rotation``
+        (degrees about each axis, uniform in +-), ``zoom`` (uniform in 1 +-)}; ``blur``
+        {``probability``, ``sigma`` (voxels, uniform up to)}; ``intensity`` {``probability`` and the
+        ranges of `geometry.draw_intensity`}.
     """
-    image, labels = draw_flips(jax.random.fold_in(key, _TURN), image, labels, settings["flip"])
-    if settings["turn"] and labels.shape[1] == labels.shape[2]:
-        own = jax.random.fold_in(key, _TURN + 100)
-        image, labels = draw_turn(own, image, labels, settings["turn"])
+    flip_key = jax.random.fold_in(key, RngStream.FLIP)
+    image, labels = draw_flips(flip_key, image, labels, settings["flip"])
+    if settings["rot90"] and labels.shape[1] == labels.shape[2]:
+        rot90_key = jax.random.fold_in(key, RngStream.ROT90)
+        image, labels = draw_rot90(rot90_key, image, labels, settings["rot90"])
     if settings["warp"]["probability"]:
-        own = jax.random.fold_in(key, _WARP)
-        image, labels = draw_warp(own, image, labels, settings["warp"])
+        warp_key = jax.random.fold_in(key, RngStream.WARP)
+        image, labels = draw_warp(warp_key, image, labels, settings["warp"])
     if settings["blur"]["probability"]:
-        own = jax.random.fold_in(key, _BLUR)
-        sigma = jax.random.uniform(own, maxval=settings["blur"]["sigma"])
-        wanted = _happens(own, settings["blur"]["probability"])
-        image = jnp.where(wanted, blurred(image, sigma), image)
+        blur_key = jax.random.fold_in(key, RngStream.BLUR)
+        sigma = jax.random.uniform(blur_key, maxval=settings["blur"]["sigma"])
+        happens = _happens(blur_key, settings["blur"]["probability"])
+        image = jnp.where(happens, blurred(image, sigma), image)
     if settings["intensity"]["probability"]:
-        own = jax.random.fold_in(key, _INTENSITY)
-        wanted = _happens(own, settings["intensity"]["probability"])
-        image = jnp.where(wanted, draw_intensity(own, image, settings["intensity"]), image)
+        intensity_key = jax.random.fold_in(key, RngStream.INTENSITY)
+        happens = _happens(intensity_key, settings["intensity"]["probability"])
+        changed = draw_intensity(intensity_key, image, settings["intensity"])
+        image = jnp.where(happens, changed, image)
     return image, labels
 
 
@@ -52,7 +66,7 @@ def _happens(key: jax.Array, probability: float) -> jax.Array:
 def draw_flips(
     key: jax.Array, image: jax.Array, labels: jax.Array, probability: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Each axis is reversed with this probability."""
+    """Reverses each axis with this probability."""
     flips = jax.random.bernoulli(key, probability, (3,))
     for axis in range(3):
         image = jnp.where(flips[axis], jnp.flip(image, axis), image)
@@ -60,43 +74,44 @@ def draw_flips(
     return image, labels
 
 
-def draw_turn(
+def draw_rot90(
     key: jax.Array, image: jax.Array, labels: jax.Array, probability: float
 ) -> tuple[jax.Array, jax.Array]:
-    """One to three quarter turns from height to width, which are equally long."""
-    turns = jax.random.randint(key, (), 1, 4) * _happens(key, probability)
-
-    def by(count: int, x: jax.Array) -> jax.Array:
-        return jnp.rot90(x, count, axes=(1, 2))
+    """One to three rotations by 90 degrees from height to width, which are equally long."""
+    count = jax.random.randint(key, (), 1, 4) * _happens(key, probability)
 
     image, labels = (
-        jnp.select([turns == count for count in range(1, 4)], [by(c, x) for c in range(1, 4)], x)
+        jnp.select(
+            [count == k for k in range(1, 4)],
+            [jnp.rot90(x, k, axes=(1, 2)) for k in range(1, 4)],
+            x,
+        )
         for x in (image, labels)
     )
     return image, labels
 
 
 def rotation(angles: jax.Array) -> jax.Array:
-    """Matrix (3, 3) of turns about depth, height and width (radians), in this order."""
+    """Matrix (3, 3) of rotations about depth, height and width (radians), in this order."""
     matrix = jnp.eye(3)
     for axis in range(3):
         i, j = (a for a in range(3) if a != axis)
         cos, sin = jnp.cos(angles[axis]), jnp.sin(angles[axis])
-        turn = jnp.eye(3).at[i, i].set(cos).at[i, j].set(-sin).at[j, i].set(sin).at[j, j].set(cos)
-        matrix = jnp.matmul(turn, matrix, precision="highest")
+        plane = jnp.eye(3).at[i, i].set(cos).at[i, j].set(-sin).at[j, i].set(sin).at[j, j].set(cos)
+        matrix = jnp.matmul(plane, matrix, precision="highest")
     return matrix
 
 
 def draw_warp(
     key: jax.Array, image: jax.Array, labels: jax.Array, ranges: Mapping[str, float]
 ) -> tuple[jax.Array, jax.Array]:
-    """Turned about each axis and zoomed, about the centre; outside is 0. See `augment`."""
+    """A random rotation about each axis and zoom, about the centre; outside is 0. See `augment`."""
     keys = jax.random.split(key)
     limit = jnp.deg2rad(ranges["rotation"])
     angles = jax.random.uniform(keys[0], (3,), minval=-limit, maxval=limit)
     zoom = 1 + ranges["zoom"] * jax.random.uniform(keys[1], minval=-1.0, maxval=1.0)
-    wanted = _happens(key, ranges["probability"])
-    matrix = jnp.where(wanted, rotation(angles) / zoom, jnp.eye(3))
+    happens = _happens(key, ranges["probability"])
+    matrix = jnp.where(happens, rotation(angles) / zoom, jnp.eye(3))
     grid = jnp.stack(
         jnp.meshgrid(*(jnp.arange(n, dtype=jnp.float32) for n in labels.shape), indexing="ij")
     )
@@ -106,7 +121,7 @@ def draw_warp(
 
 
 def blurred(image: jax.Array, sigma: jax.Array) -> jax.Array:
-    """A Gaussian along each of the three axes, its weights renormalised at the border."""
+    """A Gaussian blur along each of the three axes, with weights renormalised at the border."""
     for axis in range(3):
         offset = jnp.arange(image.shape[axis])
         squared = jnp.square(offset[:, None] - offset[None, :])

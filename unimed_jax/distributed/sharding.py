@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from unimed_jax.config import require
+
 # logical axis of a dim -> mesh axis that divides it (None: the dim is not divided)
 LOGICAL_TO_MESH: Mapping[str, str | None] = {
     "embed": "fsdp",  # model width
@@ -81,6 +83,32 @@ def select_leaves(tree: Any, keep: Callable[[str], bool], prefix: str = "") -> A
         elif keep(path):
             selected[key] = value
     return selected
+
+
+def check_batch_size(key: str, batch_size: int, mesh: Mesh, *, per_device: bool = False) -> int:
+    """The number of rows of a batch on all devices of the mesh.
+
+    Args:
+      key: of the config, for the message.
+      batch_size: rows of the batch, or of each device that holds different rows.
+      mesh: over the devices of all processes.
+      per_device: how ``batch_size`` is counted.
+
+    Raises:
+      ConfigError: the rows cannot be divided evenly over devices and processes.
+    """
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    processes = jax.process_count()
+    rows = batch_size * shards if per_device else batch_size
+    valid = (
+        f"at least 1, and, times {shards} devices, a multiple of the {processes} processes"
+        if per_device
+        else f"a multiple of mesh.data x mesh.fsdp = {shards} and of the {processes} processes"
+    )
+    require(
+        batch_size >= 1 and rows % shards == 0 and rows % processes == 0, key, batch_size, valid
+    )
+    return rows
 
 
 def partition_spec(

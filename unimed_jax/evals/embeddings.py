@@ -1,4 +1,4 @@
-"""The embeddings of a corpus: computed once per set of parameters, whoever asks for them."""
+"""The embeddings of a corpus, computed once per set of parameters for all evaluators."""
 
 from __future__ import annotations
 
@@ -13,39 +13,38 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from input_pipeline import device_prefetch, manifest, records
-from input_pipeline.io.errors import ConfigError
 from input_pipeline.io.files import AnyPath, under
-from unimed_jax.distributed import process
+from unimed_jax.distributed import process, sharding
 from unimed_jax.inference import embedding_cache
 from unimed_jax.inference.embedding_engine import EmbeddingEngine, require_tower
 from unimed_jax.models.dual_encoder import DualEncoder
-from unimed_jax.training.task import Params
+from unimed_jax.models.functional import Params
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 
 @dataclass(frozen=True)
-class Described:
-    """What is known of a sample besides its pixels; `texts` are all captions, own ones first."""
+class SampleMetadata:
+    """A sample without its pixels; `captions` are the original ones, then the generated ones."""
 
     id: str
     modality: str
     source: str
     labels: tuple[str, ...]
     group: str
-    texts: tuple[str, ...]
-    num_own_texts: int
+    captions: tuple[str, ...]
+    num_original_captions: int
 
     @property
     def group_key(self) -> str:
-        """Equal for samples of one patient or study; of its own where the group is unknown."""
+        """Equal for samples of one patient or study; the sample's id if its group is unknown."""
         return f"{self.source}\0{self.group}" if self.group else self.id
 
 
 @dataclass(frozen=True)
-class Split:
-    """One split of a corpus directory, whose shards are there."""
+class CorpusSplit:
+    """One split of a corpus directory, with all of its shards."""
 
     directory: AnyPath
     manifest: manifest.Manifest
@@ -62,20 +61,25 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """The samples of a split whose image decodes, in file order, and their unit vectors (N, E)."""
+class Embeddings:
+    """The samples of a split whose image decodes, in file order, and their unit vectors.
 
-    samples: tuple[Described, ...]
-    embeddings: np.ndarray
+    Attributes:
+      samples: N samples.
+      vectors: float32 (N, E).
+    """
+
+    samples: tuple[SampleMetadata, ...]
+    vectors: np.ndarray
 
 
-class Features:
-    """Embeds splits and texts over all devices of a mesh, and keeps what it embedded.
+class CorpusEmbedder:
+    """Embeds splits and texts over all devices of a mesh, and caches the embeddings.
 
-    They are kept in memory as long as the parameters stay the same object, and, with a `cache`, in
-    files, named by a digest of the tower and of the corpus. Every device gets `batch_size` rows at
-    a time, so that a row's embedding does not depend on the number of devices; the rows that fill
-    the last batch are dropped again.
+    They stay in memory as long as the parameters are the same object, and, with a `cache`, in files
+    named by a digest of the tower and of the corpus. Every device gets `batch_size` rows at a time,
+    so that a row's embedding does not depend on the number of devices; the rows that pad the last
+    batch are dropped.
     """
 
     def __init__(
@@ -88,94 +92,94 @@ class Features:
     ) -> None:
         """
         Args:
-          model: the dual encoder whose parameters will be given.
+          model: the dual encoder that the parameters belong to.
           tokenize: texts -> ids, int32 (N, T).
-          root: what the paths of corpora are relative to.
-          mesh: over the devices of all hosts.
-          cache: folder of the files; None: none are read or written.
+          root: directory that the paths of corpora are relative to.
+          mesh: over the devices of all processes.
+          cache: folder of the files; None: no file is read or written.
         """
         self._config, self._tokenize = model.config, tokenize
         self._root, self._cache = root, cache
-        self._engine = EmbeddingEngine(model, mesh)
-        self._params: Params = None
-        self._kept: dict[Any, Any] = {}
+        self._mesh, self._engine = mesh, EmbeddingEngine(model, mesh)
+        self._params: Params | None = None
+        self._cached: dict[Any, Any] = {}
         self._digests: dict[str, str] = {}
 
-    def split(self, path: str, name: str) -> Split:
+    def split(self, path: str, name: str) -> CorpusSplit:
         """A split of the corpus at `path`.
 
         Raises:
-          CorpusError: there is no such corpus or split, or its shards are not whole.
+          CorpusError: there is no such corpus or split, or one of its shards is incomplete.
         """
         directory = under(self._root, path)
         content = manifest.load(directory)
         manifest.verify(directory, content, name)
-        return Split(directory, content, name)
+        return CorpusSplit(directory, content, name)
 
-    def images(self, params: Params, split: Split, batch_size: int) -> Embedded:
+    def images(self, params: Params, split: CorpusSplit, batch_size: int) -> Embeddings:
         """The split's samples with their embeddings. An image that does not decode is left out.
 
         Args:
-          params: of the model; at least its image tower.
-          split: of a corpus.
+          params: parameters of the model; at least its image tower.
+          split: a split of a corpus.
           batch_size: rows per device and step.
         """
         corpus = f"{split.name}; {split.manifest.fingerprint}"
-        stamp = f"{embedding_cache.TENSORFLOW_PREPROCESSING}; {corpus}"
+        cache_key = f"{embedding_cache.TENSORFLOW_PREPROCESSING}; {corpus}"
 
-        def embedded() -> Embedded:
-            described = {sample.id: _described(sample) for sample in split.samples()}
+        def embed() -> Embeddings:
+            metadata = {sample.id: _metadata(sample) for sample in split.samples()}
             name = f"{split.manifest.name}-{split.name}-{split.manifest.fingerprint[:12]}"
-            ids, embeddings = self._from_file(
+            ids, vectors = self._from_file(
                 params,
                 "visual",
                 name,
-                stamp,
-                lambda: self._embed_images(params, split, list(described), batch_size),
+                cache_key,
+                lambda: self._embed_images(params, split, list(metadata), batch_size),
             )
-            return Embedded(tuple(described[i] for i in ids), embeddings)
+            return Embeddings(tuple(metadata[i] for i in ids), vectors)
 
-        return self._once(params, (str(split.directory), stamp), embedded)
+        return self._once(params, (str(split.directory), cache_key), embed)
 
     def texts(self, params: Params, texts: Sequence[str], batch_size: int) -> np.ndarray:
         """Unit vectors (len(texts), E), float32."""
 
-        def embedded() -> np.ndarray:
+        def embed() -> np.ndarray:
             require_tower(params, "text")
             ids = self._tokenize(texts)
-            stamp = hashlib.sha256(np.ascontiguousarray(ids).data).hexdigest()
-            name = f"texts-{stamp[:12]}"
+            cache_key = hashlib.sha256(np.ascontiguousarray(ids).data).hexdigest()
+            name = f"texts-{cache_key[:12]}"
             return self._from_file(
                 params,
                 "text",
                 name,
-                stamp,
+                cache_key,
                 lambda: ((), self._embed_texts(params, ids, batch_size)),
             )[1]
 
-        return self._once(params, tuple(texts), embedded)
+        return self._once(params, tuple(texts), embed)
 
     def logit_scale(self, params: Params) -> float:
-        """exp(s), the factor of cosines; 1 where the parameters hold none."""
+        """The factor of cosines, exp(logit_scale); 1 if the parameters have no logit scale."""
         if "logit_scale" not in params:
             return 1.0
         return float(np.exp(jax.device_get(params["logit_scale"])))
 
-    # --- what is kept -----------------------------------------------------------------------------
+    # --- the cache --------------------------------------------------------------------------------
 
     def _once(self, params: Params, key: Any, compute: Callable[[], Any]) -> Any:
         if params is not self._params:
-            self._params, self._kept, self._digests = params, {}, {}
-        if key not in self._kept:
-            self._kept[key] = compute()
-        return self._kept[key]
+            self._params, self._cached, self._digests = params, {}, {}
+        if key not in self._cached:
+            self._cached[key] = compute()
+        return self._cached[key]
 
     def _from_file(
         self,
         params: Params,
         tower: str,
         name: str,
-        stamp: str,
+        cache_key: str,
         compute: Callable[[], tuple[tuple[str, ...], np.ndarray]],
     ) -> tuple[tuple[str, ...], np.ndarray]:
         require_tower(params, tower)
@@ -184,16 +188,16 @@ class Features:
         if tower not in self._digests:
             self._digests[tower] = embedding_cache.tower_digest(self._config, params, tower)
         path = self._cache / self._digests[tower][:16] / f"{name}.npz"
-        if cached := embedding_cache.load(path, stamp):
+        if cached := embedding_cache.load(path, cache_key):
             return tuple(cached["ids"].tolist()), cached["embeddings"]
         ids, embeddings = compute()
-        embedding_cache.save(path, stamp, ids=np.array(ids, str), embeddings=embeddings)
+        embedding_cache.save(path, cache_key, ids=np.array(ids, str), embeddings=embeddings)
         return ids, embeddings
 
     # --- the passes -------------------------------------------------------------------------------
 
     def _embed_images(
-        self, params: Params, split: Split, ids: Sequence[str], batch_size: int
+        self, params: Params, split: CorpusSplit, ids: Sequence[str], batch_size: int
     ) -> tuple[tuple[str, ...], np.ndarray]:
         from input_pipeline import dataset
 
@@ -202,7 +206,7 @@ class Features:
             split.manifest,
             split.name,
             self._decode,
-            batch_size=self._global_rows(batch_size),
+            batch_size=self._global_batch_size(batch_size),
             host=jax.process_index(),
             num_hosts=jax.process_count(),
         )
@@ -236,7 +240,7 @@ class Features:
         }
 
     def _embed_texts(self, params: Params, ids: np.ndarray, batch_size: int) -> np.ndarray:
-        size = self._global_rows(batch_size)
+        size = self._global_batch_size(batch_size)
         padded = np.concatenate([ids, np.repeat(ids[-1:], -len(ids) % size, axis=0)])
         rows = size // jax.process_count()
         begin = jax.process_index() * rows
@@ -246,24 +250,19 @@ class Features:
         )
         return np.concatenate(list(self._engine.embed("text", params, batches)))[: len(ids)]
 
-    def _global_rows(self, batch_size: int) -> int:
-        num_shards = self._engine.num_shards
-        rows = batch_size * num_shards
-        if batch_size < 1 or rows % jax.process_count():
-            raise ConfigError(
-                f"batch_size={batch_size} of an evaluator is not possible; valid: at least 1, and, "
-                f"times {num_shards} devices, a multiple of the {jax.process_count()} hosts"
-            )
-        return rows
+    def _global_batch_size(self, batch_size: int) -> int:
+        return sharding.check_batch_size(
+            "evals.*.batch_size", batch_size, self._mesh, per_device=True
+        )
 
 
-def _described(sample: records.Sample) -> Described:
-    return Described(
+def _metadata(sample: records.Sample) -> SampleMetadata:
+    return SampleMetadata(
         id=sample.id,
         modality=sample.modality,
         source=sample.source,
         labels=sample.labels,
         group=sample.group,
-        texts=sample.captions,
-        num_own_texts=sample.num_original_captions,
+        captions=sample.captions,
+        num_original_captions=sample.num_original_captions,
     )

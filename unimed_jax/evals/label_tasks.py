@@ -1,4 +1,4 @@
-"""Classification tasks: which samples they are about, and which class each of those is."""
+"""Classification tasks: which samples they cover, and the class of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from unimed_jax.evals.embeddings import Described
+    from unimed_jax.evals.embeddings import SampleMetadata
 
 FIELDS = ("modality", "label")
 
@@ -18,10 +18,10 @@ class LabelTask:
     """One way to sort samples into classes.
 
     Attributes:
-      name: of the task, in metrics and reports.
-      field: the field of a sample that holds its class, one of FIELDS.
-      source: the only source that the task is about; None: all.
-      classes: in the order of the logits.
+      name: name in metrics and reports.
+      field: field of a sample that holds its class, one of FIELDS.
+      source: the only source that the task covers; None: all.
+      classes: the classes in the order of the logits.
     """
 
     name: str
@@ -30,22 +30,24 @@ class LabelTask:
     classes: tuple[str, ...]
 
     def includes(self, source: str) -> bool:
-        """Whether the task is about samples of `source` at all."""
+        """Whether the task covers samples of `source`."""
         return self.source is None or self.source == source
 
     def class_of(self, modality: str, labels: Iterable[str]) -> int | None:
         """Index of a sample's true class.
 
-        None where the task cannot judge the sample: its value is none of the classes, or several of
-        its labels are.
+        None if the sample cannot be scored: its value is none of the classes, or several of its
+        labels are.
         """
         values = (modality,) if self.field == "modality" else labels
         found = {self.classes.index(value) for value in values if value in self.classes}
         return found.pop() if len(found) == 1 else None
 
 
-def judged(task: LabelTask, samples: Sequence[Described]) -> tuple[list[int], list[int], int]:
-    """(places of the samples that a task judges, class of each, number that it leaves out)."""
+def scorable(
+    task: LabelTask, samples: Sequence[SampleMetadata]
+) -> tuple[list[int], list[int], int]:
+    """(indices of the samples that a task can score, class of each, number of the others)."""
     candidates = [i for i, sample in enumerate(samples) if task.includes(sample.source)]
     classes = [task.class_of(samples[i].modality, samples[i].labels) for i in candidates]
     kept = [(i, c) for i, c in zip(candidates, classes, strict=True) if c is not None]
@@ -53,16 +55,16 @@ def judged(task: LabelTask, samples: Sequence[Described]) -> tuple[list[int], li
 
 
 def tasks_of_corpus(
-    train: Sequence[Described], test: Sequence[Described], min_groups: int
+    train: Sequence[SampleMetadata], test: Sequence[SampleMetadata], min_groups: int
 ) -> tuple[LabelTask, ...]:
-    """Modality, and the labels of every source, as far as there are two classes of them.
+    """Modality, and the labels of every source, where there are at least two classes.
 
-    A class occurs in at least `min_groups` groups of `train` and once in `test`. Attributes
-    (`name=value`) are no classes.
+    A class must occur in at least `min_groups` groups of `train` and once in `test`. Attributes
+    (`name=value`) are not classes.
     """
 
     def task(name: str, field: str, source: str | None) -> LabelTask:
-        def values(sample: Described) -> list[str]:
+        def values(sample: SampleMetadata) -> list[str]:
             if source is not None and sample.source != source:
                 return []
             if field == "modality":

@@ -1,4 +1,4 @@
-"""What an evaluation is of: a run of ours, or weights of anybody's with a config made for them."""
+"""The model that an evaluation is about: a run, or imported weights with a config for them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -19,15 +19,16 @@ from unimed_jax.weights.uri import resolve
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
-    """A model that is about to be evaluated.
+class ModelUnderTest:
+    """A model to evaluate.
 
     Attributes:
-      title: for people.
-      config: that of the run; of other weights the defaults, with their model and tokenizer.
-      workdir: where `config` finds what is its own.
-      parts: of "visual", "text", "logits" those that there are; None: all that the task has.
-      read: (abstract parameters, shardings) -> the parameters, there.
+      title: for the log and the report.
+      config: the config of the run; for imported weights the defaults, with their model section and
+        tokenizer.
+      workdir: work directory of the run, which relative paths of `config` refer to.
+      parts: those of "visual", "text", "logits" that the weights have; None: all of the task's.
+      read: (abstract parameters, shardings) -> the parameters, laid out accordingly.
     """
 
     title: str
@@ -37,7 +38,7 @@ class Subject:
     read: Callable[[Any, Any], Params]
 
     def params(self, task: Task, mesh: Mesh) -> Params:
-        """The parameters on a mesh, as far as there are any."""
+        """The parameters on a mesh; those that the weights have."""
         abstract = jax.eval_shape(task.init, jax.random.key(0))
         if self.parts is not None:
             abstract = {key: x for key, x in abstract.items() if part_of(key) in self.parts}
@@ -46,7 +47,7 @@ class Subject:
         return self.read(abstract, shardings["params"])
 
 
-def open_subject(uri: str, out: AnyPath, model: Mapping[str, Any]) -> Subject:
+def open_model(uri: str, out: AnyPath, model: Mapping[str, Any]) -> ModelUnderTest:
     """Opens a work directory or checkpoint of ours, or any weights that can be imported.
 
     Args:
@@ -55,7 +56,7 @@ def open_subject(uri: str, out: AnyPath, model: Mapping[str, Any]) -> Subject:
       model: dotted keys of the model's config to set.
 
     Raises:
-      UserError: nothing there, or not what it should be.
+      UserError: there is nothing there, or it is not what it should be.
     """
     path = resolve(uri)
     if is_ours(path):
@@ -63,7 +64,7 @@ def open_subject(uri: str, out: AnyPath, model: Mapping[str, Any]) -> Subject:
         config = reader.config
         for key, value in model.items():
             config_lib.assign(config, f"model.{key}", value)
-        return Subject(
+        return ModelUnderTest(
             title=f"{reader.workdir.name}, step {reader.step}",
             config=config,
             workdir=str(reader.workdir),
@@ -75,7 +76,7 @@ def open_subject(uri: str, out: AnyPath, model: Mapping[str, Any]) -> Subject:
     config = config_lib.base_config("contrastive")
     config.model.update(dataclasses.asdict(model_config))
     config.tokenizer = pretrained.tokenizer
-    return Subject(
+    return ModelUnderTest(
         title=uri,
         config=config,
         workdir=str(out),

@@ -1,4 +1,4 @@
-"""What probes found, as metrics, a table for the terminal, and sections of the report."""
+"""Results of probes as metrics, a table for the terminal, and sections of the report."""
 
 import dataclasses
 import html
@@ -16,8 +16,17 @@ _MAIN = "balanced_accuracy"
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One probe on the test split; `intervals` (95 %) only where a budget has a single draw."""
+class ProbeDraw:
+    """One probe on the test split.
+
+    Attributes:
+      num_train: samples that it was trained on.
+      c: inverse strength of the regularisation.
+      converged: whether every fit converged.
+      scores: score -> value.
+      intervals: score -> 95 % interval; only where a budget has a single draw.
+      logits: (M, C).
+    """
 
     num_train: int
     c: float
@@ -32,17 +41,17 @@ class TaskResult:
     """The probes of one task.
 
     Attributes:
-      test: what was scored; its logits are zero.
-      num_validation: samples by which C was chosen.
-      num_seen: test samples whose group is also one of training samples.
-      drawn: budget -> a probe per draw.
-      not_run: budget -> why there is none.
+      test: the test samples; the logits are zero.
+      num_validation: samples that C was chosen on.
+      num_seen: test samples whose group also has training samples.
+      draws: budget -> a probe per draw.
+      not_run: budget -> reason why there is none.
     """
 
     test: ClassificationResult
     num_validation: int
     num_seen: int
-    drawn: Mapping[str, Sequence[Drawn]]
+    draws: Mapping[str, Sequence[ProbeDraw]]
     not_run: Mapping[str, str]
 
     @property
@@ -51,7 +60,7 @@ class TaskResult:
 
     def spread(self, budget: str, score: str = _MAIN) -> tuple[float, float]:
         """Mean and standard deviation (of a sample; 0 for one draw) of a score over the draws."""
-        values = [drawn.scores[score] for drawn in self.drawn[budget]]
+        values = [draw.scores[score] for draw in self.draws[budget]]
         return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
@@ -77,20 +86,20 @@ def _metrics(budgets: Sequence[str], results: Sequence[TaskResult]) -> dict[str,
         metrics[f"{result.name}/num_left_out"] = float(result.test.num_left_out)
         metrics[f"{result.name}/num_validation"] = float(result.num_validation)
         metrics[f"{result.name}/num_seen"] = float(result.num_seen)
-        for budget, drawn in result.drawn.items():
+        for budget, draws in result.draws.items():
             key = f"{result.name}/{budget}"
             for score in statistics.SCORES:
                 mean, deviation = result.spread(budget, score)
                 metrics[f"{key}/{score}"] = mean
-                if len(drawn) > 1:
+                if len(draws) > 1:
                     metrics[f"{key}/{score}_std"] = deviation
-                for interval in (d.intervals[score] for d in drawn if d.intervals):
+                for interval in (d.intervals[score] for d in draws if d.intervals):
                     metrics[f"{key}/{score}_low"], metrics[f"{key}/{score}_high"] = interval
-            metrics[f"{key}/num_train"] = float(drawn[0].num_train)
-            metrics[f"{key}/num_draws"] = float(len(drawn))
-            metrics[f"{key}/c"] = float(np.median([d.c for d in drawn]))
+            metrics[f"{key}/num_train"] = float(draws[0].num_train)
+            metrics[f"{key}/num_draws"] = float(len(draws))
+            metrics[f"{key}/c"] = float(np.median([d.c for d in draws]))
     for budget in budgets:  # a mean that is not over all tasks would not be comparable
-        if all(budget in result.drawn for result in results):
+        if all(budget in result.draws for result in results):
             values = [metrics[f"{result.name}/{budget}/{_MAIN}"] for result in results]
             metrics[f"mean/{budget}/{_MAIN}"] = float(np.mean(values))
     return metrics
@@ -98,13 +107,13 @@ def _metrics(budgets: Sequence[str], results: Sequence[TaskResult]) -> dict[str,
 
 def _rows(budgets: Sequence[str], results: Sequence[TaskResult], dash: str) -> list[list[str]]:
     def cell(result: TaskResult, budget: str) -> str:
-        if budget not in result.drawn:
+        if budget not in result.draws:
             return dash
         mean, deviation = result.spread(budget)
-        drawn = result.drawn[budget]
-        if len(drawn) > 1:
+        draws = result.draws[budget]
+        if len(draws) > 1:
             return f"{mean:.3f} ± {deviation:.3f}"
-        low, high = drawn[0].intervals[_MAIN]
+        low, high = draws[0].intervals[_MAIN]
         return f"{mean:.3f} [{low:.2f}, {high:.2f}]"
 
     return [
@@ -124,9 +133,9 @@ def _notes(results: Sequence[TaskResult]) -> list[str]:
         for result in results
         if result.num_seen
     ]
-    limited = sum(not d.converged for r in results for drawn in r.drawn.values() for d in drawn)
+    limited = sum(not d.converged for r in results for draws in r.draws.values() for d in draws)
     if limited:
-        notes.append(f"probes of which a fit reached the limit of iterations: {limited}")
+        notes.append(f"probes with a fit that reached the limit of iterations: {limited}")
     return notes
 
 
@@ -134,7 +143,7 @@ def _sections(
     title: str, budgets: Sequence[str], results: Sequence[TaskResult]
 ) -> list[html_report.Section]:
     series = {
-        result.name: [result.spread(b) if b in result.drawn else None for b in budgets]
+        result.name: [result.spread(b) if b in result.draws else None for b in budgets]
         for result in results
     }
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in _notes(results))
@@ -142,16 +151,16 @@ def _sections(
         [
             result.name,
             budget,
-            f"{drawn[0].num_train:,}",
-            f"{len(drawn)}",
+            f"{draws[0].num_train:,}",
+            f"{len(draws)}",
             *(
                 "{:.3f} ± {:.3f}".format(*result.spread(budget, score))
                 for score in statistics.SCORES
             ),
-            ", ".join(f"{d.c:g}" for d in drawn),
+            ", ".join(f"{d.c:g}" for d in draws),
         ]
         for result in results
-        for budget, drawn in result.drawn.items()
+        for budget, draws in result.draws.items()
     ]
     header = ["Task", "Budget", "Trained on", "Draws", "Accuracy", "Balanced", "AUC", "F1", "C"]
     body = (
@@ -167,15 +176,15 @@ def _sections(
         + html_report.table(header, details, compact=True)
         + "</details>"
     )
-    whole = [
-        dataclasses.replace(result.test, logits=drawn[0].logits)
+    single_draws = [
+        dataclasses.replace(result.test, logits=draws[0].logits)
         for result in results
-        for drawn in result.drawn.values()
-        if len(drawn) == 1
+        for draws in result.draws.values()
+        if len(draws) == 1
     ]
     sections = [html_report.Section(title, body)]
-    if whole:
+    if single_draws:
         sections.append(
-            classification_report.confusion_section(whole, f"{title}: confusion matrices")
+            classification_report.confusion_section(single_draws, f"{title}: confusion matrices")
         )
     return sections

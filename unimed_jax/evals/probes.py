@@ -1,4 +1,4 @@
-"""Linear and few-shot probes of a converted corpus, on splits that are seeded and kept."""
+"""Linear and few-shot probes of a converted corpus, on splits that are seeded and saved."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from unimed_jax.evals import (
     statistics,
 )
 from unimed_jax.evals.classification import ClassificationResult
-from unimed_jax.evals.embeddings import Embedded, Features
+from unimed_jax.evals.embeddings import CorpusEmbedder, CorpusSplit, Embeddings
 from unimed_jax.evals.label_tasks import LabelTask
-from unimed_jax.evals.probe_report import Drawn, TaskResult
+from unimed_jax.evals.probe_report import ProbeDraw, TaskResult
 from unimed_jax.evals.splits import Budget, TaskSplits
 from unimed_jax.training.task import Evaluation, Params
 
 _SETTINGS: Mapping[str, Any] = {
-    "path": ".",  # of the corpus, relative to data.root
+    "path": ".",  # corpus directory, relative to data.root
     "train_split": "train",
     "validation_split": "",  # empty: a fifth of train_split, by patient where groups are known
-    "split": "val",  # that is scored
+    "split": "val",  # the split that is scored
     # a prompt set (packaged name or JSON file) whose classes are the tasks; empty: the modality,
     # and the labels of every source
     "tasks": "",
-    "draws": 5,  # of every subset
+    "draws": 5,  # draws of every subset
     "seed": 0,
-    "splits": "",  # a file that was written before: its ids in place of drawn ones
-    # of C; features are unit vectors: at 1e4 hardly any regularisation is left
+    "splits": "",  # a file that an earlier run wrote: its ids in place of drawn ones
+    # values of C; features are unit vectors, so 1e4 is almost no regularisation
     "c_grid": (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4),
     "batch_size": 64,  # images per device and step
 }
@@ -44,13 +44,19 @@ _SETTINGS: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class _Data:
-    """What a task judges: N training samples (sorted by id; the validation part is among them) and
-    M test samples.
+    """The samples that a task can score: N for training, sorted by id, and M for testing.
+
+    The validation part is among the N.
 
     Attributes:
-      drawable: (N,) bool, of the training split, so that subsets may hold it.
+      features: (N, E).
+      labels: (N,) class indices.
+      groups: (N,) group indices.
+      drawable: (N,) bool, samples of the training split, which subsets are drawn from.
       validation: (N,) bool.
-      num_seen: test samples whose group is also one of training samples.
+      test: the M test samples; the logits are zero.
+      test_features: (M, E).
+      num_seen: test samples whose group also has training samples.
     """
 
     task: LabelTask
@@ -60,7 +66,7 @@ class _Data:
     groups: np.ndarray
     drawable: np.ndarray
     validation: np.ndarray
-    test: ClassificationResult  # its logits are zero
+    test: ClassificationResult
     test_features: np.ndarray
     test_groups: tuple[str, ...]
     num_seen: int
@@ -70,14 +76,19 @@ class _Probes:
     """Probes of every task at every budget; see `LinearProbe` and `FewShot`."""
 
     def __init__(
-        self, settings: ConfigDict, features: Features, title: str, budgets: Sequence[Budget]
+        self,
+        name: str,
+        settings: ConfigDict,
+        embedder: CorpusEmbedder,
+        title: str,
+        budgets: Sequence[Budget],
     ) -> None:
-        self._settings, self._features = settings, features
+        self._name, self._settings, self._embedder = name, settings, embedder
         self._title, self._budgets = title, budgets
-        self._train = features.split(settings.path, settings.train_split)
-        self._test = features.split(settings.path, settings.split)
+        self._train = embedder.split(settings.path, settings.train_split)
+        self._test = embedder.split(settings.path, settings.split)
         self._validation = (
-            features.split(settings.path, settings.validation_split)
+            embedder.split(settings.path, settings.validation_split)
             if settings.validation_split
             else None
         )
@@ -87,11 +98,11 @@ class _Probes:
         self._given = splits.load(settings.splits) if settings.splits else None
 
     def __call__(self, params: Params) -> Evaluation:
-        def embedded(split: Any) -> Embedded:
-            return self._features.images(params, split, self._settings.batch_size)
+        def embed(split: CorpusSplit) -> Embeddings:
+            return self._embedder.images(params, split, self._settings.batch_size)
 
-        train, test = embedded(self._train), embedded(self._test)
-        validation = embedded(self._validation) if self._validation else None
+        train, test = embed(self._train), embed(self._test)
+        validation = embed(self._validation) if self._validation else None
         tasks = self._tasks or label_tasks.tasks_of_corpus(
             train.samples, test.samples, splits.NUM_FOLDS
         )
@@ -99,7 +110,7 @@ class _Probes:
             raise UserError(
                 f"{self._train.directory}: no two modalities, and no two labels of one source, "
                 f"have {splits.NUM_FOLDS} groups in {self._train.name!r} and a sample in "
-                f"{self._test.name!r}; config.evals: tasks can name other classes"
+                f"{self._test.name!r}; config.evals.{self._name}.tasks can name other classes"
             )
         results, used = [], {}
         for task in tasks:
@@ -111,36 +122,36 @@ class _Probes:
         )
 
     def _data(
-        self, task: LabelTask, train: Embedded, validation: Embedded | None, test: Embedded
+        self, task: LabelTask, train: Embeddings, validation: Embeddings | None, test: Embeddings
     ) -> _Data:
         parts = [train] if validation is None else [train, validation]
         samples = [sample for part in parts for sample in part.samples]
-        places, classes, _ = label_tasks.judged(task, samples)
-        order = np.array(sorted(range(len(places)), key=lambda i: samples[places[i]].id), int)
-        places, labels = np.array(places, int)[order], np.array(classes, int)[order]
-        of_training_split = places < len(train.samples)
+        indices, classes, _ = label_tasks.scorable(task, samples)
+        order = np.array(sorted(range(len(indices)), key=lambda i: samples[indices[i]].id), int)
+        indices, labels = np.array(indices, int)[order], np.array(classes, int)[order]
+        of_training_split = indices < len(train.samples)
         self._check_classes(task, labels[of_training_split])
-        names = [samples[i].group_key for i in places]
+        names = [samples[i].group_key for i in indices]
         groups = np.unique(names, return_inverse=True)[1]
         held_out = ~of_training_split
         if validation is None:
             if groups.max() + 1 < splits.NUM_FOLDS:
                 raise UserError(
                     f"task {task.name!r}: {groups.max() + 1} groups in {self._train.name!r}, at "
-                    f"least {splits.NUM_FOLDS} are needed to set a validation part aside"
+                    f"least {splits.NUM_FOLDS} are needed to hold out a validation part"
                 )
-            # by names, so that the order in which a task lists its classes does not matter
+            # sorted by name, so that the order in which a task lists its classes does not matter
             by_name = np.argsort(np.argsort(task.classes))[labels]
             held_out = splits.validation_part(by_name, groups, self._settings.seed)
-        judged, test_labels, num_left_out = label_tasks.judged(task, test.samples)
-        if not judged:
-            raise UserError(f"task {task.name!r} judges no sample of split {self._test.name!r}")
-        test_groups = tuple(test.samples[i].group_key for i in judged)
+        tested, test_labels, num_left_out = label_tasks.scorable(task, test.samples)
+        if not tested:
+            raise UserError(f"task {task.name!r} can score no sample of split {self._test.name!r}")
+        test_groups = tuple(test.samples[i].group_key for i in tested)
         known = set(names)
         return _Data(
             task=task,
-            ids=tuple(samples[i].id for i in places),
-            features=np.concatenate([part.embeddings for part in parts])[places],
+            ids=tuple(samples[i].id for i in indices),
+            features=np.concatenate([part.vectors for part in parts])[indices],
             labels=labels,
             groups=groups,
             drawable=of_training_split,
@@ -148,12 +159,12 @@ class _Probes:
             test=ClassificationResult(
                 task=task.name,
                 classes=task.classes,
-                ids=tuple(test.samples[i].id for i in judged),
+                ids=tuple(test.samples[i].id for i in tested),
                 labels=np.array(test_labels, np.int32),
-                logits=np.zeros((len(judged), len(task.classes))),
+                logits=np.zeros((len(tested), len(task.classes))),
                 num_left_out=num_left_out,
             ),
-            test_features=test.embeddings[judged],
+            test_features=test.vectors[tested],
             test_groups=test_groups,
             num_seen=sum(name in known for name in test_groups),
         )
@@ -167,7 +178,7 @@ class _Probes:
             )
 
     def _splits(self, data: _Data) -> tuple[TaskSplits, dict[str, str]]:
-        """The ids of every draw, and why there is none of a budget."""
+        """The ids of every draw, and the reasons for budgets without any."""
         if self._given is not None:
             return self._given_splits(data), {}
         subsets, not_run = {}, {}
@@ -209,7 +220,7 @@ class _Probes:
             if unknown := [i for i in ids if i not in known]:
                 raise UserError(
                     f"{file}: task {name!r}: {unknown[0]!r} is not in the training data, or the "
-                    "task does not judge it"
+                    "task cannot score it"
                 )
         wanted = [budget.name for budget in self._budgets]
         if missing := [b for b in wanted if b not in given.subsets]:
@@ -217,14 +228,14 @@ class _Probes:
         return TaskSplits(given.classes, given.validation, {b: given.subsets[b] for b in wanted})
 
     def _fit(self, data: _Data, used: TaskSplits, not_run: Mapping[str, str]) -> TaskResult:
-        place = {sample_id: i for i, sample_id in enumerate(data.ids)}
+        index_of = {sample_id: i for i, sample_id in enumerate(data.ids)}
         validation = np.zeros(len(data.ids), bool)
-        validation[[place[i] for i in used.validation]] = True
-        found, not_run = {}, dict(not_run)
+        validation[[index_of[i] for i in used.validation]] = True
+        draws_of, not_run = {}, dict(not_run)
         for budget, draws in used.subsets.items():
-            drawn = []
+            probe_draws = []
             for ids in draws:
-                subset = np.sort([place[i] for i in ids])
+                subset = np.sort([index_of[i] for i in ids])
                 apart = data.labels[subset[~validation[subset]]]
                 if len(np.unique(apart)) < len(data.task.classes):
                     absent = np.setdiff1d(np.arange(len(data.task.classes)), apart)[0]
@@ -236,14 +247,16 @@ class _Probes:
                 fitted = linear_probe.choose_and_fit(
                     data.features, data.labels, subset, validation, self._settings.c_grid
                 )
-                drawn.append(_scored(data, fitted, len(subset), intervals=len(draws) == 1))
+                probe_draws.append(
+                    _probe_draw(data, fitted, len(subset), intervals=len(draws) == 1)
+                )
             else:
-                found[budget] = drawn
+                draws_of[budget] = probe_draws
         return TaskResult(
             test=data.test,
             num_validation=int(validation.sum()),
             num_seen=data.num_seen,
-            drawn=found,
+            draws=draws_of,
             not_run=not_run,
         )
 
@@ -263,10 +276,10 @@ class LinearProbe(_Probes):
 
     DEFAULTS: Mapping[str, Any] = {**_SETTINGS, "percentages": (1.0, 10.0, 100.0)}
 
-    def __init__(self, settings: ConfigDict, features: Features) -> None:
+    def __init__(self, name: str, settings: ConfigDict, embedder: CorpusEmbedder) -> None:
         """Reads manifests, tasks and splits. Raises UserError if one is not what it should be."""
         budgets = splits.percentages(settings.percentages)
-        super().__init__(settings, features, "Linear probe", budgets)
+        super().__init__(name, settings, embedder, "Linear probe", budgets)
 
 
 class FewShot(_Probes):
@@ -274,15 +287,18 @@ class FewShot(_Probes):
 
     DEFAULTS: Mapping[str, Any] = {**_SETTINGS, "shots": (1, 2, 4, 8, 16)}
 
-    def __init__(self, settings: ConfigDict, features: Features) -> None:
+    def __init__(self, name: str, settings: ConfigDict, embedder: CorpusEmbedder) -> None:
         """As `LinearProbe`."""
-        super().__init__(settings, features, "Few-shot probe", splits.shots(settings.shots))
+        budgets = splits.shots(settings.shots)
+        super().__init__(name, settings, embedder, "Few-shot probe", budgets)
 
 
-def _scored(data: _Data, fitted: linear_probe.Probe, num_train: int, intervals: bool) -> Drawn:
+def _probe_draw(
+    data: _Data, fitted: linear_probe.Probe, num_train: int, intervals: bool
+) -> ProbeDraw:
     logits = fitted.logits(data.test_features)
     labels = data.test.labels
-    return Drawn(
+    return ProbeDraw(
         num_train=num_train,
         c=fitted.c,
         converged=fitted.converged,

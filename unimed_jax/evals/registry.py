@@ -1,4 +1,13 @@
-"""The kinds of evaluators of a dual encoder: to add one is to add it here."""
+"""The evaluators by name: to add one is to write its class and to add a line here.
+
+Evaluators are grouped by what they need of a task; a task takes those of one group. A class has
+``DEFAULTS``, the keys of its entries in ``config.evals`` with their default values, and is built
+from (name of the entry, settings, context), the context being that of its group. It may have
+``CHOICES``, the valid values of a key, and ``ENTRY_DEFAULTS``, the keys of each entry of a key that
+maps names to entries.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,43 +16,111 @@ from ml_collections import ConfigDict
 
 from input_pipeline.io.errors import ConfigError
 from unimed_jax import config as config_lib
-from unimed_jax.evals.embeddings import Features
 from unimed_jax.evals.probes import FewShot, LinearProbe
 from unimed_jax.evals.retrieval import Retrieval
+from unimed_jax.evals.segmentation.image_evaluator import ImageEvaluator
+from unimed_jax.evals.segmentation.volume_evaluator import VolumeEvaluator
 from unimed_jax.evals.zero_shot import ZeroShot
 from unimed_jax.training.task import Evaluator
 
-KINDS = {
+Registry = Mapping[str, type]
+"""Name -> evaluator class; the first is the default where a config has no evaluators."""
+
+# built from a CorpusEmbedder
+DUAL_ENCODER: Registry = {
     "zero_shot": ZeroShot,
     "linear_probe": LinearProbe,
     "few_shot": FewShot,
     "retrieval": Retrieval,
 }
+# built from a SegmentationContext
+IMAGE_SEGMENTATION: Registry = {"segmentation": ImageEvaluator}
+VOLUME_SEGMENTATION: Registry = {"volumes": VolumeEvaluator}
+
+EVALUATORS: Registry = {**DUAL_ENCODER, **IMAGE_SEGMENTATION, **VOLUME_SEGMENTATION}
 
 
-def complete(name: str, settings: Mapping[str, Any]) -> ConfigDict:
-    """The settings of ``config.evals.NAME`` with the defaults of their kind.
+def complete(
+    name: str, settings: Mapping[str, Any], evaluators: Registry = EVALUATORS
+) -> ConfigDict:
+    """The settings of ``config.evals.NAME`` with the defaults of the keys that they lack.
+
+    Args:
+      name: of the entry, and of the evaluator where ``settings`` has no ``kind``.
+      settings: the keys that are set.
+      evaluators: those that are valid.
 
     Raises:
-      ConfigError: the kind or a key is unknown, or a value has another type.
+      ConfigError: the kind or a key is unknown, or a value has another type or is not possible.
     """
     kind = settings.get("kind", name)
-    if kind not in KINDS:
-        raise ConfigError(f"config.evals.{name}.kind={kind!r}; valid: {', '.join(KINDS)}")
-    config = ConfigDict({"evals": {name: {"kind": kind, **KINDS[kind].DEFAULTS}}})
-    for key, value in settings.items():
-        config_lib.assign(config, f"evals.{name}.{key}", value)
-    return config.evals[name]
+    if kind not in evaluators:
+        valid = ", ".join(evaluators) or "none, this task has no evaluators"
+        raise ConfigError(f"config.evals.{name}.kind={kind!r}; valid: {valid}")
+    evaluator = evaluators[kind]
+    entry_defaults = getattr(evaluator, "ENTRY_DEFAULTS", {})
+    given = dict(settings)
+    for key in given.keys() & entry_defaults.keys():
+        given[key] = {
+            entry: _with_defaults(f"evals.{name}.{key}.{entry}", entry_defaults[key], values)
+            for entry, values in given[key].items()
+        }
+    completed = _with_defaults(f"evals.{name}", {"kind": kind, **evaluator.DEFAULTS}, given)
+    for key, choices in getattr(evaluator, "CHOICES", {}).items():
+        valid = ", ".join(map(repr, choices))
+        config_lib.require(completed[key] in choices, f"evals.{name}.{key}", completed[key], valid)
+    return completed
 
 
-def create(evals: Mapping[str, Mapping[str, Any]], features: Features) -> dict[str, Evaluator]:
-    """The evaluators of ``config.evals`` by name; all read their embeddings from `features`.
+def _with_defaults(
+    key: str, defaults: Mapping[str, Any], settings: Mapping[str, Any]
+) -> ConfigDict:
+    """The defaults with ``settings`` assigned, each under the dotted ``key`` for messages."""
+    config = ConfigDict()
+    parent = config
+    *outer, last = key.split(".")
+    for part in outer:
+        parent[part] = ConfigDict()
+        parent = parent[part]
+    parent[last] = ConfigDict(dict(defaults))
+    for name, value in settings.items():
+        config_lib.assign(config, f"{key}.{name}", value)
+    return parent[last]
+
+
+def validate(evals: Mapping[str, Mapping[str, Any]], evaluators: Registry) -> None:
+    """Raises ConfigError naming the first key of ``config.evals`` that is not possible."""
+    for name, settings in evals.items():
+        complete(name, settings, evaluators)
+
+
+def default(task: str, evaluators: Registry) -> ConfigDict:
+    """``config.evals`` of a config without any: the default evaluator of the task.
+
+    Raises:
+      ConfigError: the task has no evaluators.
+    """
+    if not evaluators:
+        raise ConfigError(f"the task {task} has no evaluators")
+    name = next(iter(evaluators))
+    return ConfigDict({name: complete(name, {}, evaluators)})
+
+
+def create(
+    evals: Mapping[str, Mapping[str, Any]], evaluators: Registry, context: Any
+) -> dict[str, Evaluator]:
+    """The evaluators of ``config.evals`` by name.
+
+    Args:
+      evals: name -> settings, completed by the defaults.
+      evaluators: those of the task.
+      context: what their classes are built from.
 
     Raises:
       UserError: a setting or a corpus is not what it should be.
     """
     made = {}
     for name, given in evals.items():
-        settings = complete(name, given)
-        made[name] = KINDS[settings.kind](settings, features)
+        settings = complete(name, given, evaluators)
+        made[name] = evaluators[settings.kind](name, settings, context)
     return made

@@ -1,10 +1,11 @@
-"""Scores with weights per sample, and their bootstrap intervals.
+"""Scores with weights per sample, and the bootstrap intervals of all evaluators.
 
-A resample of a set gives each sample a weight (how often it was drawn), so the same functions serve
-the score itself and all of its resamples at once. Shapes: R resamples, N samples, C classes.
+A resample of a set gives each sample a weight (how often it was drawn), so the same functions
+compute a score and all of its resamples at once. Shapes: R resamples, N samples, C classes, G
+groups.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -24,7 +25,7 @@ def weighted_scores(labels: Array, logits: Array, weights: Array) -> dict[str, A
     Args:
       labels: (N,) class indices.
       logits: (N, C).
-      weights: (R, N), not negative.
+      weights: (R, N), non-negative.
 
     Returns:
       score -> (R,) float64, NaN where it is undefined:
@@ -51,26 +52,75 @@ def weighted_scores(labels: Array, logits: Array, weights: Array) -> dict[str, A
     return scores
 
 
+def group_resamples(num_groups: int, seed: int, rows: int = NUM_RESAMPLES) -> Iterator[Array]:
+    """How often each group is drawn in every bootstrap resample, as many groups as there are.
+
+    The draws are a function of ``seed`` and ``num_groups``.
+
+    Args:
+      num_groups: G.
+      seed: of the draws.
+      rows: resamples that are drawn at a time, for less memory.
+
+    Yields:
+      int64 (at most ``rows``, G); NUM_RESAMPLES rows in all.
+    """
+    rng = np.random.default_rng(seed)
+    share = np.full(num_groups, 1 / num_groups)
+    for begin in range(0, NUM_RESAMPLES, rows):
+        yield rng.multinomial(num_groups, share, size=min(rows, NUM_RESAMPLES - begin))
+
+
+def percentile_interval(values: Array) -> tuple[float, float]:
+    """The central 95 % of the resampled values that are finite; NaN if none is."""
+    defined = values[np.isfinite(values)]
+    if not defined.size:
+        return float("nan"), float("nan")
+    low, high = np.quantile(defined, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return float(low), float(high)
+
+
+def mean_interval(
+    values: Array, groups: Sequence[str], seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean of the finite values, and its percentile bootstrap interval (95 %, 1,000 resamples).
+
+    Whole groups (patients) are drawn with replacement. NaN if no value is finite.
+
+    Args:
+      values: (N,).
+      groups: group of each value.
+      seed: of the draws.
+
+    Returns:
+      (mean, lower bound, upper bound).
+    """
+    defined = np.isfinite(values)
+    if not defined.any():
+        return (float("nan"),) * 3
+    _, group = np.unique(np.asarray(groups)[defined], return_inverse=True)
+    sums = np.bincount(group, weights=values[defined])
+    counts = np.bincount(group)
+    (draws,) = group_resamples(len(sums), seed)
+    low, high = percentile_interval((draws @ sums) / (draws @ counts))
+    return float(sums.sum() / counts.sum()), low, high
+
+
 def intervals(
     labels: Array, logits: Array, groups: Sequence[str], seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap intervals (95 %, 1,000 resamples) of every score.
 
-    Whole groups (patients, exams) are drawn with replacement, as many as there are. The draws are
-    a function of `seed` and the number of groups. NaN for a score that no resample defines.
+    Whole groups (patients, exams) are drawn with replacement. NaN for a score that no resample
+    defines.
     """
     _, group = np.unique(np.asarray(groups), return_inverse=True)
-    num_groups = int(group.max()) + 1
-    rng = np.random.default_rng(seed)
+    resampled: dict[str, list[Array]] = {name: [] for name in SCORES}
     rows = max(1, _CHUNK // len(labels))
-    found: dict[str, list[Array]] = {name: [] for name in SCORES}
-    for begin in range(0, NUM_RESAMPLES, rows):
-        count = min(rows, NUM_RESAMPLES - begin)
-        draws = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=count)
+    for draws in group_resamples(int(group.max()) + 1, seed, rows):
         for name, values in weighted_scores(labels, logits, draws[:, group]).items():
-            found[name].append(values)
-    tails = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-    return {name: _quantiles(np.concatenate(values), tails) for name, values in found.items()}
+            resampled[name].append(values)
+    return {name: percentile_interval(np.concatenate(v)) for name, v in resampled.items()}
 
 
 def point_scores(labels: Array, logits: Array) -> dict[str, float]:
@@ -86,7 +136,7 @@ def prompt_spread(values: Sequence[float]) -> Mapping[str, float]:
 
 
 def _mean_of_defined(values: Array) -> Array:
-    """Mean over the classes, NaN left out."""
+    """Mean over the classes, ignoring NaN."""
     defined = np.isfinite(values)
     return np.where(defined, values, 0).sum(1) / defined.sum(1)
 
@@ -107,11 +157,3 @@ def _auc(positive: Array, score: Array, weights: Array) -> Array:
     below = np.cumsum(negatives, axis=1) - negatives / 2
     with np.errstate(invalid="ignore"):
         return (positives * below).sum(1) / (positives.sum(1) * negatives.sum(1))
-
-
-def _quantiles(values: Array, tails: tuple[float, float]) -> tuple[float, float]:
-    defined = values[np.isfinite(values)]
-    if not defined.size:
-        return float("nan"), float("nan")
-    low, high = np.quantile(defined, tails)
-    return float(low), float(high)

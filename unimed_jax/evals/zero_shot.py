@@ -10,7 +10,7 @@ from PIL import Image
 from unimed_jax.evals import classification, classification_report, label_tasks, prompt_sets
 from unimed_jax.evals.classification import ClassificationResult
 from unimed_jax.evals.classification_report import GalleryItem
-from unimed_jax.evals.embeddings import Embedded, Features
+from unimed_jax.evals.embeddings import CorpusEmbedder, Embeddings
 from unimed_jax.training.task import Evaluation, Params
 
 _GALLERY_PER_CLASS, _GALLERY_PER_TASK, _GALLERY_SIDE = 1, 6, 160
@@ -24,25 +24,26 @@ class ZeroShot:
     """
 
     DEFAULTS: Mapping[str, object] = {
-        "path": ".",  # of the corpus, relative to data.root
+        "path": ".",  # corpus directory, relative to data.root
         "split": "val",
         "prompts": "",  # a packaged name or a JSON file, see evals/prompt_sets.py
         "batch_size": 64,  # images per device and step
     }
 
-    def __init__(self, settings: ConfigDict, features: Features) -> None:
-        """Reads prompts and manifest.
+    def __init__(self, name: str, settings: ConfigDict, embedder: CorpusEmbedder) -> None:
+        """Reads the prompts and the manifest.
 
         Raises:
           ConfigError, CorpusError: the prompts or the corpus are not what they should be.
         """
-        self._features, self._batch_size = features, settings.batch_size
+        del name
+        self._embedder, self._batch_size = embedder, settings.batch_size
         self._prompts = prompt_sets.load_prompts(settings.prompts)
-        self._split = features.split(settings.path, settings.split)
+        self._split = embedder.split(settings.path, settings.split)
 
     def __call__(self, params: Params) -> Evaluation:
-        embedded = self._features.images(params, self._split, self._batch_size)
-        results = [self._classify(task, embedded, params) for task in self._prompts.tasks]
+        embeddings = self._embedder.images(params, self._split, self._batch_size)
+        results = [self._classify(task, embeddings, params) for task in self._prompts.tasks]
         metrics = {
             f"{result.task}/{name}": value
             for result in results
@@ -62,18 +63,18 @@ class ZeroShot:
         )
 
     def _classify(
-        self, task: prompt_sets.PromptTask, embedded: Embedded, params: Params
+        self, task: prompt_sets.PromptTask, embeddings: Embeddings, params: Params
     ) -> ClassificationResult:
-        judged, labels, num_left_out = label_tasks.judged(task, embedded.samples)
-        prompts = self._features.texts(params, task.sentences, self._batch_size)
+        indices, labels, num_left_out = label_tasks.scorable(task, embeddings.samples)
+        prompts = self._embedder.texts(params, task.sentences, self._batch_size)
         classes = classification.class_embeddings(prompts, task.class_index)
         return ClassificationResult(
             task=task.name,
             classes=task.classes,
-            ids=tuple(embedded.samples[i].id for i in judged),
+            ids=tuple(embeddings.samples[i].id for i in indices),
             labels=np.array(labels, np.int32),
             logits=classification.zero_shot_logits(
-                embedded.embeddings[judged], classes, self._features.logit_scale(params)
+                embeddings.vectors[indices], classes, self._embedder.logit_scale(params)
             ),
             num_left_out=num_left_out,
         )

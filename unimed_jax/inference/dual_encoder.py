@@ -26,6 +26,7 @@ from unimed_jax.inference.embedding_engine import EmbeddingEngine
 from unimed_jax.losses import contrastive
 from unimed_jax.models import dual_encoder
 from unimed_jax.models.config import ModelConfig
+from unimed_jax.models.functional import Params
 from unimed_jax.weights.loader import open_weights
 from unimed_jax.weights.pretrained import Pretrained, part_of
 from unimed_jax.weights.uri import resolve
@@ -81,7 +82,7 @@ class Model:
     def __init__(
         self,
         model: dual_encoder.DualEncoder,
-        params: dual_encoder.Params,
+        params: Params,
         tokenizer: str,
         source: str,
     ) -> None:

@@ -16,6 +16,7 @@ from input_pipeline.io.errors import UserError
 from unimed_jax.distributed import sharding, xla_options
 from unimed_jax.losses import contrastive
 from unimed_jax.models import dual_encoder
+from unimed_jax.models.functional import Params
 
 TOWERS = ("visual", "text")
 
@@ -45,7 +46,7 @@ class EmbeddingEngine:
     def embed(
         self,
         tower: str,
-        params: dual_encoder.Params,
+        params: Params,
         batches: Iterable[jax.Array],
         *,
         normalize: bool = True,
@@ -74,7 +75,7 @@ class EmbeddingEngine:
             yield np.asarray(running)
 
 
-def require_tower(params: dual_encoder.Params, tower: str) -> None:
+def require_tower(params: Params, tower: str) -> None:
     """Raises UserError if the parameters lack a tower."""
     if tower not in params:
         raise UserError(f"the weights have no {tower} tower, which this evaluator needs")
@@ -89,7 +90,7 @@ def _jitted(
     the number of rows.
     """
 
-    def embed(params: dual_encoder.Params, rows: jax.Array, normalize: bool) -> jax.Array:
+    def embed(params: Params, rows: jax.Array, normalize: bool) -> jax.Array:
         embeddings = encode(params, rows)
         return contrastive.normalize(embeddings) if normalize else embeddings
 

@@ -1,1 +1,1 @@
-"""Losses as pure functions of arrays: contrastive, segmentation, exact gradient caching."""
+"""Losses as pure functions of arrays; `registry` lists them by name."""

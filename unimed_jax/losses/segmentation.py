@@ -1,7 +1,7 @@
-"""Losses of segmentation as pure functions: overlap, cross-entropy, and alignment with text.
+"""Segmentation losses as pure functions: overlap, cross-entropy, and alignment with text.
 
-They hold for any number of spatial dims: pictures are (B, H, W), volumes (B, D, H, W). K is the
-number of classes without the background; label values are 0 for it and 1 to K.
+They take any number of spatial dims: images are (B, H, W), volumes (B, D, H, W). K is the number of
+classes, the background excluded; label values are 0 for the background and 1 to K for the classes.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def dice_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def foreground_dice_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """1 - soft Dice, of the classes without the background (nnU-Net, arXiv 1809.10486).
+    """1 - soft Dice of the classes, the background excluded (nnU-Net, arXiv 1809.10486).
 
     mean over b, k of 1 - (2 TP + 1e-5) / (2 TP + FP + FN + 1e-5 + 1e-8), on softmax(logits). A
-    class that an image lacks contributes nearly 1 unless nothing of it is found. Shapes as in
+    class that an image lacks contributes nearly 1 unless none of it is predicted. Shapes as in
     ``dice_loss``.
     """
     p = jax.nn.softmax(logits.astype(jnp.float32))[..., 1:]
@@ -58,9 +58,6 @@ def foreground_dice_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.mean(1 - (overlap + _SMOOTH) / (total + _SMOOTH + 1e-8))
 
 
-DICE = {"squared": dice_loss, "foreground": foreground_dice_loss}
-
-
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """-mean log softmax(logits)[label] over all pixels; shapes as in ``dice_loss``."""
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
@@ -68,24 +65,24 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 class Head(Protocol):
-    """What a network's last channels mean.
+    """The meaning of the output channels of a network.
 
-    Regions are bool (..., K): pixels that belong to a class, in the order of ``label values``.
+    Masks are bool (..., K), one per class in the order of the label values; they may overlap.
     """
 
     num_outputs: int
 
     def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        """float32 (): the supervised loss."""
+        """The supervised loss, float32 ()."""
 
     def probabilities(self, logits: jax.Array) -> jax.Array:
         """(..., outputs) -> float32 of the same shape."""
 
-    def regions(self, probabilities: np.ndarray) -> np.ndarray:
-        """What the network says, on the host."""
+    def masks(self, probabilities: np.ndarray) -> np.ndarray:
+        """The predicted masks, on the host."""
 
-    def regions_of_labels(self, labels: np.ndarray) -> np.ndarray:
-        """What the mask says."""
+    def masks_of_labels(self, labels: np.ndarray) -> np.ndarray:
+        """The target masks of a label map."""
 
 
 class Exclusive:
@@ -100,16 +97,19 @@ class Exclusive:
     def probabilities(self, logits: jax.Array) -> jax.Array:
         return jax.nn.softmax(logits.astype(jnp.float32))
 
-    def regions(self, probabilities: np.ndarray) -> np.ndarray:
-        return self.regions_of_labels(np.argmax(probabilities, axis=-1))
+    def masks(self, probabilities: np.ndarray) -> np.ndarray:
+        return self.masks_of_labels(np.argmax(probabilities, axis=-1))
 
-    def regions_of_labels(self, labels: np.ndarray) -> np.ndarray:
+    def masks_of_labels(self, labels: np.ndarray) -> np.ndarray:
         return labels[..., None] == np.arange(1, self.num_classes + 1)
 
 
 class Nested:
-    """Class k lies within class k - 1 (a cup within a disc): a sigmoid and a binary cross-entropy
-    for each, its target being label >= k, summed over the classes."""
+    """Class k lies within class k - 1, as a cup within a disc.
+
+    Every class has a sigmoid and a binary cross-entropy with the target ``label >= k``; the loss
+    sums over the classes.
+    """
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = self.num_outputs = num_classes
@@ -123,25 +123,22 @@ class Nested:
     def probabilities(self, logits: jax.Array) -> jax.Array:
         return jax.nn.sigmoid(logits.astype(jnp.float32))
 
-    def regions(self, probabilities: np.ndarray) -> np.ndarray:
+    def masks(self, probabilities: np.ndarray) -> np.ndarray:
         return probabilities > 0.5
 
-    def regions_of_labels(self, labels: np.ndarray) -> np.ndarray:
+    def masks_of_labels(self, labels: np.ndarray) -> np.ndarray:
         return labels[..., None] >= np.arange(1, self.num_classes + 1)
 
 
-HEADS = {"exclusive": Exclusive, "nested": Nested}
-
-
 def classes_in_patches(labels: jax.Array, grid: Sequence[int], num_classes: int) -> jax.Array:
-    """Which classes occur in which patch; one pixel is enough.
+    """Which classes occur in which patch; a single pixel counts.
 
     Args:
-      labels: integers (B, *space); each dim is a multiple of that of ``grid``.
+      labels: integers (B, *space); each dim is a multiple of the number of patches along it.
       grid: number of patches along each spatial dim.
 
     Returns:
-      bool (B, P, K), patches in row-major order, the class of label value k at k - 1.
+      bool (B, P, K), patches in row-major order; the class of label value k is at k - 1.
     """
     cuts: list[int] = []
     for size, patches in zip(labels.shape[1:], grid, strict=True):
@@ -153,17 +150,17 @@ def classes_in_patches(labels: jax.Array, grid: Sequence[int], num_classes: int)
 
 
 def text_alignment_loss(tokens: jax.Array, text: jax.Array, present: jax.Array) -> jax.Array:
-    """Pulls the token of a patch to the texts of the classes in it, pushes it from the others.
+    """Pulls the token of a patch to the texts of the classes in it and pushes it from the others.
 
     With c_k = cos(z, t_k):  l = mean over present k of max(0, 1 - c_k)
                                + mean over absent k of max(0, 1 + c_k),
-    a mean over no class being 0; the loss is the mean of l over images and patches (LG-SDG, arXiv
-    2404.01272). The published code sums over patches and divides by a constant: see
-    docs/guides/segmentation.md for what that makes of the weight.
+    a mean over no class is 0; the loss is the mean of l over images and patches (LG-SDG, arXiv
+    2404.01272). The published code sums over patches and divides by a constant:
+    docs/guides/segmentation.md converts the weight.
 
     Args:
       tokens: z, float (B, P, D).
-      text: t, float (K, D), constants; only their directions count.
+      text: t, float (K, D), constants; only their directions matter.
       present: bool (B, P, K).
 
     Returns:

@@ -1,4 +1,4 @@
-"""The dual encoder: `dual_encoder.build(config.model)` gives pure functions on plain dicts.
+"""Networks as pure functions of nested dicts of arrays; backbones are listed in `registry`.
 
 Only this package knows flax.nnx.
 """

@@ -6,7 +6,15 @@ from flax import nnx
 
 from unimed_jax.models.config import ModelConfig
 from unimed_jax.models.dropout import Dropout
-from unimed_jax.models.layers import LayerNorm, Mlp, SelfAttention, apply_blocks, gelu, stack_blocks
+from unimed_jax.models.layers import (
+    TRANSFORMER_BLOCK_AXES,
+    LayerNorm,
+    Mlp,
+    SelfAttention,
+    apply_blocks,
+    gelu,
+    stack_blocks,
+)
 
 _init = jax.nn.initializers
 _bert_normal = _init.normal(0.02)
@@ -85,6 +93,17 @@ def _projection(
 
 class Bert(nnx.Module):
     """Token ids to un-normalised embeddings."""
+
+    parameter_axes = (
+        *TRANSFORMER_BLOCK_AXES,
+        (r"^word_embeddings/embedding$", ("vocab", "embed")),
+        (r"^position_embeddings/embedding$", ("positions", "embed")),
+        (r"^token_type_embeddings/embedding$", (None, "embed")),
+        (r"^ln_embeddings/(scale|bias)$", ("embed",)),
+        (r"^proj/c_fc/kernel$", ("embed", "mlp")),
+        (r"^proj/c_proj/kernel$", ("mlp", "joint")),
+        (r"^proj/kernel$", ("embed", "joint")),
+    )
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         self.config = config

@@ -21,6 +21,7 @@ class VisualConfig:
     """The image tower; the defaults are ViT-B/16. Lengths are in pixels or features.
 
     Attributes:
+        architecture: an entry of `registry.IMAGE_TOWERS`.
         variant: "clip" has a norm before the blocks and patches without bias, "timm" (as in
             BiomedCLIP) no such norm and biased patches.
     """
@@ -34,6 +35,7 @@ class VisualConfig:
     activation: Activation = "quick_gelu"
     layer_norm_eps: float = 1e-5
     variant: VisualVariant = "clip"
+    architecture: str = "vit"
 
     @property
     def num_tokens(self) -> int:
@@ -46,7 +48,8 @@ class TextConfig:
     """The text tower; the defaults are BERT-base with the projection of UniMed-CLIP.
 
     Attributes:
-        context_length: what the tokenizer pads to.
+        context_length: number of tokens that the tokenizer pads to.
+        architecture: an entry of `registry.TEXT_TOWERS`.
     """
 
     vocab_size: int = 30522
@@ -62,6 +65,7 @@ class TextConfig:
     context_length: int = 256
     pad_id: int = 0
     projection: Projection = "mlp"
+    architecture: str = "bert"
 
 
 @dataclasses.dataclass(frozen=True)

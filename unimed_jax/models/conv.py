@@ -15,6 +15,16 @@ _he_normal = _init.variance_scaling(2.0, "fan_out", "normal")  # torchvision's
 STATISTICS = r"/(mean|var)$"
 """Regular expression over the paths of what is no parameter: running means and variances."""
 
+CONV_2D_AXES = (
+    (r"kernel$", (None, None, None, "embed")),
+    (r"(bias|scale|mean|var)$", (None,)),
+)
+CONV_3D_AXES = (
+    (r"kernel$", (None, None, None, None, "embed")),
+    (r"(bias|scale|mean|var)$", (None,)),
+)
+"""Logical axes of convolutions and norms; see `layers.TRANSFORMER_BLOCK_AXES`."""
+
 Padding = str | list[tuple[int, int]]
 
 

@@ -14,8 +14,8 @@ STEM_WIDTH = 32
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Blocks of one shape; the first of them has the stride."""
+class MBConvStage:
+    """Blocks of one shape; only the first has the stride."""
 
     blocks: int
     kernel: int
@@ -25,13 +25,13 @@ class Stage:
 
 
 B2_STAGES = (
-    Stage(2, 3, 1, 1, 16),
-    Stage(3, 3, 2, 6, 24),
-    Stage(3, 5, 2, 6, 48),
-    Stage(4, 3, 2, 6, 88),
-    Stage(4, 5, 1, 6, 120),
-    Stage(5, 5, 2, 6, 208),
-    Stage(2, 3, 1, 6, 352),
+    MBConvStage(2, 3, 1, 1, 16),
+    MBConvStage(3, 3, 2, 6, 24),
+    MBConvStage(3, 5, 2, 6, 48),
+    MBConvStage(4, 3, 2, 6, 88),
+    MBConvStage(4, 5, 1, 6, 120),
+    MBConvStage(5, 5, 2, 6, 208),
+    MBConvStage(2, 3, 1, 6, 352),
 )
 
 
@@ -41,7 +41,7 @@ class MBConv(nnx.Module):
     def __init__(
         self,
         inputs: int,
-        stage: Stage,
+        stage: MBConvStage,
         stride: int,
         drop: float,
         same: bool,
@@ -84,7 +84,7 @@ class EfficientNetEncoder(nnx.Module):
     def __init__(
         self,
         in_channels: int,
-        stages: tuple[Stage, ...],
+        stages: tuple[MBConvStage, ...],
         stem_width: int,
         drop: float,
         same: bool,

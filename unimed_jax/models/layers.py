@@ -15,6 +15,25 @@ from unimed_jax.models.attention import by_groups, can_fuse, fused, plain
 from unimed_jax.models.config import AttentionImpl, Remat
 from unimed_jax.models.dropout import Dropout
 
+TRANSFORMER_BLOCK_AXES = (
+    (r"blocks/attn/qkv/kernel$", ("layers", "embed", None, "heads", "head_dim")),
+    (r"blocks/attn/qkv/bias$", ("layers", None, "heads", "head_dim")),
+    (r"blocks/attn/out/kernel$", ("layers", "heads", "head_dim", "embed")),
+    (r"blocks/attn/out/bias$", ("layers", "embed")),
+    (r"blocks/mlp/c_fc/kernel$", ("layers", "embed", "mlp")),
+    (r"blocks/mlp/c_fc/bias$", ("layers", "mlp")),
+    (r"blocks/mlp/c_proj/kernel$", ("layers", "mlp", "embed")),
+    (r"blocks/mlp/c_proj/bias$", ("layers", "embed")),
+    (r"blocks/ln_[12]/(scale|bias)$", ("layers", "embed")),
+)
+"""Logical axes of the parameters of `stack_blocks`: (regex over the path, an axis or None per dim).
+
+A path joins the keys of the parameter dict with "/", such as `blocks/attn/qkv/kernel`. Because of
+the layer axis, of split heads and of fused projections, the rank of an array here is not that of
+the torch tensor it corresponds to: rules on the rank (weight decay) must go by name. Every module
+class declares `parameter_axes` relative to itself; the first match wins.
+"""
+
 Initializer = jax.nn.initializers.Initializer
 
 

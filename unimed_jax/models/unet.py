@@ -1,48 +1,35 @@
-"""U-Nets for segmentation with a projector to the space of texts, as pure functions on plain dicts.
+"""U-Nets for 2-D segmentation.
 
 Two host networks (docs/guides/segmentation.md): a ResNet whose first features are split by channel
 prompts into content and style (CCSDG, MICCAI 2023), and an EfficientNet with the decoder of
-segmentation-models (SLAug, arXiv 2211.05868). And one on the image tower of a dual encoder, which
-can be a pretrained one.
+segmentation-models (SLAug, arXiv 2211.05868). A third is built on the image tower of a dual
+encoder, which may be pretrained.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unimed_jax.losses.contrastive import normalize
-from unimed_jax.models import parameters
+from unimed_jax.distributed.sharding import ParameterAxes
 from unimed_jax.models.config import ModelConfig, VisualConfig
-from unimed_jax.models.conv import BatchNorm, Conv, UpConv, double_size, max_pool
-from unimed_jax.models.efficientnet import B2_STAGES, STEM_WIDTH, EfficientNetEncoder, Stage
+from unimed_jax.models.conv import CONV_2D_AXES, BatchNorm, Conv, UpConv, double_size
+from unimed_jax.models.efficientnet import (
+    B2_STAGES,
+    STEM_WIDTH,
+    EfficientNetEncoder,
+    MBConvStage,
+)
+from unimed_jax.models.functional import axes_under
 from unimed_jax.models.resnet import RESNET34_BLOCKS, RESNET34_WIDTHS, ResNetEncoder
 from unimed_jax.models.vit import VisionTransformer
 
-Params = dict[str, Any]
-
-NETWORKS = ("resnet34", "efficientnet_b2", "vit")
 _PROMPT_TEMPERATURE = 0.1
-_STYLE_CHANNELS, _STYLE_WIDTH = 8, 1024
-_SKIPS = 3  # of the network on an image tower
-
-PARAMETER_AXES = (
-    *(
-        (p.replace("^visual/", "^network/encoder/"), axes)
-        for p, axes in parameters.PARAMETER_AXES
-        if p.startswith(("^visual/", "blocks/"))
-    ),
-    (r"linear_out/kernel$", (None, "joint")),
-    (r"linear_out/bias$", ("joint",)),
-    (r"kernel$", (None, None, None, "embed")),
-    (r"channel_prompt$", (None, None)),
-    (r"(bias|scale|mean|var)$", (None,)),
-)
-"""Logical axes of the parameters and statistics; see models/parameters.py."""
+_NUM_SKIPS = 3  # of the network on an image tower
 
 
 @dataclass(frozen=True)
@@ -50,17 +37,18 @@ class UNetConfig:
     """A network and its size.
 
     Attributes:
-      network: of `NETWORKS`.
-      image_size: side of the input, a multiple of 32.
-      in_channels: of the input.
+      network: an entry of `registry.NETWORKS_2D`.
+      image_size: side of the input in pixels, a multiple of the network's stride.
+      in_channels: channels of the input.
       num_outputs: channels of the logits.
-      text_dim: width of the text vectors; 0: no projector, no tokens.
-      width_factor: of all channel counts but the outputs', which become multiples of 8.
-      blocks: of the four stages of the ResNet.
+      text_dim: width of the text vectors; 0: no projector and no tokens.
+      width_factor: scales all channel counts but the outputs'; the results are multiples of 8.
+      blocks: blocks in each of the four stages of the ResNet.
       channel_prompts: split the first features of the ResNet into content and style.
       drop_path: see EfficientNetEncoder.
       same_padding: see EfficientNetEncoder.
-      tower: of "vit"; its image_size is that above. Of all widths, width_factor leaves its own.
+      tower: image tower of "vit"; its image_size is replaced by the one above, and width_factor
+        does not apply to it.
     """
 
     network: str = "resnet34"
@@ -75,13 +63,8 @@ class UNetConfig:
     same_padding: bool = True
     tower: VisualConfig = field(default_factory=VisualConfig)
 
-    @property
-    def stride(self) -> int:
-        """Pixels along a side of the patch that a token of the deepest features stands for."""
-        return self.tower.patch_size if self.network == "vit" else 32
-
     def tower_model(self) -> ModelConfig:
-        """The dual encoder whose image tower "vit" has."""
+        """The dual encoder whose image tower is the encoder of "vit"."""
         return ModelConfig(visual=replace(self.tower, image_size=self.image_size))
 
     def width(self, channels: int) -> int:
@@ -91,24 +74,46 @@ class UNetConfig:
         return max(8, 8 * round(channels * self.width_factor / 8))
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Output:
-    """What a forward pass gives.
+class UNet(nnx.Module):
+    """What every 2-D network is: an encoder, a decoder, and what tasks must know about it.
 
     Attributes:
-      logits: float32 (B, H, W, outputs).
-      tokens: (B, P, text_dim), the deepest features in the space of texts, row-major; or None.
-      stem: (B, h, w, C), the first features, before they are split.
+      parameter_axes: logical axes of its parameters and statistics, relative to the network.
+      has_image_tower: the encoder is the image tower of a dual encoder, for RGB images.
+      has_channel_prompts: the network can split its first features into content and style.
+      deepest_width: channels of the deepest features.
     """
 
-    logits: jax.Array
-    tokens: jax.Array | None
-    stem: jax.Array
+    parameter_axes: ClassVar[ParameterAxes] = CONV_2D_AXES
+    has_image_tower: ClassVar[bool] = False
+    has_channel_prompts: ClassVar[bool] = False
+    deepest_width: int
+
+    @staticmethod
+    def stride(config: UNetConfig) -> int:
+        """Side, in pixels, of the patch that one position of the deepest features stands for."""
+        del config
+        return 32
+
+    def __call__(
+        self, x: jax.Array, train: bool, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """A forward pass.
+
+        Args:
+          x: float32 (B, H, W, in_channels), normalised.
+          train: normalise by the batch.
+          key: for what is random in training.
+
+        Returns:
+          logits (B, H, W, outputs), deepest features (B, h, w, deepest_width), and the first
+          features (B, h', w', C) before they are split.
+        """
+        raise NotImplementedError
 
 
 class SumDecoderBlock(nnx.Module):
-    """CCSDG's: BN(relu([up(x), conv1x1(skip)])), half of the channels from each."""
+    """CCSDG's block: BN(relu([up(x), conv1x1(skip)])), half of the channels from each."""
 
     def __init__(self, inputs: int, skip: int, outputs: int, rngs: nnx.Rngs) -> None:
         self.up = UpConv(inputs, outputs // 2, rngs)
@@ -120,8 +125,8 @@ class SumDecoderBlock(nnx.Module):
         return self.bn(nnx.relu(joined), train)
 
 
-class DecoderBlock(nnx.Module):
-    """segmentation-models': nearest x 2, the skip beside it, two times relu(BN(conv 3 x 3))."""
+class ConcatDecoderBlock(nnx.Module):
+    """The block of segmentation-models: nearest x 2, concatenation, twice relu(BN(conv 3 x 3))."""
 
     def __init__(self, inputs: int, skip: int, outputs: int, rngs: nnx.Rngs) -> None:
         self.conv1 = Conv(inputs + skip, outputs, 3, rngs)
@@ -136,15 +141,19 @@ class DecoderBlock(nnx.Module):
         return nnx.relu(self.bn2(self.conv2(x), train))
 
 
-class ResNetUNet(nnx.Module):
+class ResNetUNet(UNet):
     """ResNet encoder, channel prompts, light decoder."""
+
+    parameter_axes = ((r"^channel_prompt$", (None, None)), *CONV_2D_AXES)
+    has_channel_prompts = True
 
     def __init__(self, config: UNetConfig, rngs: nnx.Rngs) -> None:
         widths = tuple(config.width(w) for w in RESNET34_WIDTHS)
         self.encoder = ResNetEncoder(config.in_channels, config.blocks, widths, rngs)
         if config.channel_prompts:
             self.channel_prompt = nnx.Param(jax.random.normal(rngs.params(), (2, widths[0])))
-        self.has_prompts = config.channel_prompts
+        self.uses_prompts = config.channel_prompts
+        self.deepest_width = self.encoder.widths[-1]
         inputs, outputs = widths[-1], config.width(256)
         for index, skip in enumerate(self.encoder.widths[-2::-1]):
             setattr(self, f"decoder{index}", SumDecoderBlock(inputs, skip, outputs, rngs))
@@ -156,7 +165,7 @@ class ResNetUNet(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         del key
         stem = self.encoder.stem(x)
-        content = stem * self.content_share() if self.has_prompts else stem
+        content = stem * self.content_share() if self.uses_prompts else stem
         *skips, x = self.encoder.features(content, train)
         deepest = x
         for index, skip in enumerate(skips[::-1]):
@@ -168,12 +177,12 @@ class ResNetUNet(nnx.Module):
         return jax.nn.softmax(self.channel_prompt[...] / _PROMPT_TEMPERATURE, axis=0)[0]
 
 
-class EfficientUNet(nnx.Module):
+class EfficientUNet(UNet):
     """EfficientNet encoder and the decoder of segmentation-models."""
 
     def __init__(self, config: UNetConfig, rngs: nnx.Rngs) -> None:
         stages = tuple(
-            Stage(s.blocks, s.kernel, s.stride, s.expansion, config.width(s.width))
+            MBConvStage(s.blocks, s.kernel, s.stride, s.expansion, config.width(s.width))
             for s in B2_STAGES
         )
         self.encoder = EfficientNetEncoder(
@@ -184,11 +193,11 @@ class EfficientUNet(nnx.Module):
             config.same_padding,
             rngs,
         )
-        inputs = self.encoder.widths[-1]
+        inputs = self.deepest_width = self.encoder.widths[-1]
         skips = (*self.encoder.widths[-2::-1], 0)
         for index, (skip, width) in enumerate(zip(skips, (256, 128, 64, 32, 16), strict=True)):
             outputs = config.width(width)
-            setattr(self, f"decoder{index}", DecoderBlock(inputs, skip, outputs, rngs))
+            setattr(self, f"decoder{index}", ConcatDecoderBlock(inputs, skip, outputs, rngs))
             inputs = outputs
         self.head = Conv(inputs, config.num_outputs, 3, rngs, bias=True)
 
@@ -203,23 +212,36 @@ class EfficientUNet(nnx.Module):
         return self.head(x), deepest, stem
 
 
-class ViTUNet(nnx.Module):
-    """A dual encoder's image tower and the light decoder, whose skips are what leaves a quarter,
-    half and three quarters of the blocks (after UNETR, arXiv 2103.10504), doubled to fit."""
+class ViTUNet(UNet):
+    """The image tower of a dual encoder with the light decoder.
+
+    The skips are the outputs after a quarter, half and three quarters of the blocks (after UNETR,
+    arXiv 2103.10504), upsampled to fit.
+    """
+
+    parameter_axes = (*axes_under("encoder", VisionTransformer.parameter_axes), *CONV_2D_AXES)
+    has_image_tower = True
+
+    @staticmethod
+    def stride(config: UNetConfig) -> int:
+        """The side of a patch of the tower."""
+        return config.tower.patch_size
 
     def __init__(self, config: UNetConfig, rngs: nnx.Rngs) -> None:
         self.encoder = VisionTransformer(config.tower_model(), rngs)
-        del self.encoder.proj  # to the space shared with texts: there is a projector for that
+        del self.encoder.proj  # the projector to the text space takes its place
         layers, width, outputs = config.tower.layers, config.tower.width, config.width(256)
         self.taps = tuple(layers * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
-        inputs = width
-        for index in range(_SKIPS):  # the deepest first
+        inputs = self.deepest_width = width
+        for index in range(_NUM_SKIPS):  # the deepest first
             for step in range(index + 1):
                 up = UpConv(outputs if step else width, outputs, rngs)
                 setattr(self, f"skip{index}_up{step}", up)
             setattr(self, f"decoder{index}", SumDecoderBlock(inputs, outputs, outputs, rngs))
             inputs = outputs
-        self.head = UpConv(inputs, config.num_outputs, rngs, (config.stride // 2**_SKIPS,) * 2)
+        self.head = UpConv(
+            inputs, config.num_outputs, rngs, (self.stride(config) // 2**_NUM_SKIPS,) * 2
+        )
 
     def __call__(
         self, x: jax.Array, train: bool, key: jax.Array | None
@@ -232,96 +254,3 @@ class ViTUNet(nnx.Module):
                 skip = nnx.relu(getattr(self, f"skip{index}_up{step}")(skip))
             x = getattr(self, f"decoder{index}")(x, skip, train)
         return self.head(x), deepest, stages[0]
-
-
-class StyleProjector(nnx.Module):
-    """First features -> one vector of unit length, to compare content and style of two views."""
-
-    def __init__(self, config: UNetConfig, rngs: nnx.Rngs) -> None:
-        self.conv = Conv(config.width(RESNET34_WIDTHS[0]), _STYLE_CHANNELS, 3, rngs, bias=True)
-        self.bn = BatchNorm(_STYLE_CHANNELS, rngs)
-        inputs = _STYLE_CHANNELS * (config.image_size // 4) ** 2
-        self.linear_out = nnx.Linear(inputs, _STYLE_WIDTH, rngs=rngs)
-
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """(B, H/2, W/2, C) -> (B, 1024)."""
-        x = max_pool(nnx.relu(self.bn(self.conv(x), train)), 2, 2, 0)
-        return normalize(self.linear_out(x.reshape(len(x), -1)))
-
-
-class TextProjector(nnx.Module):
-    """One linear layer from the deepest features to the space of texts."""
-
-    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> None:
-        self.linear_out = nnx.Linear(inputs, outputs, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, h, w, C) -> (B, h w, outputs)."""
-        return self.linear_out(x.reshape(len(x), -1, x.shape[-1]))
-
-
-class _Whole(nnx.Module):
-    def __init__(self, config: UNetConfig, rngs: nnx.Rngs) -> None:
-        networks = {"resnet34": ResNetUNet, "efficientnet_b2": EfficientUNet, "vit": ViTUNet}
-        self.network = networks[config.network](config, rngs)
-        if config.text_dim:
-            width = (
-                config.tower.width if config.network == "vit" else self.network.encoder.widths[-1]
-            )
-            self.text_projector = TextProjector(width, config.text_dim, rngs)
-        if config.channel_prompts:
-            self.style_projector = StyleProjector(config, rngs)
-
-
-class SegmentationModel:
-    """A U-Net and its projectors. Nothing here holds parameters: `init` returns them.
-
-    Running statistics are leaves of the same dict, their paths end as `conv.STATISTICS` says: a
-    call in training gives new ones back.
-    """
-
-    def __init__(self, config: UNetConfig) -> None:
-        self.config = config
-        abstract = nnx.eval_shape(lambda: _Whole(config, nnx.Rngs(0)))
-        self._graphdef, _ = nnx.split(abstract)
-
-    def init(self, key: jax.Array) -> Params:
-        """Random parameters and fresh statistics, float32; a function of the key alone."""
-        return nnx.to_pure_dict(nnx.state(_Whole(self.config, nnx.Rngs(key))))
-
-    def apply(
-        self, params: Params, images: jax.Array, *, train: bool, key: jax.Array | None = None
-    ) -> tuple[Output, Params]:
-        """A forward pass.
-
-        Args:
-          params: from `init`.
-          images: float32 (B, H, W, in_channels), normalised.
-          train: normalise by the batch, and drop paths with ``key``.
-          key: of this pass.
-
-        Returns:
-          the output, and the statistics after it, a sub-tree of ``params``.
-        """
-        whole = nnx.merge(self._graphdef, params)
-        logits, deepest, stem = whole.network(images, train, key)
-        tokens = whole.text_projector(deepest) if self.config.text_dim else None
-        return Output(logits, tokens, stem), _statistics(whole)
-
-    def content_and_style(
-        self, params: Params, stem: jax.Array
-    ) -> tuple[jax.Array, jax.Array, Params]:
-        """Projected content and style (B, 1024) of first features, and the statistics after it.
-
-        The gradient reaches the channel prompts and the projector, not what made the features.
-        """
-        whole = nnx.merge(self._graphdef, params)
-        share = whole.network.content_share()
-        stem = jax.lax.stop_gradient(stem)
-        content = whole.style_projector(stem * share, True)
-        style = whole.style_projector(stem * (1 - share), True)
-        return content, style, _statistics(whole)
-
-
-def _statistics(module: nnx.Module) -> Params:
-    return nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))

@@ -11,8 +11,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unimed_jax.models.conv import Conv, UpConv
-from unimed_jax.models.layers import LayerNorm, Mlp, SelfAttention, block_outputs, stack_blocks
+from unimed_jax.models.conv import CONV_3D_AXES, Conv, UpConv
+from unimed_jax.models.layers import (
+    TRANSFORMER_BLOCK_AXES,
+    LayerNorm,
+    Mlp,
+    SelfAttention,
+    block_outputs,
+    stack_blocks,
+)
 from unimed_jax.models.residual import ResidualBlock
 
 PATCH = 16  # side of a patch; the decoder doubles four times
@@ -26,8 +33,9 @@ class UNETRConfig:
     """Sizes of the network; the defaults are the published ones.
 
     Attributes:
-      width, layers, heads, mlp_width: of the transformer.
-      features: channels of the decoder at full resolution; below they are 2, 4 and 8 times as many.
+      width, layers, heads, mlp_width: sizes of the transformer.
+      features: channels of the decoder at full resolution; lower resolutions have 2, 4 and 8 times
+        as many.
     """
 
     width: int = 768
@@ -38,13 +46,19 @@ class UNETRConfig:
 
     @property
     def taps(self) -> tuple[int, ...]:
-        """Layers whose output is used, from 0: of twelve the fourth, seventh, tenth and last."""
+        """Indices of the layers whose output is used: of twelve, 3, 6, 9 and 11."""
         quarter = self.layers // 4
         return (quarter, 2 * quarter, 3 * quarter, self.layers - 1)
 
     @property
     def stage_widths(self) -> tuple[int, ...]:
+        """Channels of the features of every stage."""
         return (self.width,) * 4
+
+    @property
+    def crop_multiple(self) -> tuple[int, int, int]:
+        """What the sides of a crop must be multiples of: voxels of one deepest position."""
+        return (PATCH,) * 3
 
 
 class TransformerBlock(nnx.Module):
@@ -81,9 +95,9 @@ class TransformerBlock(nnx.Module):
 
 
 class UpBlocks(nnx.Module):
-    """A skip's way to its resolution: every step doubles, all but the first have a residual block.
+    """Upsamples a skip to its resolution, twofold in every step (MONAI's `UnetrPrUpBlock`).
 
-    Steps go from the deepest to the widest; MONAI's `UnetrPrUpBlock`.
+    All steps but the first have a residual block.
     """
 
     def __init__(self, inputs: int, outputs: int, doublings: int, rngs: nnx.Rngs) -> None:
@@ -100,8 +114,8 @@ class UpBlocks(nnx.Module):
         return x
 
 
-class DecoderBlock(nnx.Module):
-    """Doubles, puts the skip behind, and joins both in a residual block."""
+class UnetrDecoderBlock(nnx.Module):
+    """Upsamples twofold, concatenates the skip, and applies a residual block."""
 
     def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> None:
         self.up = UpConv(inputs, outputs, rngs, _DOUBLE, bias=False)
@@ -112,11 +126,19 @@ class DecoderBlock(nnx.Module):
 
 
 class UNETR(nnx.Module):
-    """Logits at full resolution, and the four features of the transformer that skips are made of.
+    """Logits at full resolution, and the four features of the transformer that feed the skips.
 
-    Without what MONAI 0.7 had and never used: a class token, and shortcut convolutions of residual
-    blocks that keep their width.
+    MONAI 0.7 also had a class token, and shortcut convolutions in residual blocks that keep their
+    width; it used neither, and neither is here.
     """
+
+    config_class = UNETRConfig
+    parameter_axes = (
+        *TRANSFORMER_BLOCK_AXES,
+        (r"^patch_embedding/kernel$", ("patch", "embed")),
+        (r"^positional_embedding$", ("positions", "embed")),
+        *CONV_3D_AXES,
+    )
 
     def __init__(
         self,
@@ -140,10 +162,10 @@ class UNETR(nnx.Module):
         self.encoder2 = UpBlocks(width, 2 * f, 3, rngs)
         self.encoder3 = UpBlocks(width, 4 * f, 2, rngs)
         self.encoder4 = UpBlocks(width, 8 * f, 1, rngs)
-        self.decoder5 = DecoderBlock(width, 8 * f, rngs)
-        self.decoder4 = DecoderBlock(8 * f, 4 * f, rngs)
-        self.decoder3 = DecoderBlock(4 * f, 2 * f, rngs)
-        self.decoder2 = DecoderBlock(2 * f, f, rngs)
+        self.decoder5 = UnetrDecoderBlock(width, 8 * f, rngs)
+        self.decoder4 = UnetrDecoderBlock(8 * f, 4 * f, rngs)
+        self.decoder3 = UnetrDecoderBlock(4 * f, 2 * f, rngs)
+        self.decoder2 = UnetrDecoderBlock(2 * f, f, rngs)
         self.out1 = Conv(f, num_outputs, (1, 1, 1), rngs, bias=True)
 
     def __call__(

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unimed_jax.models.conv import Conv, UpConv
+from unimed_jax.config import require
+from unimed_jax.models.conv import CONV_3D_AXES, Conv, UpConv
 from unimed_jax.models.dropout import Dropout
 from unimed_jax.models.layers import LayerNorm
 from unimed_jax.models.residual import BatchNormResidualBlock, ResidualBlock
 
 SpatialLayout = Literal["released", "tokens"]
-SPATIAL_LAYOUTS = ("released", "tokens")
 
 _DOUBLE = (2, 2, 2)
 _POINT = (1, 1, 1)
@@ -31,17 +31,19 @@ class UNETRPPConfig:
     """Sizes of the network; the defaults are those published for Synapse.
 
     Attributes:
-      stem: voxels along each axis that become one position of the first stage.
-      widths, blocks, projections: of the four stages; projections are the tokens that keys and
-        values of the spatial branch are projected to, in decoders as in the encoder.
+      stem: voxels along each axis that form one position of the first stage.
+      widths: channels of the four stages.
+      blocks: attention blocks of the four stages.
+      projections: tokens that keys and values of the spatial branch are projected to, in each of
+        the four stages and in its decoder.
       features: channels at full resolution.
-      heads: of every attention.
-      shared_projection: one projection for keys and values, or one for each.
-      residual_blocks: convolutional blocks after each attention, one after the other.
+      heads: heads of every attention.
+      shared_projection: one projection for both keys and values, or one for each.
+      residual_blocks: number of convolutional blocks after each attention.
       attention_dropout, channel_dropout: rates in training.
-      spatial_layout: how the result of the spatial branch is read as tokens: "released" as by the
-        released code, which mixes tokens with channels and which released weights need, or
-        "tokens", each token its own channels.
+      spatial_layout: how the result of the spatial branch is reshaped to tokens. "released" follows
+        the released code, which mixes tokens with channels and which released weights need; in
+        "tokens" each token keeps its channels.
     """
 
     stem: tuple[int, int, int] = (2, 4, 4)
@@ -56,9 +58,25 @@ class UNETRPPConfig:
     channel_dropout: float = 0.1
     spatial_layout: SpatialLayout = "released"
 
+    def __post_init__(self) -> None:
+        layouts = get_args(SpatialLayout)
+        require(
+            self.spatial_layout in layouts,
+            "model.unetr_pp.spatial_layout",
+            self.spatial_layout,
+            ", ".join(map(repr, layouts)),
+        )
+
     @property
     def stage_widths(self) -> tuple[int, ...]:
+        """Channels of the features of every stage."""
         return self.widths
+
+    @property
+    def crop_multiple(self) -> tuple[int, int, int]:
+        """What the sides of a crop must be multiples of: voxels of one deepest position."""
+        depth, height, width = self.stem
+        return 8 * depth, 8 * height, 8 * width
 
 
 class PairedAttention(nnx.Module):
@@ -150,7 +168,7 @@ class PairedAttentionBlock(nnx.Module):
         return volume + self.conv(y * kept[:, None, None, None])
 
 
-class Stage(nnx.Module):
+class PairedAttentionStage(nnx.Module):
     """Blocks of one resolution."""
 
     def __init__(
@@ -169,13 +187,24 @@ class Stage(nnx.Module):
 
     def __call__(self, x: jax.Array, train: bool, key: jax.Array | None) -> jax.Array:
         for number in range(self.blocks):
-            own = None if key is None else jax.random.fold_in(key, number)
-            x = getattr(self, f"block{number}")(x, train, own)
+            block_key = None if key is None else jax.random.fold_in(key, number)
+            x = getattr(self, f"block{number}")(x, train, block_key)
         return x
 
 
 class UNETRPP(nnx.Module):
-    """Logits at full, stem and half of that resolution, and the features of the four stages."""
+    """Logits at full resolution, the stem's and half of that, and features of the four stages."""
+
+    config_class = UNETRPPConfig
+    parameter_axes = (
+        (r"positional_embedding$", ("positions", "embed")),
+        (r"qkvv/kernel$", ("embed", None, "heads", "head_dim")),
+        (r"project_(keys|values)/kernel$", ("positions", None)),
+        (r"out_(spatial|channel)/kernel$", (None, "embed")),
+        (r"temperature_(channel|spatial)$", ("heads",)),
+        (r"gamma$", (None,)),
+        *CONV_3D_AXES,
+    )
 
     def __init__(
         self,
@@ -199,12 +228,14 @@ class UNETRPP(nnx.Module):
                 width, num_groups=groups, epsilon=1e-5, use_fast_variance=False, rngs=rngs
             )
             setattr(self, f"down_norm{index}", norm)
-            setattr(self, f"stage{index}", Stage(config, grid, index, rngs))
+            setattr(self, f"stage{index}", PairedAttentionStage(config, grid, index, rngs))
             inputs, stride = width, _DOUBLE
         for index in (2, 1, 0):
             up = UpConv(widths[index + 1], widths[index], rngs, _DOUBLE, bias=False)
             setattr(self, f"up{index}", up)
-            setattr(self, f"decoder{index}", Stage(config, grids[index], index, rngs))
+            setattr(
+                self, f"decoder{index}", PairedAttentionStage(config, grids[index], index, rngs)
+            )
         self.encoder1 = ResidualBlock(in_channels, features, rngs)
         self.up_full = UpConv(widths[0], features, rngs, config.stem, bias=False)
         self.decoder_full = ResidualBlock(features, features, rngs)

@@ -8,6 +8,7 @@ from flax import nnx
 
 from unimed_jax.models.config import ModelConfig
 from unimed_jax.models.layers import (
+    TRANSFORMER_BLOCK_AXES,
     LayerNorm,
     Mlp,
     SelfAttention,
@@ -73,6 +74,16 @@ class VisionBlock(nnx.Module):
 
 class VisionTransformer(nnx.Module):
     """uint8 images to un-normalised embeddings."""
+
+    parameter_axes = (
+        *TRANSFORMER_BLOCK_AXES,
+        (r"^patch_embedding/kernel$", ("patch", "embed")),
+        (r"^patch_embedding/bias$", ("embed",)),
+        (r"^class_embedding$", ("embed",)),
+        (r"^positional_embedding$", ("positions", "embed")),
+        (r"^proj$", ("embed", "joint")),
+        (r"^ln_(pre|post)/(scale|bias)$", ("embed",)),
+    )
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         self.config = config

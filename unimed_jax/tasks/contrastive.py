@@ -6,32 +6,36 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorflow as tf
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from input_pipeline import caption_sampling, records, transforms
+from input_pipeline import records
 from input_pipeline.io.errors import ConfigError
 from input_pipeline.io.files import AnyPath, to_path
 from input_pipeline.tokenizer import Tokenizer
 from unimed_jax import config as config_lib
-from unimed_jax.evals import registry
-from unimed_jax.evals.embeddings import Features
-from unimed_jax.losses import contrastive
+from unimed_jax.evals import registry as evaluator_registry
+from unimed_jax.evals.embeddings import CorpusEmbedder
+from unimed_jax.losses import registry as loss_registry
+from unimed_jax.losses.contrastive import normalize
 from unimed_jax.losses.gradient_caching import map_rows
-from unimed_jax.models import dual_encoder, parameters
+from unimed_jax.models import dual_encoder
 from unimed_jax.models.config import ModelConfig
+from unimed_jax.models.functional import Params
 from unimed_jax.reporting.html_report import Chart
 from unimed_jax.training.data_location import locate
-from unimed_jax.training.task import Evaluator, Params
+from unimed_jax.training.task import Evaluator
 from unimed_jax.weights import loader
 from unimed_jax.weights.pretrained import PARTS
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 def default_config() -> dict[str, Any]:
@@ -61,9 +65,12 @@ def default_config() -> dict[str, Any]:
 
 def validate(config: ConfigDict) -> None:
     """Raises ConfigError naming the first key of this task that is not possible."""
+    from input_pipeline import caption_sampling
+
+    evaluator_registry.validate(config.evals, Contrastive.evaluator_classes)
     model = ModelConfig.from_mapping(config.model)
-    config_lib.one_of(config, "loss.name", ("softmax", "sigmoid"))
-    needs_bias = config.loss.name == "sigmoid"
+    config_lib.one_of(config, "loss.name", tuple(loss_registry.CONTRASTIVE))
+    needs_bias = loss_registry.CONTRASTIVE[config.loss.name].has_bias
     config_lib.require(
         needs_bias == (model.logit_bias_init is not None),
         "model.logit_bias_init",
@@ -81,10 +88,10 @@ def validate(config: ConfigDict) -> None:
 
 
 class Contrastive:
-    """The contrastive Task; see tasks/base.py for what each method is."""
+    """The contrastive Task; see training/task.py for what each method does."""
 
     record_schema = records.SCHEMA.name
-    parameter_axes = parameters.PARAMETER_AXES
+    evaluator_classes = evaluator_registry.DUAL_ENCODER
     charts = (
         Chart("Balanced accuracy", "zero_shot/*/balanced_accuracy", (0.0, 1.0)),
         Chart("Logit scale", "logit_scale"),
@@ -94,6 +101,8 @@ class Contrastive:
         self._config = config
         self._workdir = workdir
         self.model = dual_encoder.build(config.model)
+        self.parameter_axes = self.model.parameter_axes
+        self._contrastive_loss = loss_registry.CONTRASTIVE[config.loss.name]
         self._rules = tuple(
             config.data.sources[k].caption_rule for k in sorted(config.data.sources)
         )
@@ -152,25 +161,27 @@ class Contrastive:
         self, params: Params, batch: Mapping[str, jax.Array], rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         def images_of(images: jax.Array, _: jax.Array) -> jax.Array:
-            return contrastive.normalize(self.model.encode_image(params, images))
+            return normalize(self.model.encode_image(params, images))
 
         def texts_of(ids: jax.Array, rng: jax.Array) -> jax.Array:
-            return contrastive.normalize(self.model.encode_text(params, ids, dropout_rng=rng))
+            return normalize(self.model.encode_text(params, ids, dropout_rng=rng))
 
         # one tower after the other: the activations of both are never needed at once
         count = self._config.optimizer.accumulate_steps
         images = map_rows(images_of, batch["image"], rng, count)
         texts = map_rows(texts_of, batch["text"], rng, count)
         scale = jnp.exp(params["logit_scale"])
-        if self._config.loss.name == "softmax":
-            loss = contrastive.softmax_contrastive_loss(images, texts, scale)
-        else:
-            loss = contrastive.sigmoid_contrastive_loss(images, texts, scale, params["logit_bias"])
+        bias = (params["logit_bias"],) if self._contrastive_loss.has_bias else ()
+        loss = self._contrastive_loss.function(images, texts, scale, *bias)
         return loss, {"logit_scale": scale}
 
     # --- data -------------------------------------------------------------------------------------
 
     def decode(self, record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor) -> dict[str, tf.Tensor]:
+        import tensorflow as tf
+
+        from input_pipeline import caption_sampling, transforms
+
         sample = records.parse(record)
         crop_seed, caption_seed = seed, seed + tf.constant([0, 1 << 62], tf.int64)
         draws = [
@@ -210,8 +221,10 @@ class Contrastive:
 
     def evaluators(self, mesh: Mesh, cache: AnyPath | None = None) -> dict[str, Evaluator]:
         root = locate("root:", self._config, self._workdir)
-        features = Features(self.model, lambda texts: self.tokenizer(texts), root, mesh, cache)
-        return registry.create(self._config.evals, features)
+        embedder = CorpusEmbedder(
+            self.model, lambda texts: self.tokenizer(texts), root, mesh, cache
+        )
+        return evaluator_registry.create(self._config.evals, self.evaluator_classes, embedder)
 
 
 TASK = Contrastive

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorflow as tf
 from ml_collections import ConfigDict
 
 from input_pipeline import segmentation_records, volume_grid
@@ -19,31 +18,49 @@ from unimed_jax import augmentation
 from unimed_jax import config as config_lib
 from unimed_jax.augmentation import volumes as volume_augmentation
 from unimed_jax.distributed import process
-from unimed_jax.models import volumetric
-from unimed_jax.models.conv import STATISTICS
-from unimed_jax.models.unetr import PATCH
-from unimed_jax.models.unetr_pp import SPATIAL_LAYOUTS
+from unimed_jax.evals.registry import Registry
+from unimed_jax.models import registry
+from unimed_jax.models.functional import Params
+from unimed_jax.models.volumetric import VolumetricConfig, VolumetricModel, VolumetricOutput
 from unimed_jax.reporting.html_report import Chart
+from unimed_jax.tasks import segmentation_base
+from unimed_jax.tasks.segmentation_base import SegmentationTask
 from unimed_jax.training.data_location import locate
-from unimed_jax.training.task import Params
 from unimed_jax.weights import loader
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 TRANSFER_FILE = "transfer.json"
+
+RENAMED_KEYS = {
+    "crop": "data.crop_size",
+    "crops": "data.crops_per_volume",
+    "foreground": "data.foreground_probability",
+    "spacing": "data.spacing",
+    "augmentation.turn": "augmentation.rot90",
+}
+"""Keys of configs written by older versions -> their names now; see `config.from_json`."""
 
 
 def shared_config() -> dict[str, Any]:
     """The keys of both tasks."""
-    sizes = {name: dataclasses.asdict(kind()) for name, (kind, _) in volumetric.NETWORKS.items()}
+    sizes = {
+        name: dataclasses.asdict(network.config_class())
+        for name, network in registry.NETWORKS_3D.items()
+    }
     return {
         "classes": ("lung", "infection"),  # names of the label values 1, 2, ...
-        "crop": (64, 128, 128),  # voxels (depth, height, width) that the network sees
-        "crops": 1,  # of every volume in a batch
-        "foreground": 0.5,  # probability that a crop is centred on a voxel of some class
-        "spacing": (0.0, 0.0, 0.0),  # mm, of the grid that crops are cut from; 0: the volume's own
+        "data": {
+            "crop_size": (64, 128, 128),  # voxels (depth, height, width) of the network's input
+            "crops_per_volume": 1,  # crops of every volume in a batch
+            "foreground_probability": 0.5,  # of a crop centred on a voxel of some class
+            "spacing": (0.0, 0.0, 0.0),  # mm, grid that crops are cut from; 0: the volume's own
+        },
         "model": {"network": "unetr_pp", **sizes},
         "augmentation": {  # see augmentation/volumes.py
             "flip": 0.2,
-            "turn": 0.2,
+            "rot90": 0.2,
             "warp": {"probability": 0.0, "rotation": 30.0, "zoom": 0.3},
             "blur": {"probability": 0.0, "sigma": 1.0},
             "intensity": {
@@ -54,132 +71,128 @@ def shared_config() -> dict[str, Any]:
                 "noise": 0.0,
             },
         },
-        # running statistics: no update comes from the optimiser, the loss replaces them
-        "optimizer": {
-            "frozen": (STATISTICS,),
-            "no_decay": (r"/(bias|scale|gamma|positional_embedding|temperature_\w+)$",),
-        },
+        "optimizer": segmentation_base.optimizer_defaults(
+            no_decay=r"/(bias|scale|gamma|positional_embedding|temperature_\w+)$"
+        ),
         "init": {
-            "network": "",  # a run or checkpoint of ours, or stage:NAME, whose weights are taken
-            # regular expressions: parameters that it may not have, or have in another shape
+            "network": "",  # a run or checkpoint of ours, or stage:NAME, to start from
+            # regular expressions: parameters that it may lack, or have in another shape
             "expected": (r"^network/out\d/", r"^order_heads/"),
         },
     }
 
 
-def validate_shared(config: ConfigDict) -> None:
-    """Raises ConfigError naming the first key that is not possible."""
+def validate_shared(config: ConfigDict, evaluators: Registry) -> None:
+    """Raises ConfigError naming the first shared key that is not possible."""
+    segmentation_base.validate_shared(config, evaluators)
     require = config_lib.require
-    config_lib.one_of(config, "model.network", tuple(volumetric.NETWORKS))
-    config_lib.one_of(config, "model.unetr_pp.spatial_layout", SPATIAL_LAYOUTS)
-    require(len(set(config.classes)) == len(config.classes) > 0, "classes", config.classes,
-            "one or more different names")  # fmt: skip
-    crop, smallest = tuple(config.crop), smallest_crop(config)
-    fits = len(crop) == 3 and all(n > 0 and n % s == 0 for n, s in zip(crop, smallest, strict=True))
-    require(fits, "crop", crop, f"multiples of {smallest} for this network")
-    require(len(config.spacing) == 3 and min(config.spacing) >= 0, "spacing", config.spacing,
+    multiple = _sizes(config).crop_multiple
+    data, crop = config.data, tuple(config.data.crop_size)
+    fits = len(crop) == 3 and all(n > 0 and n % m == 0 for n, m in zip(crop, multiple, strict=True))
+    require(fits, "data.crop_size", crop, f"multiples of {multiple} for this network")
+    require(len(data.spacing) == 3 and min(data.spacing) >= 0, "data.spacing", data.spacing,
             "three numbers, mm or 0")  # fmt: skip
-    require(config.crops >= 1, "crops", config.crops, "1 or more")
-    require(0 <= config.foreground <= 1, "foreground", config.foreground, "a probability")
-    turn = config.augmentation.turn
-    require(turn == 0 or crop[1] == crop[2], "augmentation.turn", turn,
+    require(data.crops_per_volume >= 1, "data.crops_per_volume", data.crops_per_volume, "1 or more")
+    require(0 <= data.foreground_probability <= 1, "data.foreground_probability",
+            data.foreground_probability, "a probability")  # fmt: skip
+    rot90 = config.augmentation.rot90
+    require(rot90 == 0 or crop[1] == crop[2], "augmentation.rot90", rot90,
             "0 where height and width of the crop differ")  # fmt: skip
-    require(STATISTICS in config.optimizer.frozen, "optimizer.frozen",
-            config.optimizer.frozen, f"with {STATISTICS!r} among them")  # fmt: skip
-    require(config.optimizer.accumulate_steps == 1, "optimizer.accumulate_steps",
-            config.optimizer.accumulate_steps, "1, as statistics are of a batch")  # fmt: skip
 
 
-def smallest_crop(config: ConfigDict) -> tuple[int, ...]:
-    """What the sides of a crop are multiples of: voxels of one position of the deepest stage."""
-    if config.model.network == "unetr":
-        return (PATCH,) * 3
-    return tuple(8 * n for n in config.model.unetr_pp.stem)
+def _sizes(config: ConfigDict) -> Any:
+    """The sizes of the network that a config names, an instance of its ``config_class``."""
+    name = config.model.network
+    network = registry.lookup(registry.NETWORKS_3D, name, "model.network")
+    return network.config_class(
+        **{k: tuple(v) if isinstance(v, list | tuple) else v for k, v in config.model[name].items()}
+    )
 
 
-def sizes_of(config: ConfigDict) -> Any:
-    """The sizes of the network that a config names."""
-    kind, _ = volumetric.NETWORKS[config.model.network]
-    settings = config.model[config.model.network]
-    return kind(**{k: tuple(v) if isinstance(v, list | tuple) else v for k, v in settings.items()})
+def deepest_grid(config: ConfigDict) -> tuple[int, ...]:
+    """Positions (d, h, w) of the deepest features of a crop."""
+    multiple = _sizes(config).crop_multiple
+    return tuple(n // m for n, m in zip(config.data.crop_size, multiple, strict=True))
 
 
-class VolumeTask:
-    """Everything of a volumetric Task but its loss and its evaluators; see tasks/base.py."""
+class VolumetricTask(SegmentationTask):
+    """A volumetric Task without its loss; see training/task.py."""
 
-    record_schema = segmentation_records.SCHEMA.name
-    parameter_axes = volumetric.PARAMETER_AXES
     charts = (
         Chart("Dice", "segmentation/*/dice", (0.0, 1.0)),
         Chart("Segmentation loss", "segmentation_*"),
     )
-    asset_fingerprints: Mapping[str, Any] = {}
 
     def __init__(
-        self, config: ConfigDict, workdir: str, num_outputs: int, **order: int | str
+        self, config: ConfigDict, workdir: str, num_outputs: int, **permutation_heads: int | str
     ) -> None:
-        """``order``: ``order_slots`` and ``order_grouping`` of a model with order heads."""
-        self.config, self.workdir = config, workdir
-        self.crop = tuple(config.crop)
-        self.model = volumetric.VolumetricModel(
-            volumetric.VolumetricConfig(
+        """
+        Args:
+          config: the whole config.
+          workdir: work directory of the run.
+          num_outputs: channels of the logits.
+          permutation_heads: ``num_sub_volumes`` and ``permutation_grouping`` of a model with heads.
+        """
+        self.crop_size = tuple(config.data.crop_size)
+        model = VolumetricModel(
+            VolumetricConfig(
                 network=config.model.network,
-                sizes=sizes_of(config),
-                crop=self.crop,
+                sizes=_sizes(config),
+                crop=self.crop_size,
                 num_outputs=num_outputs,
-                **order,
+                **permutation_heads,
             )
         )
-
-    def save_assets(self, workdir: str) -> None:
-        """A run needs no more than its checkpoints."""
-
-    # --- parameters -------------------------------------------------------------------------------
-
-    def init(self, key: jax.Array) -> Params:
-        return self.model.init(key)
-
-    def constrain(self, params: Params) -> Params:
-        return params
+        super().__init__(config, workdir, model)
 
     def pretrained(self, abstract_params: Params) -> Params:
-        """Of ``config.init.network`` what is there and fits; lists what that is, by name."""
+        """The parameters of ``config.init.network`` that fit; logs and lists them by name."""
         init = self.config.init
         if not init.network:
             return {}
-        found = loader.restore_matching(
+        restore = loader.restore_matching(
             locate(init.network, self.config, self.workdir), abstract_params, tuple(init.expected)
         )
-        names = {"from": found.source, "transferred": found.restored, "new": found.initialized,
-                 "left": found.unused}  # fmt: skip
         process.log(
-            f"{len(found.restored)} parameters from {found.source}; initialized at random: "
-            f"{', '.join(found.initialized) or 'none'}; unused: {', '.join(found.unused) or 'none'}"
+            f"{len(restore.restored)} parameters from {restore.source}; initialized at random: "
+            f"{', '.join(restore.initialized) or 'none'}; "
+            f"unused: {', '.join(restore.unused) or 'none'}"
         )
         if jax.process_index() == 0:
+            names = {
+                "from": restore.source,
+                "transferred": restore.restored,
+                "new": restore.initialized,
+                "left": restore.unused,
+            }
             text = json.dumps(names, indent=2) + "\n"
             write_text_atomically(to_path(self.workdir) / TRANSFER_FILE, text)
-        return found.params
+        return restore.params
 
     # --- data -------------------------------------------------------------------------------------
 
     def decode(self, record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor) -> dict[str, tf.Tensor]:
+        import tensorflow as tf
+
         del source
+        data = self.config.data
         sample = segmentation_records.parse(record)
         mask = tf.ensure_shape(sample["mask"], (None, None, None))
         image = tf.ensure_shape(sample["image"], (None, None, None, 1))
         shape = volume_grid.grid_shape(
-            tf.shape(mask, tf.int64), sample["spacing"], tuple(self.config.spacing)
+            tf.shape(mask, tf.int64), sample["spacing"], tuple(data.spacing)
         )
         crops = []
-        for number in range(self.config.crops):
-            own = tf.random.fold_in(seed, number)
-            start = volume_grid.draw_start(mask, shape, self.crop, self.config.foreground, own)
-            crops.append(volume_grid.crop(image, mask, shape, start, self.crop))
+        for number in range(data.crops_per_volume):
+            crop_seed = tf.random.fold_in(seed, number)
+            start = volume_grid.draw_start(
+                mask, shape, self.crop_size, data.foreground_probability, crop_seed
+            )
+            crops.append(volume_grid.crop(image, mask, shape, start, self.crop_size))
         images, labels = zip(*crops, strict=True)
         return {
             "id": sample["id"],
-            "image": tf.ensure_shape(tf.stack(images), (self.config.crops, *self.crop, 1)),
+            "image": tf.ensure_shape(tf.stack(images), (data.crops_per_volume, *self.crop_size, 1)),
             "label": tf.stack(labels),
             "seed": seed,
         }
@@ -192,7 +205,7 @@ class VolumeTask:
         }
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        shape = (batch_size, self.config.crops, *self.crop)
+        shape = (batch_size, self.config.data.crops_per_volume, *self.crop_size)
         return {
             "image": jax.ShapeDtypeStruct((*shape, 1), jnp.float32),
             "label": jax.ShapeDtypeStruct(shape, jnp.uint8),
@@ -202,11 +215,16 @@ class VolumeTask:
     # --- training ---------------------------------------------------------------------------------
 
     def augmented(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Crops of all volumes one after the other: images, int32 labels, and a key for each."""
+        """The augmented crops of all volumes.
+
+        Returns:
+          images float32 (B, D, H, W, 1), labels int32 (B, D, H, W), and a key for each crop (B,).
+          B counts the crops, those of a volume next to each other.
+        """
         rows = augmentation.row_keys(batch["seed"])
         keys = jax.vmap(
             lambda key: jax.vmap(lambda n: jax.random.fold_in(key, n))(
-                jnp.arange(self.config.crops)
+                jnp.arange(self.config.data.crops_per_volume)
             )
         )(rows).reshape(-1)
         images, labels = (
@@ -221,6 +239,6 @@ class VolumeTask:
 
     def forward(
         self, params: Params, images: jax.Array, rng: jax.Array
-    ) -> tuple[volumetric.Output, Params]:
+    ) -> tuple[VolumetricOutput, Params]:
         """A pass in training, and the statistics after it."""
         return self.model.apply(params, images, train=True, key=rng)

@@ -1,9 +1,9 @@
-"""Learnable weight initialisation: a volumetric network learns its first weights from the volumes
-that it is trained on afterwards.
+"""Self-supervised initialisation: a volumetric network is pretrained on the volumes of the run.
 
-Sub-volumes of a crop are put out of order and cubes of it masked; the network restores what was
-masked, and linear heads on its encoder tell the order (arXiv 2306.09320). The next stage is
-`volumetric_segmentation`; docs/guides/volumetric.md lists the differences from the published code.
+Sub-volumes of a crop are shuffled and cubes of it masked; the network restores the masked voxels,
+and linear heads on its encoder predict the permutation (learnable weight initialisation, arXiv
+2306.09320). The next stage is `volumetric_segmentation`; docs/guides/volumetric.md lists the
+differences from the published code.
 """
 
 from __future__ import annotations
@@ -12,81 +12,112 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from input_pipeline.io.files import AnyPath
 from unimed_jax import config as config_lib
+from unimed_jax.models.functional import Params
 from unimed_jax.models.volumetric import GROUPINGS
-from unimed_jax.tasks import sub_volumes
-from unimed_jax.tasks.volumetric_base import (
-    VolumeTask,
-    shared_config,
-    smallest_crop,
-    validate_shared,
-)
-from unimed_jax.training.task import Evaluator, Params
+from unimed_jax.tasks import pretext, volumetric_base
+from unimed_jax.tasks.segmentation_base import RngStream
+from unimed_jax.tasks.volumetric_base import VolumetricTask
 
-_ORDER, _MASK = 1000, 1001  # random domains of a crop, beside those of augmentation
+RENAMED_KEYS = {
+    **volumetric_base.RENAMED_KEYS,
+    "sub_volumes": "pretext.num_sub_volumes",
+    "mask.cube": "pretext.mask_cube",
+    "mask.ratio": "pretext.mask_ratio",
+    "weights.reconstruction": "pretext.loss_weights.reconstruction",
+    "weights.order": "pretext.loss_weights.permutation",
+    "order_grouping": "pretext.permutation_grouping",
+}
+"""Keys of configs written by older versions -> their names now; see `config.from_json`."""
 
 
 def default_config() -> dict[str, Any]:
     """The keys of this task."""
     return {
-        **shared_config(),
-        "sub_volumes": 4,  # that a crop is cut into along the depth
-        "mask": {"cube": (4, 4, 4), "ratio": 0.4},  # voxels; share of the cubes that are masked
-        "weights": {"reconstruction": 1.0, "order": 1.0},  # of the terms of the loss
-        # "depth"; as released: "width" (UNETR), "modulo" (UNETR++)
-        "order_grouping": "depth",
+        **volumetric_base.shared_config(),
+        "pretext": {
+            "num_sub_volumes": 4,  # slabs that a crop is cut into along the depth
+            "mask_cube": (4, 4, 4),  # voxels
+            "mask_ratio": 0.4,  # share of the cubes that are masked
+            "loss_weights": {"reconstruction": 1.0, "permutation": 1.0},
+            # "depth"; as released: "width" (UNETR), "modulo" (UNETR++)
+            "permutation_grouping": "depth",
+        },
     }
 
 
 def validate(config: ConfigDict) -> None:
     """Raises ConfigError naming the first key of this task that is not possible."""
-    validate_shared(config)
-    require = config_lib.require
-    config_lib.one_of(config, "order_grouping", GROUPINGS)
-    crop, slots = tuple(config.crop), config.sub_volumes
+    volumetric_base.validate_shared(config, VolumetricInit.evaluator_classes)
+    require, settings = config_lib.require, config.pretext
+    config_lib.one_of(config, "pretext.permutation_grouping", GROUPINGS)
+    crop, count = tuple(config.data.crop_size), settings.num_sub_volumes
     # every stage of the encoder has the same number of positions in each sub-volume
-    deepest = tuple(n // s for n, s in zip(crop, smallest_crop(config), strict=True))
-    axis = 2 if config.order_grouping == "width" else 0
-    require(slots >= 1 and deepest[0] % slots == 0 and deepest[axis] % slots == 0,
-            "sub_volumes", slots, f"a divisor of the {deepest[axis]} positions along the depth of "
-            "the deepest features")  # fmt: skip
-    cube = tuple(config.mask.cube)
-    require(len(cube) == 3 and all(c > 0 and n % c == 0 for n, c in zip(crop, cube, strict=False)),
-            "mask.cube", cube, f"divisors of the crop {crop}")  # fmt: skip
-    require(0 <= config.mask.ratio < 1, "mask.ratio", config.mask.ratio, "in [0, 1)")
-    weights = config.weights
-    require(min(weights.values()) >= 0 and max(weights.values()) > 0, "weights",
-            weights.to_dict(), "0 or more, not all 0")  # fmt: skip
+    deepest = volumetric_base.deepest_grid(config)
+    axis = 2 if settings.permutation_grouping == "width" else 0
+    require(
+        count >= 1 and deepest[0] % count == 0 and deepest[axis] % count == 0,
+        "pretext.num_sub_volumes",
+        count,
+        f"a divisor of the {deepest[axis]} positions of the deepest features along the "
+        f"{('depth', 'height', 'width')[axis]}",
+    )
+    cube = tuple(settings.mask_cube)
+    require(
+        len(cube) == 3 and all(c > 0 and n % c == 0 for n, c in zip(crop, cube, strict=False)),
+        "pretext.mask_cube",
+        cube,
+        f"divisors of data.crop_size={crop}",
+    )
+    require(0 <= settings.mask_ratio < 1, "pretext.mask_ratio", settings.mask_ratio, "in [0, 1)")
+    weights = settings.loss_weights
+    require(
+        min(weights.values()) >= 0 and max(weights.values()) > 0,
+        "pretext.loss_weights",
+        weights.to_dict(),
+        "0 or more, not all 0",
+    )
 
 
-class VolumetricInit(VolumeTask):
-    """The Task; see tasks/base.py for what each method is."""
+class VolumetricInit(VolumetricTask):
+    """The Task; see training/task.py for what each method does.
+
+    It has no evaluators: the stage that starts from its weights shows their value.
+    """
 
     def __init__(self, config: ConfigDict, workdir: str) -> None:
         super().__init__(
             config,
             workdir,
             num_outputs=1,
-            order_slots=config.sub_volumes,
-            order_grouping=config.order_grouping,
+            num_sub_volumes=config.pretext.num_sub_volumes,
+            permutation_grouping=config.pretext.permutation_grouping,
         )
 
-    def disturbed(
-        self, images: jax.Array, keys: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Crops (B, D, H, W, C) -> shuffled, shuffled and masked, and the orders (B, T)."""
-        mask = self.config.mask
-        cubes = tuple(n // c for n, c in zip(self.crop, mask.cube, strict=True))
+    def corrupt(self, images: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Shuffles and masks crops.
+
+        Args:
+          images: (B, D, H, W, C).
+          keys: a key per crop (B,).
+
+        Returns:
+          the shuffled crops, the shuffled and masked crops, and the permutations int32 (B, T).
+        """
+        settings = self.config.pretext
+        grid = tuple(n // c for n, c in zip(self.crop_size, settings.mask_cube, strict=True))
 
         def one(key: jax.Array, image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-            order = sub_volumes.draw_order(jax.random.fold_in(key, _ORDER), self.config.sub_volumes)
-            shuffled = sub_volumes.shuffle(image, order)
-            masked = sub_volumes.draw_mask(jax.random.fold_in(key, _MASK), cubes, mask.ratio)
-            return shuffled, sub_volumes.mask_cubes(shuffled, masked), order
+            permutation = pretext.draw_permutation(
+                jax.random.fold_in(key, RngStream.PERMUTATION), settings.num_sub_volumes
+            )
+            shuffled = pretext.shuffle(image, permutation)
+            masked = pretext.draw_mask(
+                jax.random.fold_in(key, RngStream.MASK), grid, settings.mask_ratio
+            )
+            return shuffled, pretext.mask_cubes(shuffled, masked), permutation
 
         return jax.vmap(one)(keys, images)
 
@@ -94,20 +125,16 @@ class VolumetricInit(VolumeTask):
         self, params: Params, batch: Mapping[str, jax.Array], rng: jax.Array
     ) -> tuple[jax.Array, dict[str, Any]]:
         images, _, keys = self.augmented(batch)
-        shuffled, seen, order = self.disturbed(images, keys)
-        output, statistics = self.forward(params, seen, rng)
+        shuffled, corrupted, permutation = self.corrupt(images, keys)
+        output, statistics = self.forward(params, corrupted, rng)
         terms = {
-            "reconstruction": sub_volumes.reconstruction_loss(output.logits[0], shuffled),
-            "order": sub_volumes.order_loss(output.order, order),
+            "reconstruction": pretext.reconstruction_loss(output.logits[0], shuffled),
+            "permutation": pretext.permutation_loss(output.permutation, permutation),
         }
-        total = sum(self.config.weights[name] * term for name, term in terms.items())
-        accuracy = sub_volumes.order_accuracy(output.order, order)
-        return total, {**terms, "order_accuracy": accuracy, "statistics": statistics}
-
-    def evaluators(self, mesh: Mesh, cache: AnyPath | None = None) -> dict[str, Evaluator]:
-        """None: what the weights are worth is told by the stage that starts from them."""
-        del mesh, cache
-        return {}
+        weights = self.config.pretext.loss_weights
+        total = sum(weights[name] * term for name, term in terms.items())
+        accuracy = pretext.permutation_accuracy(output.permutation, permutation)
+        return total, {**terms, "permutation_accuracy": accuracy, "statistics": statistics}
 
 
 TASK = VolumetricInit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import jax
 import numpy as np
@@ -12,13 +12,12 @@ from jax.sharding import Mesh
 
 from input_pipeline.io.files import AnyPath
 from unimed_jax.distributed.sharding import ParameterAxes
+from unimed_jax.models.functional import Params
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
     from unimed_jax.reporting.html_report import Chart, Section
-
-Params = Any  # nested dict of arrays
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,9 @@ class Task(Protocol):
 
     parameter_axes: ParameterAxes
     """(regular expression over the parameter path, logical axis of each dim); see sharding.py."""
+
+    evaluator_classes: ClassVar[Mapping[str, type]]
+    """Evaluators that ``config.evals`` may name; the first is used where it names none."""
 
     asset_fingerprints: Mapping[str, Any]
     """Hashes of files that the weights depend on (a tokenizer, say); kept in checkpoints."""

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
+from unimed_jax.evals import statistics
 from unimed_jax.evals.segmentation import report
-from unimed_jax.evals.segmentation import scores as segmentation_scores
-from unimed_jax.evals.segmentation.report import Overlay, TargetScores
-from unimed_jax.evals.segmentation.scores import dice, hausdorff95, mean_interval
+from unimed_jax.evals.segmentation.report import DomainScores, Overlay
+from unimed_jax.evals.segmentation.scores import dice, hausdorff95
+from unimed_jax.evals.statistics import mean_interval
 
 
 def square(shape, begin, end):
@@ -89,12 +90,12 @@ def test_intervals_are_over_patients():
     with_nan = mean_interval(np.array([0.5, np.nan, 0.7]), ["a", "b", "c"])
     assert with_nan[0] == pytest.approx(0.6)
     assert np.isnan(mean_interval(np.array([np.nan]), ["a"])).all()
-    assert segmentation_scores.NUM_RESAMPLES == 1000
+    assert statistics.NUM_RESAMPLES == 1000
 
 
-def test_metrics_table_and_pictures():
-    scores = TargetScores(
-        target="chase",
+def test_metrics_table_and_overlays():
+    scores = DomainScores(
+        domain="chase",
         groups=("a", "b"),
         dice={"vessel": np.array([0.8, 0.6]), "lesion": np.array([np.nan, np.nan])},
         hd95={"vessel": np.array([3.0, 5.0]), "lesion": np.array([np.nan, np.nan])},

@@ -1,6 +1,6 @@
-"""Overlap and surface distance of two regions, and intervals of their means.
+"""Overlap and surface distance of two masks.
 
-Regions are bool arrays of any number of dims; ``spacing`` is the distance between neighbours along
+Masks are bool arrays of any number of dims; ``spacing`` is the distance between neighbours along
 each of them, in mm (or 1 for pixels).
 """
 
@@ -9,31 +9,29 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-NUM_RESAMPLES = 1000
-LEVEL = 0.95
 
-
-def dice(found: np.ndarray, truth: np.ndarray) -> float:
-    """2 |A and B| / (|A| + |B|); NaN where the truth has no such region."""
-    if not truth.any():
+def dice(prediction: np.ndarray, target: np.ndarray) -> float:
+    """2 |A and B| / (|A| + |B|); NaN if the target is empty."""
+    if not target.any():
         return float("nan")
-    return float(2 * np.count_nonzero(found & truth) / (found.sum() + truth.sum()))
+    overlap = np.count_nonzero(prediction & target)
+    return float(2 * overlap / (prediction.sum() + target.sum()))
 
 
-def hausdorff95(found: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> float:
+def hausdorff95(prediction: np.ndarray, target: np.ndarray, spacing: Sequence[float]) -> float:
     """The larger of the two directed 95th percentiles of the distances between the surfaces.
 
-    A surface is what an erosion by the direct neighbours takes away. NaN where the truth has no
-    such region; where only ``found`` is empty, the diagonal of the image, the largest distance
-    that there can be: a miss is not left out.
+    The surface of a mask is what an erosion by the direct neighbours removes. NaN if the target is
+    empty. If only the prediction is empty, the diagonal of the image, the largest possible
+    distance: a miss is not ignored.
     """
-    if not truth.any():
+    if not target.any():
         return float("nan")
-    if not found.any():
-        lengths = np.multiply(np.subtract(truth.shape, 1), spacing)
+    if not prediction.any():
+        lengths = np.multiply(np.subtract(target.shape, 1), spacing)
         return float(np.sqrt(np.sum(lengths**2)))
-    window = _window(found | truth)
-    surfaces = [_surface(region[window]) for region in (found, truth)]
+    box = _bounding_box(prediction | target)
+    surfaces = [_surface(mask[box]) for mask in (prediction, target)]
     directed = []
     for surface, other in (surfaces, surfaces[::-1]):
         distance = ndimage.distance_transform_edt(~other, sampling=spacing)
@@ -41,32 +39,10 @@ def hausdorff95(found: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) 
     return float(max(directed))
 
 
-def _window(region: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box around a region: distances outside of it play no part."""
-    return ndimage.find_objects(region.astype(np.uint8))[0]
+def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    """The smallest box around a mask: no distance within the mask leaves it."""
+    return ndimage.find_objects(mask.astype(np.uint8))[0]
 
 
-def _surface(region: np.ndarray) -> np.ndarray:
-    return region & ~ndimage.binary_erosion(region)
-
-
-def mean_interval(
-    values: np.ndarray, groups: Sequence[str], seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean of the values that are numbers, and its percentile bootstrap interval (95 %).
-
-    Whole groups (patients) are drawn with replacement, 1,000 times; the draws are a function of the
-    seed and the number of groups. NaN where no value is a number.
-    """
-    defined = np.isfinite(values)
-    if not defined.any():
-        return (float("nan"),) * 3
-    _, group = np.unique(np.asarray(groups)[defined], return_inverse=True)
-    sums = np.bincount(group, weights=values[defined])
-    counts = np.bincount(group)
-    rng = np.random.default_rng(seed)
-    share = np.full(len(sums), 1 / len(sums))
-    draws = rng.multinomial(len(sums), share, size=NUM_RESAMPLES)
-    means = (draws @ sums) / (draws @ counts)
-    low, high = np.quantile(means, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-    return float(sums.sum() / counts.sum()), float(low), float(high)
+def _surface(mask: np.ndarray) -> np.ndarray:
+    return mask & ~ndimage.binary_erosion(mask)

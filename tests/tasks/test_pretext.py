@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unimed_jax.tasks import sub_volumes
+from unimed_jax.tasks import pretext
 
 
 @pytest.fixture(scope="module")
@@ -13,19 +13,19 @@ def volume():
     return np.random.default_rng(0).normal(size=(12, 4, 8, 2)).astype(np.float32)
 
 
-def test_a_slot_holds_the_sub_volume_that_the_order_names(volume):
-    order = jnp.array([2, 0, 1])
-    found = sub_volumes.shuffle(volume, order)
+def test_each_position_holds_the_sub_volume_that_the_permutation_names(volume):
+    permutation = jnp.array([2, 0, 1])
+    found = pretext.shuffle(volume, permutation)
     np.testing.assert_array_equal(found, np.concatenate([volume[8:], volume[:4], volume[4:8]]))
-    back = sub_volumes.shuffle(found, jnp.argsort(order))
+    back = pretext.shuffle(found, jnp.argsort(permutation))
     np.testing.assert_array_equal(back, volume)
 
 
-def test_every_order_is_drawn():
-    orders = jax.vmap(lambda key: sub_volumes.draw_order(key, 3))(
+def test_every_permutation_is_drawn():
+    permutations = jax.vmap(lambda key: pretext.draw_permutation(key, 3))(
         jax.random.split(jax.random.key(0), 300)
     )
-    found, counts = np.unique(np.asarray(orders), axis=0, return_counts=True)
+    found, counts = np.unique(np.asarray(permutations), axis=0, return_counts=True)
     assert len(found) == 6  # the identity is one of them
     assert counts.min() > 25
 
@@ -40,8 +40,8 @@ def test_every_order_is_drawn():
     ],
 )
 def test_exactly_the_published_number_of_cubes_is_masked(grid, ratio, count):
-    assert sub_volumes.num_masked(grid, ratio) == count
-    masked = sub_volumes.draw_mask(jax.random.key(1), grid, ratio)
+    assert pretext.num_masked(grid, ratio) == count
+    masked = pretext.draw_mask(jax.random.key(1), grid, ratio)
     assert masked.shape == grid
     assert int(masked.sum()) == count
 
@@ -49,7 +49,7 @@ def test_exactly_the_published_number_of_cubes_is_masked(grid, ratio, count):
 def test_masked_cubes_are_zero_and_nothing_else_changes(volume):
     masked = np.zeros((3, 2, 2), bool)
     masked[1, 0, 1] = masked[2, 1, 0] = True
-    found = sub_volumes.mask_cubes(volume, jnp.array(masked))
+    found = pretext.mask_cubes(volume, jnp.array(masked))
     want = volume.copy()
     want[4:8, 0:2, 4:8] = 0
     want[8:12, 2:4, 0:4] = 0
@@ -58,20 +58,20 @@ def test_masked_cubes_are_zero_and_nothing_else_changes(volume):
 
 def test_losses_equal_loops(volume):
     rng = np.random.default_rng(1)
-    order = np.array([[2, 0, 1], [1, 2, 0]])
+    permutation = np.array([[2, 0, 1], [1, 2, 0]])
     heads = [rng.normal(size=(2, 3, 3)).astype(np.float32) for _ in range(4)]
     total = 0.0
     for logits in heads:
         terms = [
-            np.log(np.exp(logits[b, n].astype(np.float64)).sum()) - logits[b, n, order[b, n]]
+            np.log(np.exp(logits[b, n].astype(np.float64)).sum()) - logits[b, n, permutation[b, n]]
             for b in range(2)
             for n in range(3)
         ]
         total += np.mean(terms)
-    assert float(sub_volumes.order_loss(heads, order)) == pytest.approx(total, rel=1e-5)
-    right = [10 * np.eye(3)[order]] * 3 + [10 * np.eye(3)[(order + 1) % 3]]
-    assert float(sub_volumes.order_accuracy(right, order)) == pytest.approx(0.75)
+    assert float(pretext.permutation_loss(heads, permutation)) == pytest.approx(total, rel=1e-5)
+    right = [10 * np.eye(3)[permutation]] * 3 + [10 * np.eye(3)[(permutation + 1) % 3]]
+    assert float(pretext.permutation_accuracy(right, permutation)) == pytest.approx(0.75)
     other = volume + rng.normal(size=volume.shape).astype(np.float32)
     want = np.square(volume.astype(np.float64) - other).mean()
-    found = sub_volumes.reconstruction_loss(volume[None], other[None])
+    found = pretext.reconstruction_loss(volume[None], other[None])
     assert float(found) == pytest.approx(want, rel=1e-5)
