@@ -65,6 +65,7 @@ WITHOUT_TENSORFLOW = (
     "unimed_jax.distributed",
     "unimed_jax.training.train_step",
     "unimed_jax.training.optimizer",
+    "unimed_jax.tasks",
 )
 
 
