@@ -41,6 +41,13 @@ RUN_ONLY_KEYS = (
 OPEN_SECTIONS = ("data.sources", "data.raw", "evals", "stages")
 
 
+# Keys of configs that older versions wrote -> their names now.
+RENAMED_KEYS = {
+    "optimizer.kind": "optimizer.name",
+    "optimizer.hold": "optimizer.hold_fraction",
+}
+
+
 def base_config(task: str = "contrastive") -> ConfigDict:
     """All keys of the trainer and of one task, with their defaults.
 
@@ -270,8 +277,8 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str) -> ConfigDict:
     """The inverse of ``to_json``: a locked ConfigDict (lists stand where tuples stood).
 
-    A config of an older version is brought up to date: keys that its task has renamed since
-    (``RENAMED_KEYS`` of its module) get their new names, keys that it lacks their defaults.
+    A config of an older version is updated: renamed keys (``RENAMED_KEYS`` here and in the module
+    of its task) get their new names, and keys that it lacks get their defaults.
     """
     content = json.loads(text)
     _rename_keys(content, content["task"])
@@ -284,7 +291,8 @@ def from_json(text: str) -> ConfigDict:
 def _rename_keys(config: dict[str, Any], task: str) -> None:
     """Moves the values of renamed dotted keys of a nested dict; drops dicts that become empty."""
     module = importlib.import_module(f"unimed_jax.tasks.{task}")
-    for old, new in getattr(module, "RENAMED_KEYS", {}).items():
+    renamed = {**RENAMED_KEYS, **getattr(module, "RENAMED_KEYS", {})}
+    for old, new in renamed.items():
         *outer, last = old.split(".")
         parents = [config]
         for part in outer:

@@ -83,6 +83,7 @@ def test_a_config_of_an_older_version_gets_the_new_names_and_defaults():
     stage["sub_volumes"] = pretext["num_sub_volumes"]
     stage["mask"] = {"cube": pretext["mask_cube"], "ratio": pretext["mask_ratio"]}
     stage["weights"] = {"reconstruction": 1.0, "order": 1.0}
+    old["optimizer"]["kind"] = old["optimizer"].pop("name")
     upgraded = config_lib.from_json(json.dumps(old))
     assert config_lib.to_json(upgraded) == config_lib.to_json(config)
     assert config_lib.differences(upgraded, config) == []

@@ -38,6 +38,14 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
+RENAMED_KEYS = {
+    "loss.kind": "loss.name",
+    "model.visual.form": "model.visual.variant",
+    "model.attention": "model.attention_impl",
+}
+"""Keys of configs that older versions wrote -> their names now; see `config.from_json`."""
+
+
 def default_config() -> dict[str, Any]:
     """The keys of this task; the model is UniMed-CLIP's ViT-B/16 with BiomedBERT-base."""
     model = dataclasses.asdict(ModelConfig()) | {"logit_bias_init": placeholder(float)}

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 _UNUSED_WEIGHTS = (r"^(visual\.)?(proj|head\.proj\.weight)$",)  # the projection of an image tower
 _DERIVED_KEYS = ("num_outputs", "text_dim")  # set from the classes and the text vectors
+RENAMED_KEYS = {"model.tower.form": "model.tower.variant"}
+"""Keys of configs that older versions wrote -> their names now; see `config.from_json`."""
+
 LOCATION_SCALE = ("none", "global", "global_local")
 
 

@@ -44,7 +44,7 @@ def _open_checkpoint(path: AnyPath, step: int | None) -> Pretrained:
             f"{reader.path} is a checkpoint of the task {config['task']!r}; valid here: "
             "'contrastive', whose model is a dual encoder"
         )
-    model_config = ModelConfig.from_mapping(config["model"])
+    model_config = ModelConfig.from_mapping(reader.config.model)
     abstract = jax.eval_shape(dual_encoder.build(model_config).init, jax.random.key(0))
     held = reader.meta.get("parts", PARTS)
     abstract = {key: value for key, value in abstract.items() if part_of(key) in held}
