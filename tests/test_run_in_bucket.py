@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -28,7 +29,7 @@ RUN = "gs://bucket/run"
 def local(phantom_corpus, tmp_path_factory):
     """The work directory of the same run on a local disk."""
     workdir = tmp_path_factory.mktemp("local") / "run"
-    train.train(tiny_config(str(phantom_corpus), CHANGES), workdir)
+    train.train(tiny_config(str(phantom_corpus), CHANGES), workdir, jax.devices()[:1])
     return workdir
 
 

@@ -80,19 +80,19 @@ def test_the_schedule_of_slaug_is_flat_and_then_linear():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
-def test_the_optimizer_is_torchs(tmp_path, kind):
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_the_optimizer_is_torchs(tmp_path, name):
     params = _params()
     rng = np.random.default_rng(1)
     gradients = [
         {k: jnp.asarray(rng.standard_normal(v.shape), jnp.float32) for k, v in params.items()}
         for _ in range(5)
     ]
-    ours = _run(params, gradients, learning_rate=1e-2, kind=kind)
+    ours = _run(params, gradients, learning_rate=1e-2, name=name)
     arrays = {f"p_{k}": v for k, v in params.items()}
     arrays |= {f"g_{k}": np.stack([g[k] for g in gradients]) for k in params}
     np.savez(tmp_path / "in.npz", **arrays)
-    command = [sys.executable, REFERENCE, kind, tmp_path / "in.npz", tmp_path / "out.npz"]
+    command = [sys.executable, REFERENCE, name, tmp_path / "in.npz", tmp_path / "out.npz"]
     subprocess.run(command, check=True, timeout=300)
     for key, expected in np.load(tmp_path / "out.npz").items():
         np.testing.assert_allclose(ours[key], expected, rtol=2e-6, atol=2e-6)

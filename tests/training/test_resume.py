@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from helpers.runs import ROOT, finish, losses_of, start, wait_for_row, write_recipe
@@ -18,16 +19,15 @@ from unimed_jax.weights.checkpoint import CheckpointReader
 
 @pytest.fixture(scope="module")
 def finished(phantom_corpus, tmp_path_factory) -> Path:
-    """The work directory of a finished run of 30 steps, saved every 4."""
+    """The work directory of a finished run of 30 steps on one device, saved every 4."""
     from unimed_jax.testing import tiny_config
 
     workdir = tmp_path_factory.mktemp("finished")
     changes = {"num_train_steps": 30, "checkpoint__every_steps": 4, "checkpoint__keep": 2}
-    train.train(tiny_config(str(phantom_corpus), changes), workdir)
+    train.train(tiny_config(str(phantom_corpus), changes), workdir, jax.devices()[:1])
     return workdir
 
 
-@pytest.mark.slow
 def test_a_run_leaves_what_its_users_rely_on(finished):
     rows = metrics.read_metrics(finished / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 31))

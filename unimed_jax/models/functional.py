@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 
 from unimed_jax.distributed.sharding import ParameterAxes
+from unimed_jax.models.random_streams import random_streams
 
 Params = dict[str, Any]
 """A nested dict of arrays: the parameters and running statistics of a model."""
@@ -31,7 +32,9 @@ class Functional:
           make: builds the module from random number streams.
         """
         self._make = make
-        self.graphdef, self._abstract = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+        self.graphdef, self._abstract = nnx.split(
+            nnx.eval_shape(lambda: make(random_streams(jax.random.key(0))))
+        )
 
     @property
     def has_statistics(self) -> bool:
@@ -44,7 +47,7 @@ class Functional:
         Pure: `jax.eval_shape(functional.init, key)` gives the shapes without memory, and
         `jax.jit(functional.init, out_shardings=...)` creates each array on its devices.
         """
-        return nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(key))))
+        return nnx.to_pure_dict(nnx.state(self._make(random_streams(key))))
 
     def bind(self, params: Params) -> Any:
         """The module with these parameters, to be called."""

@@ -14,6 +14,7 @@ from flax import nnx
 from unimed_jax.models.attention import by_groups, can_fuse, fused, plain
 from unimed_jax.models.config import AttentionImpl, Remat
 from unimed_jax.models.dropout import Dropout
+from unimed_jax.models.random_streams import random_streams
 
 TRANSFORMER_BLOCK_AXES = (
     (r"blocks/attn/qkv/kernel$", ("layers", "embed", None, "heads", "head_dim")),
@@ -211,7 +212,7 @@ class Block(Protocol):
 def stack_blocks(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
     """`layers` independent blocks as one module whose parameters have a leading layer axis."""
     keys = jax.random.split(rngs.params(), layers)
-    return nnx.vmap(lambda key: make(nnx.Rngs(key)))(keys)
+    return nnx.vmap(lambda key: make(random_streams(key)))(keys)
 
 
 _CHECKPOINT_POLICIES = {
