@@ -121,7 +121,6 @@ def alignment(tokens, text, labels, stride):
     return np.mean(losses)
 
 
-@pytest.mark.slow
 def test_the_loss_is_dice_cross_entropy_and_weighted_alignment(batch, tmp_path):
     config = tiny(augmentation__location_scale="none", guidance__weight=0.5)
     task = tasks.create(config, str(tmp_path))

@@ -70,22 +70,21 @@ def finished(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("network", ["unetr", "unetr_pp"])
+@pytest.mark.parametrize("network", ["unetr", pytest.param("unetr_pp", marks=pytest.mark.slow)])
 def test_the_first_stage_is_the_weighted_sum_of_both_objectives(batch, network):
     config = tiny(f"smoke,only=init,network={network}")
-    config.weights.update({"reconstruction": 0.5, "order": 2.0})
-    config.sub_volumes = 2
+    config.pretext.loss_weights.update({"reconstruction": 0.5, "permutation": 2.0})
+    config.pretext.num_sub_volumes = 2
     config_lib.validate(config, 1)
     task = tasks.create(config, "")
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     (loss, terms), grads = jax.jit(jax.value_and_grad(task.loss, has_aux=True))(
         params, batch, jax.random.key(1)
     )
-    want = 0.5 * terms["reconstruction"] + 2 * terms["order"]
+    want = 0.5 * terms["reconstruction"] + 2 * terms["permutation"]
     assert float(loss) == pytest.approx(float(want), rel=1e-5)
     # four heads that know nothing yet
-    assert float(terms["order"]) == pytest.approx(4 * np.log(2), rel=0.5)
+    assert float(terms["permutation"]) == pytest.approx(4 * np.log(2), rel=0.5)
     moved = {p for p in paths(grads) if np.any(_at(grads, p))}
     assert {f"order_heads/head{i}/kernel" for i in range(4)} <= moved
     assert "network/out1/kernel" in moved
@@ -117,11 +116,10 @@ def test_what_is_seen_is_shuffled_and_masked_and_the_visit_alone_decides(batch):
     np.testing.assert_array_equal(alone[1][0], seen[1])
 
 
-@pytest.mark.slow
 def test_the_second_stage_weighs_every_resolution(batch):
     config = tiny("smoke,network=unetr_pp,init=random", loss__outputs=(1.0, 0.5, 0.25))
     task = tasks.create(config, "")
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     loss, terms = jax.jit(task.loss)(params, batch, jax.random.key(1))
     want = sum(w / 7 * terms[f"segmentation_{n}"] for n, w in ((1, 4), (2, 2), (3, 1)))
     assert float(loss) == pytest.approx(float(want), rel=1e-5)
@@ -223,6 +221,7 @@ def test_a_stage_has_the_keys_of_the_run_but_for_its_own(tmp_path):
         stages.derived(config, "init", tmp_path)
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_named(finished):
     task = tasks.create(tiny(init__network=str(finished), data__crop_size=(32, 32, 16)), "")
     abstract = jax.eval_shape(task.init, jax.random.key(0))

@@ -1,5 +1,6 @@
 """A run in bfloat16 against the same run in float32."""
 
+import jax
 import numpy as np
 import pytest
 from helpers.runs import losses_of
@@ -22,7 +23,7 @@ def test_bfloat16_follows_the_loss_curve_of_float32(tiny_config, tmp_path):
             optimizer__warmup_steps=10,
             model__compute_dtype=dtype,
         )
-        train.train(config, tmp_path / dtype)
+        train.train(config, tmp_path / dtype, jax.devices()[:1])
         losses = list(losses_of(tmp_path / dtype).values())
         curves.append(np.array(losses).reshape(-1, WINDOW).mean(axis=1))
     exact, rounded = curves
