@@ -28,9 +28,19 @@ def shard_name(split: str, index: int, num_shards: int) -> str:
     return f"{split}-{index:05d}-of-{num_shards:05d}.tfrecord"
 
 
+def split_of_shard(file: str) -> str:
+    """The split in the name of a shard. Raises ValueError for another file name."""
+    match = SHARD_PATTERN.fullmatch(file)
+    if match is None:
+        raise ValueError(f"{file} is not the name of a shard, such as {shard_name('train', 0, 8)}")
+    return match[1]
+
+
 def add_counts(parts: list[Counts]) -> Counts:
     """Sums counts field by field; values sorted."""
-    total = {field: collections.Counter() for field in COUNTED_FIELDS}
+    total: dict[str, collections.Counter[str]] = {
+        field: collections.Counter() for field in COUNTED_FIELDS
+    }
     for part in parts:
         for field in COUNTED_FIELDS:
             total[field].update(part[field])

@@ -39,7 +39,7 @@ class Schema:
     """The layout of the samples of a corpus in its records.
 
     Samples of every schema have `id`, `source`, `modality`, `labels`, `captions` and
-    `num_original_captions`, which conversion counts.
+    `num_original_captions`, which the conversion counts.
 
     Attributes:
       name: name in the manifest; a task reads corpora of one schema.
@@ -66,7 +66,7 @@ class Sample:
     as for texts that people wrote. By default, it is "" for all.
 
     Raises ValueError if the id or image is empty, a caption is blank, `num_original_captions` is
-    not in 0..len(captions), or the provenance has another number of entries than the captions.
+    not in 0..len(captions), or provenance and captions differ in number.
     """
 
     id: str
@@ -148,11 +148,14 @@ def decode(serialized: bytes) -> Sample:
             raise CorpusError(f"record lacks feature {key!r}; found {sorted(features)}")
         return list(getattr(features[key], kind).value)
 
-    def single(key: str, kind: str = "bytes_list") -> bytes | int:
-        found = values(key, kind)
-        if len(found) != 1:
-            raise CorpusError(f"record feature {key!r} holds {len(found)} values instead of one")
-        return found[0]
+    def single(key: str, kind: str = "bytes_list") -> Any:  # bytes or int
+        entries = values(key, kind)
+        if len(entries) != 1:
+            raise CorpusError(f"record feature {key!r} holds {len(entries)} values instead of one")
+        return entries[0]
+
+    def texts(key: str) -> tuple[str, ...]:
+        return tuple(text.decode() for text in values(key))
 
     def provenance() -> tuple[str, ...]:
         if "provenance_index" not in features:  # version 1
@@ -168,8 +171,12 @@ def decode(serialized: bytes) -> Sample:
             image=single("image"),
             caption_provenance=provenance(),
             num_original_captions=single("num_original_captions", "int64_list"),
-            **{key: single(key).decode() for key in _TEXT_KEYS},
-            **{key: tuple(text.decode() for text in values(key)) for key in _TEXT_LIST_KEYS},
+            id=single("id").decode(),
+            modality=single("modality").decode(),
+            source=single("source").decode(),
+            group=single("group").decode(),
+            captions=texts("captions"),
+            labels=texts("labels"),
         )
     except CorpusError:
         raise

@@ -100,11 +100,11 @@ def plan_epochs(
       start: records of this source that the stream has consumed so far.
       stop: records of this source that the stream consumes until the end of training.
     """
-    counts = np.asarray(counts, np.int64)
+    shard_sizes = np.asarray(counts, np.int64)
     plans, epoch, epoch_start = [], 0, 0
     while epoch_start < stop:
-        shards = epoch_shards(len(counts), num_streams, seed, source, epoch, stream)
-        ends = np.cumsum(counts[shards])
+        shards = epoch_shards(len(shard_sizes), num_streams, seed, source, epoch, stream)
+        ends = np.cumsum(shard_sizes[shards])
         if epoch_start + ends[-1] > start:
             consumed = max(start - epoch_start, 0)
             first_block = consumed // block_size

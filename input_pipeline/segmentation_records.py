@@ -49,7 +49,7 @@ _TEXT_LIST_KEYS = ("classes", "labels")
 class SegmentationSample:
     """One image or volume with the class of every pixel; fields as in the module docstring.
 
-    `image` and `mask` are the bytes that the record holds: `of_picture` and `of_array` make them.
+    `image` and `mask` are the bytes of the record; `from_encoded` and `from_array` create them.
 
     Raises ValueError if the id or image is empty, the dtype is neither in `DTYPES` nor "", or the
     spacing does not have one number per axis, or one more.
@@ -79,12 +79,12 @@ class SegmentationSample:
             raise ValueError(f"sample {self.id!r}: spacing {self.spacing} for shape {self.shape}")
 
     @classmethod
-    def of_picture(cls, encoded: bytes, mask: np.ndarray, **fields: Any) -> SegmentationSample:
+    def from_encoded(cls, encoded: bytes, mask: np.ndarray, **fields: Any) -> SegmentationSample:
         """From the bytes of a JPEG or PNG and the label values (H, W) of its pixels."""
         return cls(image=encoded, dtype="", **_mask_fields(mask, fields["classes"]), **fields)
 
     @classmethod
-    def of_array(cls, image: np.ndarray, mask: np.ndarray, **fields: Any) -> SegmentationSample:
+    def from_array(cls, image: np.ndarray, mask: np.ndarray, **fields: Any) -> SegmentationSample:
         """From an array of any of `DTYPES` and label values of the same shape.
 
         Raises ValueError when the shapes differ.
@@ -99,7 +99,7 @@ class SegmentationSample:
         )
 
     def pixels(self) -> np.ndarray:
-        """The image: uint8 (H, W, 3) of a picture, or the array."""
+        """The image: uint8 (H, W, 3) of a JPEG or PNG, or the array."""
         if not self.dtype:
             return np.asarray(Image.open(io.BytesIO(self.image)).convert("RGB"))
         return _expand(self.image, self.dtype, self.shape)
@@ -148,22 +148,30 @@ def decode(serialized: bytes) -> SegmentationSample:
         raise CorpusError(f"record is not a tf.train.Example: {error}") from error
     needed = {*_TEXT_KEYS, *_TEXT_LIST_KEYS, "image", "mask", "shape", "spacing"}
     if absent := sorted(needed - features.keys()):
-        raise CorpusError(f"record is no segmentation record: it lacks {', '.join(absent)}")
+        raise CorpusError(f"not a segmentation record: it lacks {', '.join(absent)}")
 
-    def texts(key: str) -> list[bytes]:
-        return list(features[key].bytes_list.value)
+    def single(key: str) -> bytes:
+        return features[key].bytes_list.value[0]
+
+    def texts(key: str) -> tuple[str, ...]:
+        return tuple(text.decode() for text in features[key].bytes_list.value)
 
     try:
         sample = SegmentationSample(
-            **{key: texts(key)[0].decode() for key in _TEXT_KEYS},
-            **{key: tuple(text.decode() for text in texts(key)) for key in _TEXT_LIST_KEYS},
-            image=texts("image")[0],
-            mask=texts("mask")[0],
+            id=single("id").decode(),
+            dtype=single("dtype").decode(),
+            modality=single("modality").decode(),
+            source=single("source").decode(),
+            group=single("group").decode(),
+            classes=texts("classes"),
+            labels=texts("labels"),
+            image=single("image"),
+            mask=single("mask"),
             shape=tuple(features["shape"].int64_list.value),
             spacing=tuple(features["spacing"].float_list.value),
         )
         if len(zlib.decompress(sample.mask)) != math.prod(sample.shape):
-            raise ValueError(f"the mask of {sample.id!r} has not the shape {sample.shape}")
+            raise ValueError(f"the mask of {sample.id!r} does not have the shape {sample.shape}")
     except (ValueError, IndexError, zlib.error) as error:
         raise CorpusError(f"record breaks the schema: {error}") from error
     return sample
@@ -176,9 +184,9 @@ def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
       serialized: string (), one serialized Example.
 
     Returns:
-      id, source, group: string (); image: float32, (H, W, 3) of a picture or the array with a last
-      axis of one channel, uint8 values divided by 255; mask: uint8 (H, W) or (D, H, W); spacing:
-      float32 (n,), empty where unknown.
+      id, source, group: string (); image: float32, (H, W, 3) of a JPEG or PNG, or the array
+      with a last axis of one channel, uint8 values divided by 255; mask: uint8 (H, W) or
+      (D, H, W); spacing: float32 (n,), empty where unknown.
     """
     import tensorflow as tf
 

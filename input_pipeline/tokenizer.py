@@ -44,10 +44,10 @@ class Tokenizer:
         """
         path = to_path(directory)
         if path.is_dir():
-            found = [path / name for name in FILE_NAMES if (path / name).is_file()]
-            if not found:
+            candidates = [path / name for name in FILE_NAMES if (path / name).is_file()]
+            if not candidates:
                 raise ConfigError(f"no tokenizer in {path}: expected {' or '.join(FILE_NAMES)}")
-            path = found[0]
+            path = candidates[0]
         try:
             if path.suffix == ".json":
                 tokenizer = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
@@ -61,7 +61,7 @@ class Tokenizer:
         absent = [
             t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if tokenizer.token_to_id(t) is None
         ]
-        if absent:
+        if pad_id is None or absent:
             raise ConfigError(f"{path} is no BERT vocabulary: {', '.join(absent)} missing")
         tokenizer.enable_truncation(context_length)
         tokenizer.enable_padding(pad_id=pad_id, pad_token="[PAD]", length=context_length)

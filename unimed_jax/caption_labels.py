@@ -25,7 +25,7 @@ from input_pipeline.captioning import (
     templates,
     vocabulary,
 )
-from input_pipeline.captioning.cache import AnswerCache
+from input_pipeline.captioning.cache import ResponseCache
 from input_pipeline.io import cli, files
 from input_pipeline.io.errors import ConfigError, UserError
 from input_pipeline.io.files import write_text_atomically
@@ -54,14 +54,14 @@ def _caption(args: argparse.Namespace) -> None:
         max_words=args.max_words,
         concurrency=args.concurrency,
     )
+    usage: dict[str, float] = {}
     if args.provider == "template":
-        provider = providers.TemplateProvider(words, args.seed)
-        results = generate.generate(sets, provider, words, settings, reviewed)
-        usage = {}
+        grammar = providers.TemplateProvider(words, args.seed)
+        results = generate.generate(sets, grammar, words, settings, reviewed)
     else:
         if not args.model:
             raise ConfigError("--provider=openai needs --model=NAME, as the endpoint calls it")
-        with AnswerCache(args.cache or _beside(args.out, ".cache.sqlite")) as cache:
+        with ResponseCache(args.cache or _beside(args.out, ".cache.sqlite")) as cache:
             provider = providers.ModelProvider(_model_options(args), cache)
             _print_estimate(provider, sets, words, settings, reviewed, args)
             if args.estimate_only:
@@ -123,7 +123,7 @@ def _print_estimate(
     cost = _cost(prompt_tokens, answer_tokens, args)
     print(
         f"estimate for {len(sets)} label sets: {asked} requests ({cached} more are cached), "
-        f"{prompt_tokens} prompt and {answer_tokens} answer tokens, cost {cost:.2f}; at most "
+        f"{prompt_tokens} prompt and {answer_tokens} response tokens, cost {cost:.2f}; at most "
         f"{settings.max_turns} times that, if every caption is refused",
         flush=True,
     )
@@ -137,7 +137,7 @@ def _print_statistics(statistics: Mapping) -> None:
     print(
         f"{statistics['label_sets']} label sets, {statistics['complete_sets']} complete; captions: "
         f"{statistics['wanted']} wanted, {statistics['reviewed']} reviewed, "
-        f"{statistics['accepted']} of {statistics['judged']} judged accepted"
+        f"{statistics['accepted']} of {statistics['checked']} checked accepted"
     )
     if usage := statistics["usage"]:
         print(", ".join(f"{value} {name.replace('_', ' ')}" for name, value in usage.items()))

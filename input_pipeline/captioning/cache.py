@@ -14,7 +14,7 @@ from input_pipeline.io.files import PathLike, is_local, to_path
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class Response:
     """A model's response, its time (UTC, ISO 8601), and its cost in tokens."""
 
     text: str
@@ -23,7 +23,7 @@ class Answer:
     answer_tokens: int
 
 
-class AnswerCache:
+class ResponseCache:
     """SQLite file of responses; each is on disk before it is used, so a killed run loses none.
 
     The key is a hash of everything that determines a response: prompt version, model, settings, and
@@ -46,7 +46,7 @@ class AnswerCache:
         except (OSError, sqlite3.Error) as error:
             raise CorpusError(f"cannot use the cache {path}: {error}") from error
 
-    def __enter__(self) -> "AnswerCache":
+    def __enter__(self) -> "ResponseCache":
         return self
 
     def __exit__(
@@ -58,17 +58,17 @@ class AnswerCache:
         with contextlib.suppress(sqlite3.Error):
             self._connection.close()
 
-    def get(self, scope: str, request: Request) -> Answer | None:
+    def get(self, scope: str, request: Request) -> Response | None:
         """The response to a request; `scope` names prompt version, model and settings."""
         with self._lock:
             row = self._connection.execute(
                 "SELECT answer FROM answers WHERE key = ?", (_key(scope, request),)
             ).fetchone()
-        return Answer(**json.loads(row[0])) if row else None
+        return Response(**json.loads(row[0])) if row else None
 
-    def put(self, scope: str, request: Request, answer: Answer) -> None:
+    def put(self, scope: str, request: Request, response: Response) -> None:
         """Stores a response."""
-        texts = (json.dumps(dataclasses.asdict(part)) for part in (request, answer))
+        texts = (json.dumps(dataclasses.asdict(part)) for part in (request, response))
         with self._lock:
             self._connection.execute(
                 "INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (_key(scope, request), *texts)

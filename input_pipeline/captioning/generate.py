@@ -130,18 +130,18 @@ def statistics(results: Iterable[Captioned]) -> dict[str, object]:
     refused = sum(len(result.refused) for result in results)
     reviewed = sum(c.provenance.reviewed for r in results for c in r.accepted)
     accepted = sum(len(result.accepted) for result in results) - reviewed
-    judged = accepted + refused
+    checked = accepted + refused
     return {
         "label_sets": len(results),
         "complete_sets": sum(len(r.accepted) >= r.wanted for r in results),
         "wanted": sum(r.wanted for r in results),
         "reviewed": reviewed,
-        "judged": judged,
+        "checked": checked,
         "accepted": accepted,
         "checks": {
             name: {
                 "refused": failed[name],
-                "accepted_share": round(1 - failed[name] / judged, 4) if judged else None,
+                "accepted_share": round(1 - failed[name] / checked, 4) if checked else None,
             }
             for name in checks.CHECKS
         },

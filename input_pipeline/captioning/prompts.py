@@ -74,7 +74,7 @@ def requests(
         f"Modality: {e['modality']}. Label: {e['labels']}.\nCaption: {e['caption']}\n"
         for e in _examples(label_set.modality)
     ]
-    # The reason comes before the caption: a base model would go on to write one behind its own.
+    # The reason comes before the caption: a base model would otherwise append one to its caption.
     lines += [f"Refused because it {reason}: {caption}\n" for caption, reason in shown]
     text = "\n".join([*lines, f"{_describe(label_set)}\nCaption:"])
     return [
@@ -82,21 +82,21 @@ def requests(
     ]
 
 
-def captions(request: Request, answer: str) -> list[str]:
+def captions(request: Request, response: str) -> list[str]:
     """The captions in a response: a JSON list of texts, or one per line, markers removed."""
     if request.endpoint == "completion":
-        return [clean] if (clean := _clean(answer.strip().partition("\n")[0])) else []
-    lines: Sequence[object] = answer.splitlines()
-    if start := re.search(r"\[\s*\"", answer):
+        return [clean] if (clean := _clean(response.strip().partition("\n")[0])) else []
+    lines: Sequence[object] = response.splitlines()
+    if start := re.search(r"\[\s*\"", response):
         with contextlib.suppress(ValueError):  # a bracket in a sentence
-            lines, _ = json.JSONDecoder().raw_decode(answer[start.start() :])
-    found = (_clean(line) for line in lines if isinstance(line, str))
+            lines, _ = json.JSONDecoder().raw_decode(response[start.start() :])
+    cleaned = (_clean(line) for line in lines if isinstance(line, str))
     # Neither a code fence nor an introduction ("Here are ten captions:") is a caption.
-    return [line for line in found if line and not line.startswith("```") and line[-1] != ":"]
+    return [line for line in cleaned if line and not line.startswith("```") and line[-1] != ":"]
 
 
 def _examples(modality: str) -> list[Mapping[str, str]]:
-    """All examples, those of the modality last, next to the question."""
+    """All examples, those of the modality last, next to the request."""
     return sorted(_data()["examples"], key=lambda example: example["modality"] == modality)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from input_pipeline.captioning import grammar, prompts
-from input_pipeline.captioning.cache import Answer, AnswerCache
+from input_pipeline.captioning.cache import Response, ResponseCache
 from input_pipeline.captioning.label_sets import LabelSet
 from input_pipeline.captioning.vocabulary import Vocabulary
 from input_pipeline.io.errors import ConfigError, UserError
@@ -91,8 +91,8 @@ class ModelProvider:
 
     name = "openai"
 
-    def __init__(self, options: ModelOptions, cache: AnswerCache) -> None:
-        """Raises ConfigError if the client is not installed or the endpoint's form is unknown."""
+    def __init__(self, options: ModelOptions, cache: ResponseCache) -> None:
+        """Raises ConfigError if the client is not installed or the endpoint is unknown."""
         try:
             import openai
         except ModuleNotFoundError as error:
@@ -131,23 +131,23 @@ class ModelProvider:
         self, label_set: LabelSet, count: int, turn: int, refused: Mapping[str, str]
     ) -> Sequence[Proposal]:
         seed = self._options.seed + turn * _SEEDS_PER_TURN
-        found = []
+        proposals = []
         for request in prompts.requests(self._options.endpoint, label_set, count, refused, seed):
-            answer = self._answer(request)
-            if answer is not None:
-                for text in prompts.captions(request, answer.text):
-                    found.append(Proposal(text, request.seed, answer.time))
-        return found
+            response = self._response(request)
+            if response is not None:
+                for text in prompts.captions(request, response.text):
+                    proposals.append(Proposal(text, request.seed, response.time))
+        return proposals
 
-    def _answer(self, request: prompts.Request) -> Answer | None:
-        known = self._cache.get(self._scope, request)
-        if known is not None:
+    def _response(self, request: prompts.Request) -> Response | None:
+        cached = self._cache.get(self._scope, request)
+        if cached is not None:
             with self._lock:
                 self.cached += 1
-            return known
+            return cached
         self._pace.wait()
         try:
-            answer = self._ask(request)
+            response = self._ask(request)
         except (
             self._openai.APITimeoutError,
             self._openai.InternalServerError,
@@ -162,34 +162,41 @@ class ModelProvider:
                 f"{where}, model {self.model!r}: {error}; responses so far are cached, the same "
                 "command continues"
             ) from error
-        self._cache.put(self._scope, request, answer)
+        self._cache.put(self._scope, request, response)
         with self._lock:
             self.asked += 1
-            self.prompt_tokens += answer.prompt_tokens
-            self.answer_tokens += answer.answer_tokens
-        return answer
+            self.prompt_tokens += response.prompt_tokens
+            self.answer_tokens += response.answer_tokens
+        return response
 
-    def _ask(self, request: prompts.Request) -> Answer:
+    def _ask(self, request: prompts.Request) -> Response:
         options = self._options
-        common = {
-            "model": options.model,
-            "max_tokens": request.max_tokens,
-            "temperature": options.temperature,
-            "top_p": options.top_p,
-            "seed": request.seed,
-        }
+        text: str | None
         if request.endpoint == "chat":
-            messages = [
-                {"role": "system", "content": request.system},
-                {"role": "user", "content": request.text},
-            ]
-            reply = self._client.chat.completions.create(messages=messages, **common)
-            text = reply.choices[0].message.content if reply.choices else ""
+            chat = self._client.chat.completions.create(
+                messages=[
+                    {"role": "system", "content": request.system},
+                    {"role": "user", "content": request.text},
+                ],
+                model=options.model,
+                max_tokens=request.max_tokens,
+                temperature=options.temperature,
+                top_p=options.top_p,
+                seed=request.seed,
+            )
+            text, usage = chat.choices[0].message.content if chat.choices else "", chat.usage
         else:
-            reply = self._client.completions.create(prompt=request.text, stop=["\n"], **common)
-            text = reply.choices[0].text if reply.choices else ""
-        usage = reply.usage
-        return Answer(
+            completion = self._client.completions.create(
+                prompt=request.text,
+                stop=["\n"],
+                model=options.model,
+                max_tokens=request.max_tokens,
+                temperature=options.temperature,
+                top_p=options.top_p,
+                seed=request.seed,
+            )
+            text, usage = completion.choices[0].text if completion.choices else "", completion.usage
+        return Response(
             text=text or "",
             time=now(),
             prompt_tokens=usage.prompt_tokens if usage else 0,

@@ -106,7 +106,7 @@ class Vocabulary:
 
     def attributes(self, label_set: LabelSet) -> dict[str, str]:
         """The attributes of a set, with those that its labels imply (severity of a grade)."""
-        implied = {}
+        implied: dict[str, str] = {}
         for label in label_set.labels:
             implied |= self._findings.get(self.finding(label), {}).get("implies", {})
         return implied | dict(label_set.attributes)

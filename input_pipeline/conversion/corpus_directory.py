@@ -71,8 +71,8 @@ def planning(out_dir: AnyPath) -> Iterator[pathlib.Path]:
     It is removed afterwards, unless `claim` moves it.
     """
     if not files.is_local(out_dir):
-        with tempfile.TemporaryDirectory() as directory:
-            yield pathlib.Path(directory)
+        with tempfile.TemporaryDirectory() as temporary:
+            yield pathlib.Path(temporary)
         return
     partial = out_dir / PARTIAL
     directory = partial / _PLANNING
@@ -115,6 +115,7 @@ def claim(out_dir: AnyPath, plan: Plan, overwrite: bool) -> Manifest | None:
         if manifest_file.exists():  # another process has finished since
             files.remove_tree(plan_file.parent)
             return _finished(out_dir, plan)
+        assert files.is_local(plan.directory), plan.directory  # see `planning`
         files.move_folder(plan.directory, out_dir / PARTIAL / ROWS)
     except OSError as error:
         raise CorpusError(f"cannot write to {out_dir}: {files.reason(error)}") from error

@@ -71,9 +71,12 @@ class Local:
 def _die_with_parent() -> None:
     """Otherwise, a worker of a killed parent would wait for work forever."""
     parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("_die_with_parent runs in worker processes only")
+    sentinel = parent.sentinel
 
     def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
+        multiprocessing.connection.wait([sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -11,6 +11,8 @@ from input_pipeline.conversion.planned_rows import Rejection, SourceRow
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import PathLike, write_text_atomically
 
+_Key = tuple[str, str, tuple[str, ...]]  # source, modality, sorted labels
+
 
 def write(path: PathLike, rows: Iterable[SourceRow | Rejection]) -> int:
     """Writes the label sets as JSON Lines, the most frequent first; returns their number.
@@ -18,8 +20,8 @@ def write(path: PathLike, rows: Iterable[SourceRow | Rejection]) -> int:
     Sets that differ only in order count as one. Images are not read. Raises CorpusError if no row
     has a label.
     """
-    counts = collections.Counter()
-    labels = {}
+    counts: collections.Counter[_Key] = collections.Counter()
+    labels: dict[_Key, tuple[str, ...]] = {}
     for row in rows:
         if isinstance(row, SourceRow) and row.labels:
             key = (row.source, row.modality, tuple(sorted(set(row.labels))))

@@ -68,7 +68,7 @@ class Plan:
         """Shard files per split, in order."""
         splits = collections.defaultdict(list)
         for file in self.shards:
-            splits[manifest_lib.SHARD_PATTERN.fullmatch(file)[1]].append(file)
+            splits[manifest_lib.split_of_shard(file)].append(file)
         return dict(splits)
 
     def rejected(self) -> Iterator[Rejection]:
@@ -166,7 +166,7 @@ def _index(
     with (directory / _REJECTED_FILE).open("wb") as rejected:
         for row in rows:
             rejection = row if isinstance(row, Rejection) else _duplicate(index, row)
-            if rejection:
+            if rejection or isinstance(row, Rejection):
                 pickle.dump(rejection, rejected)
                 num_rejected += 1
                 first_rejection = first_rejection or rejection

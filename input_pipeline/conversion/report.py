@@ -45,9 +45,9 @@ def write_rejected(
     """Writes the rejections ordered by row, one JSON object per line; counts them by reason.
 
     Reasons are counted without the details of a row. Sorting is done on disk: a corpus may reject
-    millions of rows. `scratch`: as of `atomic_file`.
+    millions of rows. `scratch` is passed to `atomic_file`.
     """
-    reasons = collections.Counter()
+    reasons: collections.Counter[str] = collections.Counter()
     try:
         with contextlib.closing(sqlite3.connect("")) as sorter:  # "": a temporary file
             sorter.execute("CREATE TABLE rejected (row INTEGER, id TEXT, path TEXT, line TEXT)")

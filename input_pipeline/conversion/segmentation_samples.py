@@ -44,7 +44,7 @@ class Classes:
 
     @classmethod
     def parse(cls, text: str) -> "Classes":
-        """`vessel`: anything above 0. `liver,kidney`: 1 and 2. `disc=*,cup=128`: as it says.
+        """`vessel`: all values above 0. `liver,kidney`: 1 and 2. `disc=*,cup=128`: as given.
 
         Raises ValueError for anything else.
         """
@@ -53,11 +53,12 @@ class Classes:
         given = [value.strip() for _, sign, value in parts if sign]
         if not all(names) or len(set(names)) < len(names) or 0 < len(given) < len(names):
             raise ValueError("expected NAME,NAME,... or NAME=VALUE,NAME=VALUE,...")
+        values: tuple[int | str, ...]
         if not given:
             values = (ANY_VALUE,) if len(names) == 1 else tuple(range(1, len(names) + 1))
         else:
             values = tuple(v if v == ANY_VALUE else int(v) for v in given)
-        numbers = [v for v in values if v != ANY_VALUE]
+        numbers = [v for v in values if isinstance(v, int)]
         if len(set(values)) < len(values) or any(not 0 < v < 256 for v in numbers):
             raise ValueError("values must differ and be 1 to 255, or * for all others")
         return cls(names, values)
@@ -68,7 +69,7 @@ class Classes:
         if ANY_VALUE in self.values:
             table[1:] = self.values.index(ANY_VALUE) + 1
         for label, value in enumerate(self.values, 1):
-            if value != ANY_VALUE:
+            if isinstance(value, int):
                 table[value] = label
         table[0] = 0
         labels = table[grey]
@@ -104,7 +105,7 @@ class MakePicture:
             height, width = Image.open(io.BytesIO(image)).size[::-1]
             if mask.shape != (height, width):
                 raise ValueError(f"the image is {height} x {width}, its mask {mask.shape}")
-            sample = SegmentationSample.of_picture(
+            sample = SegmentationSample.from_encoded(
                 image,
                 mask,
                 id=row.id,

@@ -64,7 +64,7 @@ def write_corpus(
     Args:
       out_dir: directory for this corpus alone, local or in a bucket; created if missing.
       conversion: the rows, how they become samples, and their schema.
-      name: name of the corpus in the manifest and the TFDS metadata; "": the conversion's.
+      name: name of the corpus in the manifest and the TFDS metadata; "": name of the conversion.
       num_shards: shards of each split, or one number for all; None, and splits without a number:
         chosen by size.
       seed: seed of the permutation.
@@ -77,7 +77,7 @@ def write_corpus(
 
     Raises:
       CorpusError: `out_dir` is not writable, is in use by another conversion, or holds another
-        corpus; there are no rows; more shards than rows are asked for; every row of a split was
+        corpus; there are no rows; more shards than rows are requested; every row of a split was
         rejected.
     """
     out_dir, name, schema = files.to_path(out_dir), name or conversion.name, conversion.schema
@@ -135,8 +135,10 @@ def write_shard(
     """Writes one shard atomically, and the proof that it is complete."""
     import tensorflow as tf
 
-    counts = {field: collections.Counter() for field in manifest_lib.COUNTED_FIELDS}
-    remarks = collections.Counter()
+    counts: dict[str, collections.Counter[str]] = {
+        field: collections.Counter() for field in manifest_lib.COUNTED_FIELDS
+    }
+    remarks: collections.Counter[str] = collections.Counter()
     rejections = []
     num_samples = 0
     rows = plan_lib.shard_rows(out_dir / PARTIAL / ROWS, file)
@@ -195,9 +197,9 @@ def _finish(
     schema: records.Schema,
     metadata: Mapping[str, Any],
 ) -> Manifest:
-    """Writes what is known once all shards are there, in the order of the plan."""
+    """Writes the files that need all shards: report, rejections, TFDS metadata and manifest."""
     splits = {}
-    remarks = collections.Counter()
+    remarks: collections.Counter[str] = collections.Counter()
     for split, shards in plan.splits.items():
         parts = [_proof(out_dir, shard)[0] for shard in shards]
         for part in parts:

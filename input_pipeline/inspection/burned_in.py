@@ -1,16 +1,20 @@
 """Text burned into images, found by an OCR library; a person must review the findings.
 
 RapidOCR (PP-OCR models, in the wheel) finds printed text of about 8 pixels and more. It misses
-small or faint print and handwriting, and it sometimes reads letters into structures: its count
+small or faint print and handwriting, and it sometimes mistakes structures for letters: its count
 is a hint, not a proof of absence.
 """
 
 import dataclasses
 import re
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from input_pipeline.io.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rapidocr.utils.output import RapidOCROutput
 
 # A date, or five or more digits: may identify a person, unlike side marks and scales.
 _IDENTIFIER = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{2,4}|\d{5,}|\b(name|patient|dob|mrn)\b", re.I)
@@ -50,6 +54,8 @@ class TextDetector:
     def __call__(self, image: np.ndarray) -> BurnedInText:
         """Text of two characters and more in a uint8 image (H, W, 3), RGB."""
         result = self._ocr(np.ascontiguousarray(image[:, :, ::-1]), use_cls=False)
+        # The stubs allow the outputs of single stages; detection and recognition both run here.
+        result = cast("RapidOCROutput", result)
         pairs = zip(result.txts or (), result.scores or (), strict=True)
         texts = tuple(t.strip() for t, score in pairs if score >= _MIN_SCORE)
         texts = tuple(text for text in texts if len(re.findall(r"\w", text)) >= 2)

@@ -187,7 +187,7 @@ def _scan_file(job: tuple[AnyPath, AnyPath]) -> ScannedImage | None:
     return ScannedImage(
         corpus=root.name,
         split="",
-        id=str(path.relative_to(root)),
+        id=files.relative_name(path, root),
         source=root.name,
         modality="",
         labels=(),

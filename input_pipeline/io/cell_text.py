@@ -29,7 +29,7 @@ def value_texts(value: Any) -> tuple[str, ...]:
 
     Raises ValueError for objects and nested lists.
     """
-    texts = []
+    texts: list[str] = []
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, dict | list):
             raise ValueError(f"expected a text or a list of texts, found {str(value)[:60]}")

@@ -26,11 +26,14 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from typing import BinaryIO, TypeGuard
+from typing import TYPE_CHECKING
 
 from upath import UPath
 
 from input_pipeline.io.errors import UserError
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 AnyPath = pathlib.Path | UPath
 PathLike = str | os.PathLike[str] | UPath
@@ -83,7 +86,7 @@ def flag(text: str) -> AnyPath:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def is_local(path: AnyPath) -> TypeGuard[pathlib.Path]:
+def is_local(path: AnyPath) -> "TypeIs[pathlib.Path]":
     """Whether a path is on a local disk."""
     return isinstance(path, pathlib.Path)
 
@@ -101,6 +104,13 @@ def under(folder: AnyPath, name: str) -> AnyPath:
     return folder.joinpath(*parts).resolve() if ".." in parts else folder.joinpath(*parts)
 
 
+def relative_name(path: AnyPath, folder: AnyPath) -> str:
+    """The part of a path below a folder. Raises ValueError if the folder does not contain it."""
+    if is_local(path) or is_local(folder):
+        return str(path.relative_to(str(folder)))
+    return str(path.relative_to(folder))
+
+
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
     """Turns errors of a bucket's client, such as missing permissions, into UserError."""
@@ -115,7 +125,7 @@ def store_errors() -> Iterator[None]:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def open_to_read(path: AnyPath) -> BinaryIO:
+def open_to_read(path: AnyPath) -> io.BufferedReader:
     """Opens a binary file, buffered: in a bucket, every line would otherwise be a request."""
     if is_local(path):
         return path.open("rb")
@@ -164,18 +174,28 @@ def walk_files(root: AnyPath) -> Iterator[str]:
                 yield (inner / name).as_posix()
 
 
+def sorted_glob(folder: AnyPath, pattern: str) -> list[AnyPath]:
+    """The paths in a folder that match a pattern, sorted."""
+    paths: Iterator[AnyPath] = folder.glob(pattern)
+    return sorted(paths)
+
+
 def find_files(folder: AnyPath) -> list[AnyPath]:
     """All files in a folder and below, sorted."""
     if is_local(folder):
-        return sorted(path for path in folder.rglob("*") if path.is_file())
+        return [*_find_local_files(folder)]
     names = (name.removeprefix(f"{folder.path}/") for name in folder.fs.find(folder.path))
     return [folder / name for name in sorted(names, key=lambda name: name.split("/"))]
+
+
+def _find_local_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def local_copy(path: AnyPath) -> pathlib.Path:
     """A local path of a file or folder, for libraries that open files by name.
 
-    What is in a bucket is downloaded to a temporary folder, which is removed at exit.
+    Content of a bucket is downloaded to a temporary folder, which is removed at exit.
     """
     if is_local(path):
         return path
@@ -235,7 +255,8 @@ def atomic_file(path: AnyPath, scratch: AnyPath | None = None) -> Iterator[pathl
             _upload({temporary: path})
         return
     # A unique name: another process may be writing the same file.
-    temporary = (scratch or path.parent) / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    beside = scratch if scratch is not None and is_local(scratch) else path.parent
+    temporary = beside / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -279,12 +300,12 @@ def move_folder(folder: pathlib.Path, target: AnyPath) -> None:
         remove_tree(target)
         folder.replace(target)
         return
-    found = target.fs.find(target.path, detail=True)
-    there = {name.removeprefix(f"{target.path}/"): info["size"] for name, info in found.items()}
+    listing = target.fs.find(target.path, detail=True)
+    sizes = {name.removeprefix(f"{target.path}/"): info["size"] for name, info in listing.items()}
     places = {}
-    for file in find_files(folder):
+    for file in _find_local_files(folder):
         name = file.relative_to(folder).as_posix()
-        if file.stat().st_size != there.get(name):
+        if file.stat().st_size != sizes.get(name):
             places[file] = target / name
     _upload(places)
 

@@ -7,8 +7,8 @@ The format is recognized by the bytes, not by the file name.
 - Greyscale of more than 8 bits: the 0.5th and 99.5th percentile of the image become 0 and 255, what
   lies between is scaled linearly. (Dropping the low byte would make 12-bit images in 16-bit files
   black; the extremes would let one bright marker darken all else.)
-- Of several frames the middle one of those that are as large as the first (a pyramid's smaller
-  levels are no frames).
+- Of several frames, the middle one of those as large as the first is stored (the smaller levels of
+  a pyramid are not frames).
 - With a bound, an image whose short side is longer is shrunk to it (Lanczos) and stored as JPEG of
   quality 95 without chroma subsampling.
 """
@@ -89,10 +89,11 @@ def _from_pillow(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
 
 
 def _decoded(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    notes = ()
+    notes: tuple[str, ...] = ()
     if image.format in _CONVERTED:
         notes = (f"{image.format} stored as PNG",)
-        if getattr(image, "n_frames", 1) > 1 and _seek_middle(image):
+        num_frames = getattr(image, "n_frames", 1)
+        if num_frames > 1 and _seek_middle(image, num_frames):
             notes += ("middle of several frames",)
     image.load()
     if image.mode in _DEEP_MODES:
@@ -101,10 +102,10 @@ def _decoded(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     return image, notes
 
 
-def _seek_middle(image: Image.Image) -> bool:
-    """Goes to the middle frame; False if there is but one of the size of the first."""
+def _seek_middle(image: Image.Image, num_frames: int) -> bool:
+    """Goes to the middle frame of those as large as the first; False if there is only one."""
     size, same = image.size, []
-    for frame in range(image.n_frames):
+    for frame in range(num_frames):
         image.seek(frame)
         if image.size == size:
             same.append(frame)
@@ -125,8 +126,8 @@ def _png(image: Image.Image) -> bytes:
 
 def _shrunk(image: Image.Image, short_side: int) -> bytes:
     scale = short_side / min(image.size)
-    size = tuple(max(short_side, round(length * scale)) for length in image.size)
+    width, height = (max(short_side, round(length * scale)) for length in image.size)
     buffer = io.BytesIO()
-    shrunk = _plain(image).resize(size, Image.Resampling.LANCZOS)
+    shrunk = _plain(image).resize((width, height), Image.Resampling.LANCZOS)
     shrunk.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()

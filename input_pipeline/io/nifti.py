@@ -1,40 +1,35 @@
 """NIfTI volumes in patient orientation, read slice by slice, and labels written like them.
 
 A volume's axes are (superior, anterior, right): depth, height, width of a record. nibabel, which
-turns them by their headers, is an extra and imported where it is used.
+reorients volumes by their headers, is an optional dependency and imported where it is used.
 """
-
-from __future__ import annotations
 
 import gzip
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
 
 import numpy as np
 
 from input_pipeline.io.errors import UserError
 
-if TYPE_CHECKING:
-    import nibabel
-
 _HEADER_BYTES = 352  # of a single NIfTI-1 file without extensions
 
 
-def load_nibabel() -> nibabel:
-    """Raises UserError if it is not installed."""
+def load_nibabel() -> ModuleType:
+    """The nibabel package. Raises UserError if it is not installed."""
     try:
         import nibabel
     except ImportError as error:
-        raise UserError("there is no nibabel: pip install 'unimed_jax[nifti]'") from error
+        raise UserError("NIfTI needs nibabel: pip install 'unimed_jax[nifti]'") from error
     return nibabel
 
 
 class NiftiVolume:
     """A file's voxels, of which only the slices that are read are in memory.
 
-    A compressed file is unpacked to a temporary one first, which goes with this object.
+    A compressed file is unpacked to a temporary file first, which is deleted with this object.
 
     Attributes:
       shape: (D, H, W).
@@ -90,22 +85,22 @@ def turned_spacing(affine: np.ndarray) -> tuple[float, float, float]:
     """mm between neighbours along the axes of `turned`."""
     nibabel = load_nibabel()
     axes = nibabel.orientations.io_orientation(affine)[:, 0].astype(int)
-    own = nibabel.affines.voxel_sizes(affine)
-    sizes = dict(zip(axes.tolist(), own.tolist(), strict=True))
+    file_spacing = nibabel.affines.voxel_sizes(affine)
+    sizes = dict(zip(axes.tolist(), file_spacing.tolist(), strict=True))
     return sizes[2], sizes[1], sizes[0]
 
 
 class LabelWriter:
     """Writes uint8 labels in the space of a volume, slice by slice, as .nii or .nii.gz.
 
-    The header is that of the volume but for the dtype and the scaling, so voxel indices, affine and
-    codes are the same.
+    The header equals the volume's except for the dtype and the scaling, so voxel indices, affine
+    and codes are the same.
     """
 
     def __init__(self, path: Path, like: NiftiVolume) -> None:
         nibabel = load_nibabel()
-        own = like.image.shape[:3]
-        empty = np.broadcast_to(np.uint8(0), own)
+        shape = like.image.shape[:3]
+        empty = np.broadcast_to(np.uint8(0), shape)
         header = nibabel.Nifti1Image(empty, like.affine, like.image.header, dtype=np.uint8).header
         header.extensions.clear()
         header.set_slope_inter(1, 0)
@@ -115,12 +110,12 @@ class LabelWriter:
         self._plain = path.with_name(path.name.removesuffix(".gz"))
         with self._plain.open("wb") as file:
             header.write_to(file)
-            file.truncate(_HEADER_BYTES + int(np.prod(own)))
-        self._file = np.memmap(self._plain, np.uint8, "r+", _HEADER_BYTES, own, order="F")
+            file.truncate(_HEADER_BYTES + int(np.prod(shape)))
+        self._file = np.memmap(self._plain, np.uint8, "r+", _HEADER_BYTES, shape, order="F")
         self._labels = turned(self._file, like.affine)
 
     def write(self, start: int, labels: np.ndarray) -> None:
-        """Puts slices (d, H, W) in the places from ``start`` on."""
+        """Writes slices (d, H, W), the first at index ``start``."""
         self._labels[start : start + len(labels)] = labels
 
     def close(self) -> None:

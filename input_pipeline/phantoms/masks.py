@@ -55,7 +55,7 @@ def make_sample(row: MaskPhantomRow) -> SegmentationSample:
     pixels, mask = draw(rng, STYLES[row.style], row.image_size)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    return SegmentationSample.of_picture(
+    return SegmentationSample.from_encoded(
         buffer.getvalue(),
         mask,
         id=row.id,

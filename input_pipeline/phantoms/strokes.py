@@ -61,7 +61,7 @@ def blob(
     return ramp(np.float32(radius) * outline - np.sqrt(dx * dx + dy * dy), softness)
 
 
-def paint(image: np.ndarray, mask: np.ndarray, value: float | Sequence[float]) -> None:
+def paint(image: np.ndarray, mask: np.ndarray, value: float | Sequence[float] | np.ndarray) -> None:
     """Covers (S, S) with a grey value, or (S, S, 3) with a colour, where the mask is set."""
     if image.ndim == 3:
         mask = mask[..., None]

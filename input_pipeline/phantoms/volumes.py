@@ -31,7 +31,7 @@ def make_sample(row: VolumePhantomRow) -> SegmentationSample:
     depth = int(rng.integers(row.voxels // 2, row.voxels))
     shape = (depth, row.voxels, row.voxels)
     image, mask = draw(rng, shape)
-    return SegmentationSample.of_array(
+    return SegmentationSample.from_array(
         image,
         mask,
         id=row.id,
@@ -50,7 +50,8 @@ def draw(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[np.ndar
 
     def ellipsoid(centre: tuple[float, ...], radii: tuple[float, ...]) -> np.ndarray:
         parts = zip((z, y, x), centre, radii, strict=True)
-        return sum(((axis - c) / r) ** 2 for axis, c, r in parts) < 1
+        dz, dy, dx = (((axis - c) / r) ** 2 for axis, c, r in parts)
+        return dz + dy + dx < 1
 
     jitter = rng.uniform(-0.05, 0.05, (3, 3))
     body = ellipsoid((0.0, 0.0, 0.0), (2.0, 0.80, 0.92))

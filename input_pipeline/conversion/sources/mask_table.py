@@ -33,6 +33,15 @@ class MaskTableOptions:
     held_out: Annotated[float, "fraction of the patients, or images, for the split val (0.2)"] = 0.2
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """Names of columns; group is None where patients are unknown."""
+
+    image: str
+    mask: str
+    group: str | None
+
+
 def open_mask_table(options: MaskTableOptions) -> Conversion:
     """Raises CorpusError: the table or a column is missing, or a flag is invalid."""
     try:
@@ -42,13 +51,14 @@ def open_mask_table(options: MaskTableOptions) -> Conversion:
     if not 0 <= options.held_out < 1:
         raise CorpusError(f"--held_out={options.held_out}: expected a share in [0, 1)")
     header = tabular_files.csv_header(options.input)
-    columns = {
-        "image": options.image_column or (header or [""])[0],
-        "mask": options.mask_column or (header or [""])[-1],
-        "group": options.group_column,
-    }
-    absent = [name for name in columns.values() if name and name not in header]
-    if absent or columns["image"] == columns["mask"]:
+    columns = _Columns(
+        image=options.image_column or (header or [""])[0],
+        mask=options.mask_column or (header or [""])[-1],
+        group=options.group_column,
+    )
+    names = (columns.image, columns.mask, columns.group)
+    absent = [name for name in names if name and name not in header]
+    if absent or columns.image == columns.mask:
         wanted = absent[0] if absent else "of its own for the masks"
         raise CorpusError(f"{options.input} has no column {wanted!r}; found {header}")
     records = [
@@ -68,16 +78,16 @@ def open_mask_table(options: MaskTableOptions) -> Conversion:
 def _rows(
     options: MaskTableOptions,
     root: Path,
-    columns: Mapping[str, str | None],
+    columns: _Columns,
     records: Sequence[Mapping[str, str]],
 ) -> Iterator[PlannedRow[MaskRow] | Rejection]:
     source = options.source or corpus_name(options.input.stem)
-    units = [record[columns["group"] or columns["image"]] for record in records]
+    units = [record[columns.group or columns.image] for record in records]
     val = held_out(units, options.held_out)
     for number, (record, unit) in enumerate(zip(records, units, strict=True), 1):
         # tables written on Windows
         image, mask = (
-            re.sub(r"\\", "/", record[columns[key]].strip()) for key in ("image", "mask")
+            re.sub(r"\\", "/", record[column].strip()) for column in (columns.image, columns.mask)
         )
         sample_id = f"{source}/{image}"
         missing = [path for path in (image, mask) if not path or not (root / path).is_file()]
@@ -85,7 +95,7 @@ def _rows(
             yield Rejection(f"no such file: {missing[0]}", number, sample_id, image)
             continue
         num_bytes = sum((root / path).stat().st_size for path in (image, mask))
-        group = record[columns["group"]] if columns["group"] else ""
+        group = record[columns.group] if columns.group else ""
         row = MaskRow(
             row=number,
             id=sample_id,

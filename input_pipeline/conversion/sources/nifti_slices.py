@@ -152,7 +152,7 @@ class MakeSlice:
             limits = self.window.limits(image)
             # radiological view: rows from front to back, the patient's right on the left
             pixels, values = (v[row.index, ::-1, ::-1] for v in (image, labels))
-            return SegmentationSample.of_array(
+            return SegmentationSample.from_array(
                 rescaled(pixels, limits),
                 self.classes.label_map_of_some(values),
                 id=row.id,

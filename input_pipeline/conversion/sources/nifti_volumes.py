@@ -143,15 +143,15 @@ def _pairs(options: VolumeOptions) -> list[_Pair]:
         return name.removesuffix(".gz")
 
     before, after = patterns[0].split(_ID)
-    pairs = {}
+    pairs: dict[str, _Pair] = {}
     for suffix in dict.fromkeys((after, plain(after))):
         for path in options.raw.glob(f"{before}*{suffix}"):
-            found = path.relative_to(options.raw).as_posix()
-            name = found[len(before) : len(found) - len(suffix)]
+            image = path.relative_to(options.raw).as_posix()
+            name = image[len(before) : len(image) - len(suffix)]
             label = patterns[1].replace(_ID, name)
             if not (options.raw / label).is_file() and (options.raw / plain(label)).is_file():
                 label = plain(label)
-            pairs.setdefault(name, _Pair(name, found, label))
+            pairs.setdefault(name, _Pair(name, image, label))
     if not pairs:
         raise CorpusError(f"{options.raw} holds no {patterns[0].replace(_ID, '*')}")
     return [pairs[name] for name in sorted(pairs)]
@@ -172,7 +172,7 @@ def _described(raw: Path) -> dict[str, Any]:
         raise CorpusError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorpusError(
-            f"{path} is not what it should be ({error!r}); expected labels, modality and training "
+            f"{path} is invalid ({error!r}); expected labels, modality and training "
             "as in the Medical Segmentation Decathlon"
         ) from error
     if len(modalities) != 1:
@@ -234,7 +234,7 @@ class MakeVolume:
             values = image.values()
             if not np.isfinite(values).all():
                 raise ValueError("the image has values that are no numbers")
-            return SegmentationSample.of_array(
+            return SegmentationSample.from_array(
                 rescaled(values, self.window.limits(values)),
                 self.classes.label_map_of_some(labels.values()),
                 id=row.id,

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from input_pipeline.conversion.planned_rows import Rejection, SourceRow
 from input_pipeline.conversion.sources.base import CaptionedSource, OpenedSource
 from input_pipeline.conversion.unimed_parts import Column, UnimedPart
-from input_pipeline.io import tabular_files
+from input_pipeline.io import files, tabular_files
 from input_pipeline.io.cell_text import literal_texts, value_texts
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import AnyPath, open_to_read
@@ -78,7 +78,7 @@ def _open(key: str, part: UnimedPart, options: PartOptions) -> OpenedSource:
         "caption_rule": part.caption_rule,
         "annotations": [
             {
-                "file": str(path.relative_to(options.raw)),
+                "file": files.relative_name(path, options.raw),
                 "bytes": path.stat().st_size,
                 "sha256": file_sha256(path),
             }
@@ -110,9 +110,10 @@ def _check_options(key: str, part: UnimedPart, options: PartOptions) -> None:
 def _annotations(key: str, part: UnimedPart, raw: AnyPath) -> list[AnyPath]:
     """The annotation files, sorted, without excluded ones."""
     for pattern in part.annotations:
-        found = [path for path in sorted(raw.glob(pattern)) if path.name not in part.left_out]
-        if found:
-            return found
+        matching = files.sorted_glob(raw, pattern)
+        included = [path for path in matching if path.name not in part.left_out]
+        if included:
+            return included
     raise CorpusError(
         f"{key}: none of {list(part.annotations)} is in {raw}; get the data from {part.access}"
     )
@@ -205,7 +206,7 @@ def _positions(
 ) -> dict[Column, int]:
     """Column -> position in the CSV file. Names that are optional may be missing."""
     header = tabular_files.csv_header(path)
-    positions = {}
+    positions: dict[Column, int] = {}
     for column in (*needed, *optional):
         if isinstance(column, int) and column < len(header):
             positions[column] = column
@@ -246,7 +247,7 @@ class _Places:
     def probe(
         cls, part: UnimedPart, raw: AnyPath, annotation: AnyPath, first: Sequence[_Record]
     ) -> "_Places":
-        """Takes what finds most images of the first rows. CorpusError if these hold no paths."""
+        """The place with most images of the first rows. CorpusError if these hold no paths."""
         images = [image for record in first if (image := _image(part, record))]
         if images and not any(map(_IMAGE_SUFFIX.search, images)):
             raise CorpusError(
@@ -299,17 +300,18 @@ class _Rows:
                 yield Rejection(str(error), record.number, path=image)
 
     def _with_released(self, records: Iterator[_Record]) -> Iterator[tuple[_Record, Any]]:
-        """Every record with its published generated captions, if they are asked for."""
-        if not self.options.released_captions:
-            yield from ((record, None) for record in records)
-        elif self.part.released_file is None:
-            for record in records:
-                yield record, record.values.get(self.part.released)
+        """Every record with its published generated captions, if they are requested."""
+        column = self.part.released
+        if self.options.released_captions and self.part.released_file is not None:
+            yield from self._joined_by_position(records, *self.part.released_file)
+        elif self.options.released_captions and column is not None:
+            yield from ((record, record.values.get(column)) for record in records)
         else:
-            yield from self._joined_by_position(records)
+            yield from ((record, None) for record in records)
 
-    def _joined_by_position(self, records: Iterator[_Record]) -> Iterator[tuple[_Record, Any]]:
-        paths, array_key = self.part.released_file
+    def _joined_by_position(
+        self, records: Iterator[_Record], paths: Sequence[str], array_key: str
+    ) -> Iterator[tuple[_Record, Any]]:
         raw = self.options.raw
         path = next((raw / p for p in paths if (raw / p).is_file()), raw / paths[0])
         captions = tabular_files.json_items(path, array_key)
@@ -330,8 +332,9 @@ class _Rows:
         path = self.places.canonical(image)
         match = re.search(part.identity, path)
         names = match.groupdict() if match else {"key": path}
-        if match and _identity(match, self.options.held_out_by) in self.held_out:
-            raise ValueError(f"held out: named by {self.options.held_out.name}")
+        by, held_out_file = self.options.held_out_by, self.options.held_out
+        if held_out_file and match and _identity(match, by) in self.held_out:
+            raise ValueError(f"held out: named by {held_out_file.name}")
 
         labels = value_texts(record.values.get(part.labels)) if part.labels is not None else ()
         if found := next((c for c in excluded if any(_is_class(x, c) for x in labels)), None):
@@ -388,12 +391,12 @@ class _Rows:
 
 
 def _sentences(value: Any) -> tuple[str, ...]:
-    """Texts that end in one full stop each: the published ones end in none, one or two."""
+    """Texts with exactly one full stop at the end; the published ones have none, one or two."""
     return tuple(f"{bare}." for text in value_texts(value) if (bare := text.strip(" .")))
 
 
 def _is_class(label: str, name: str) -> bool:
-    """Whether a label names a class, in these words and not to deny it ("no cataract")."""
+    """Whether a label contains the class name without a negation ("no cataract")."""
     label = " ".join(label.casefold().split())
     if _NEGATION.search(label):
         return False

@@ -16,7 +16,7 @@ from input_pipeline.conversion.sources.base import OpenedSource, corpus_name
 from input_pipeline.conversion.unimed_parts import PARTS, TarLayout
 from input_pipeline.io.cell_text import clean_texts, value_texts
 from input_pipeline.io.errors import CorpusError
-from input_pipeline.io.files import AnyPath, open_to_read
+from input_pipeline.io.files import AnyPath, open_to_read, sorted_glob
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif", "ppm", "dcm", "img")
 _OTHERS = ("txt", "json", "cls")
@@ -54,7 +54,7 @@ def open_tars(options: TarOptions) -> OpenedSource:
         }
     if not modality:
         raise CorpusError("give --modality=NAME, or --part=KEY for the tars of a UniMed part")
-    tars = sorted(folder.glob("*.tar"))
+    tars = sorted_glob(folder, "*.tar")
     if not tars:
         raise CorpusError(f"there is no .tar in {folder}")
     name = source or corpus_name(folder.resolve().name)
@@ -80,13 +80,13 @@ def split_captions(text: str, layout: TarLayout) -> tuple[tuple[str, ...], tuple
         return tuple(text for text in texts if text and text != layout.absent)
 
     if not layout.separator:
-        whole = clean([text])
-        return (whole, ()) if layout.num_original else ((), whole)
+        captions = clean([text])
+        return (captions, ()) if layout.num_original else ((), captions)
     pieces = text.split(layout.separator)
     if layout.report_last:
         return clean(pieces[-1:]), clean(pieces[:-1])
-    found = clean(pieces)
-    original, generated = found[: layout.num_original], found[layout.num_original :]
+    captions = clean(pieces)
+    original, generated = captions[: layout.num_original], captions[layout.num_original :]
     return original, generated[: layout.num_generated]
 
 
@@ -146,8 +146,10 @@ def _texts_and_labels(sample: _Sample) -> tuple[tuple[str, ...], tuple[str, ...]
     if "json" in sample.members:
         table = json.loads(sample.members["json"])
         if not isinstance(table, dict):
-            raise ValueError("the .json of the sample is no object")
-    texts = (sample.members["txt"].decode("utf-8"),) if "txt" in sample.members else ()
+            raise ValueError("the .json of the sample is not an object")
+    texts: tuple[str, ...] = (
+        (sample.members["txt"].decode("utf-8"),) if "txt" in sample.members else ()
+    )
     if not texts:
         texts = value_texts(table.get("caption", table.get("text")))
     labels = value_texts(table.get("labels", table.get("label")))
@@ -163,7 +165,8 @@ def _samples(path: AnyPath) -> Iterator[_Sample | str]:
         # "r:": offsets mean nothing in a compressed tar
         with open_to_read(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # otherwise all of them stay in memory
+                # Otherwise all members stay in memory. Typeshed lacks the attribute.
+                tar.members.clear()  # type: ignore[attr-defined]
                 folder, _, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
                 if not member.isfile() or not stem:
@@ -177,13 +180,15 @@ def _samples(path: AnyPath) -> Iterator[_Sample | str]:
                 if extension in _IMAGES:
                     sample.image = (member.offset_data, member.size)
                 elif extension in _OTHERS:
-                    sample.members[extension] = tar.extractfile(member).read()
+                    content = tar.extractfile(member)
+                    assert content is not None, member.name  # a regular file, as checked above
+                    sample.members[extension] = content.read()
             # tarfile takes a truncated header for the end; a true end is a block of zeros.
             tar.fileobj.seek(tar.offset)
-            whole = tar.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+            complete = tar.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
         if sample:
             yield sample
-        if not whole:
+        if not complete:
             yield "the tar is cut off: it has no end mark"
     except (tarfile.TarError, OSError) as error:
         yield f"the tar is damaged or cut off: {error}"

@@ -157,7 +157,7 @@ def test_arrays_of_any_rank_come_back_from_a_record_and_in_the_graph(data):
     dtype = data.draw(st.sampled_from(segmentation_records.DTYPES))
     image, mask = draw_array(data.draw, np.dtype(dtype), 0, 2)
     spacing = tuple(float(i + 1) for i in range(image.ndim))
-    sample = SegmentationSample.of_array(
+    sample = SegmentationSample.from_array(
         image, mask, id="a", classes=("x", "y"), modality="ct", source="s", spacing=spacing
     )
     again = segmentation_records.decode(segmentation_records.encode(sample))
@@ -181,7 +181,7 @@ def test_a_record_that_is_not_of_the_schema_is_named():
     with pytest.raises(CorpusError, match="lacks mask"):
         segmentation_records.decode(example.SerializeToString())
     with pytest.raises(ValueError, match=r"label values \[0, 3\]"):
-        SegmentationSample.of_picture(
+        SegmentationSample.from_encoded(
             b"x", np.array([[0, 3]]), id="a", classes=("x",), modality="m", source="s"
         )
 
