@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import TypeVar
 
 import jax
@@ -19,7 +19,7 @@ def to_global(batch: Mapping[str, np.ndarray], sharding: Sharding) -> dict[str, 
     }
 
 
-def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+def prefetch(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
     """Iterates in a thread, ``depth`` items ahead.
 
     An exception raised by ``items`` is raised to the consumer. Closing or dropping the generator

@@ -5,8 +5,8 @@
         --topology=v5e:4x4 [--config.KEY=VALUE ...] [--json=FILE] [--markdown=FILE]
     ... --sweep [--remat=none,dots,full] [--accumulate=1,2,4] [--meshes=16x1x1,4x4x1]
 
-Prints, and writes as JSON and Markdown: does the step fit, memory per chip, FLOPs compiled against
-those of the model, bytes sent, and what the roofline allows (docs/guides/tpu.md). --sweep compiles
+Prints, and writes as JSON and Markdown: whether the step fits, memory per chip, compiled and model
+FLOPs, bytes sent, and the bound of the roofline (docs/guides/tpu.md). --sweep compiles
 combinations of rematerialisation, microbatches (optimizer.accumulate_steps) and mesh
 (data x fsdp x tensor), and names the fastest that fits; the JSON is then a list, fastest first.
 """
@@ -43,13 +43,14 @@ _MARKDOWN = flags.DEFINE_string("markdown", None, "file for the table")
 def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; keys are set by --config.KEY=VALUE")
-    config, topology = _CONFIG.value, _TOPOLOGY.value
+    config, topology = _CONFIG.value, process.required(_TOPOLOGY)
     devices = compile_report.topology_devices(topology)
+    result: compile_report.Report | list[compile_report.Report]
     if _SWEEP.value:
         result = reports = _sweep(config, topology, devices)
     else:
-        result = compile_report.compile_report(config, topology, devices, _HLO.value)
-        reports = [result]
+        report = compile_report.compile_report(config, topology, devices, _HLO.value)
+        result, reports = report, [report]
     text = compile_report.table(reports) + "\n\n" + compile_report.details(reports[0])
     print(text)
     for path, content in (
@@ -61,7 +62,7 @@ def _main(argv: list[str]) -> None:
 
 
 def _sweep(config: Any, topology: str, devices: Any) -> list[compile_report.Report]:
-    """All reports, the fastest that fits first, what does not fit last."""
+    """All reports: the fastest variant that fits first, variants that do not fit last."""
     meshes = [_mesh(text) for text in _MESHES.value]
     candidates = compile_report.variants(
         config,
@@ -85,7 +86,7 @@ def _mesh(text: str) -> tuple[int, int, int]:
         data, fsdp, tensor = (int(size) for size in text.split("x"))
     except ValueError:
         raise UserError(
-            f"--meshes: {text!r} is not of the form 4x4x1 (data x fsdp x tensor)"
+            f"--meshes: {text!r}, expected sizes such as 4x4x1 (data x fsdp x tensor)"
         ) from None
     return data, fsdp, tensor
 

@@ -19,6 +19,7 @@ docs/guides/suites.md.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import jax
 from absl import app, flags
@@ -60,7 +61,7 @@ _LIST = flags.DEFINE_bool("list", False, "print the sets of the suite, and which
 _PROTOCOL = flags.DEFINE_enum("protocol", "ours", list(run.PROTOCOLS), "of the suite")
 _EXCLUDE = flags.DEFINE_string("exclude", "", "JSON Lines of images that were trained on")
 _ON_BAD_IMAGE = flags.DEFINE_enum(
-    "on_bad_image", None, suite_files.ON_BAD_IMAGE, "in place of the suite's own rule"
+    "on_bad_image", None, suite_files.ON_BAD_IMAGE, "rule in place of the suite's"
 )
 _CACHE = flags.DEFINE_string("cache", "", "folder of embeddings; OUT/embeddings")
 
@@ -71,22 +72,25 @@ def _main(argv: list[str]) -> None:
     if _LIST.value:
         _list_suite()
         return
-    if not _CHECKPOINT.value or not _OUT.value:
+    checkpoint = _CHECKPOINT.value
+    if not checkpoint or not _OUT.value:
         raise UserError("give --checkpoint and --out")
+    out = to_path(_OUT.value)
     process.initialize()
     if _SUITE.value:
         _refuse("has no use with --suite", _EVALS, _SET)
-        _evaluate_suite()
+        _evaluate_suite(_SUITE.value, checkpoint, out)
     else:
         _refuse("needs --suite", _SETS, _EXCLUDE, _PROTOCOL, _ON_BAD_IMAGE)
-        _evaluate_corpus()
+        _evaluate_corpus(checkpoint, out)
 
 
 def _list_suite() -> None:
     if not _SUITE.value:
         raise UserError("--list needs --suite")
     chosen = suite_files.load_suite(_SUITE.value, _SETS.value)
-    missing = {spec.key: images.missing(spec, to_path(_DATA.value)) for spec in chosen.sets}
+    data = _sets_folder()
+    missing = {spec.key: images.missing(spec, data) for spec in chosen.sets}
     print(report.listing(chosen, missing))
 
 
@@ -96,38 +100,43 @@ def _refuse(why: str, *wrong: flags.FlagHolder) -> None:
             raise UserError(f"--{flag.name} {why}")
 
 
-def _cache() -> AnyPath:
-    return to_path(_CACHE.value) if _CACHE.value else to_path(_OUT.value) / "embeddings"
+def _cache(out: AnyPath) -> AnyPath:
+    return to_path(_CACHE.value) if _CACHE.value else out / "embeddings"
 
 
-def _evaluate_suite() -> None:
-    chosen = suite_files.load_suite(_SUITE.value, _SETS.value)
-    if _ON_BAD_IMAGE.value:
-        chosen = dataclasses.replace(chosen, on_bad_image=_ON_BAD_IMAGE.value)
+def _sets_folder() -> Path:
     data = to_path(_DATA.value)
     if not is_local(data):
         raise UserError(f"--data={data}: the sets of a suite are read from a local disk; copy them")
+    return data
+
+
+def _evaluate_suite(suite: str, checkpoint: str, out: AnyPath) -> None:
+    chosen = suite_files.load_suite(suite, _SETS.value)
+    if _ON_BAD_IMAGE.value:
+        chosen = dataclasses.replace(chosen, on_bad_image=_ON_BAD_IMAGE.value)
+    data = _sets_folder()
     if not data.is_dir() or not _DATA.value:
         raise UserError(f"--data={_DATA.value}: no such folder; give the folder of the test sets")
     tasks_by_key: Mapping[str, prompt_sets.PromptTask] = {}
     sha256 = ""
     if _PROMPTS.value:
-        own = prompt_sets.load_prompts(_PROMPTS.value)
-        tasks_by_key = suite_files.replace_prompts(chosen, own, _PROMPTS.value)
-        sha256 = own.sha256
-    out, is_first = to_path(_OUT.value), jax.process_index() == 0
-    model = dual_encoder.load(_CHECKPOINT.value)
-    name = results.ModelName(model.architecture, _CHECKPOINT.value)
+        prompt_set = prompt_sets.load_prompts(_PROMPTS.value)
+        tasks_by_key = suite_files.replace_prompts(chosen, prompt_set, _PROMPTS.value)
+        sha256 = prompt_set.sha256
+    is_first = jax.process_index() == 0
+    model = dual_encoder.load(checkpoint)
+    name = results.ModelName(model.architecture, checkpoint)
 
     def write_set(result: run.SetResult) -> None:
         if is_first:
             results.write_set(out, result, name)
 
-    found = run.evaluate_suite(
+    result = run.evaluate_suite(
         model,
         chosen,
         data,
-        _cache(),
+        _cache(out),
         protocol=_PROTOCOL.value,
         prompts=tasks_by_key,
         prompts_sha256=sha256,
@@ -136,15 +145,15 @@ def _evaluate_suite() -> None:
     )
     shown = (_CHECKPOINT, _SUITE, _SETS, _DATA, _PROMPTS, _PROTOCOL, _EXCLUDE, _ON_BAD_IMAGE)
     if is_first:
-        report.write(out, found, name, {f.name: str(f.value) for f in shown})
+        report.write(out, result, name, {f.name: str(f.value) for f in shown})
 
 
-def _evaluate_corpus() -> None:
+def _evaluate_corpus(checkpoint: str, out: AnyPath) -> None:
     changes = dict(map(config_lib.parse_assignment, _SET.value))
     model_changes = {
         k.removeprefix("model."): v for k, v in changes.items() if k.startswith("model.")
     }
-    model = open_model(_CHECKPOINT.value, to_path(_OUT.value), model_changes)
+    model = open_model(checkpoint, out, model_changes)
     config = model.config
     if _DATA.value:
         config.data.root = _DATA.value
@@ -157,11 +166,11 @@ def _evaluate_corpus() -> None:
     multihost_utils.sync_global_devices("the corpus is ready")
     task = tasks.create(config, model.workdir)
     mesh = sharding.make_mesh({"data": jax.device_count(), "fsdp": 1, "tensor": 1})
-    evaluators = task.evaluators(mesh, _cache())
+    evaluators = task.evaluators(mesh, _cache(out))
     evaluations = evaluate(evaluators, model.params(task, mesh))
     process.log(model.title)
     if jax.process_index() == 0:
-        write_results(to_path(_OUT.value), model.title, config, evaluations)
+        write_results(out, model.title, config, evaluations)
 
 
 def _choose_evaluators(config: ConfigDict) -> None:

@@ -35,11 +35,12 @@ _PUSH = flags.DEFINE_string("push", "", "hub repository to send it to, ORG/NAME"
 def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    out = to_path(_OUT.value).absolute()
+    out = to_path(process.required(_OUT)).absolute()
     if not is_local(out):
         raise UserError(f"--out={out}: open_clip opens a local directory; export there and copy it")
-    said = export(_CHECKPOINT.value, out, step=_STEP.value, format=_FORMAT.value)
-    print(f"{said}\nopen_clip opens it as local-dir:{out}; moved, as {out}/README.md says")
+    checkpoint = process.required(_CHECKPOINT)
+    summary = export(checkpoint, out, step=_STEP.value, format=_FORMAT.value)
+    print(f"{summary}\nopen_clip opens it as local-dir:{out}; moved, as {out}/README.md says")
     if _PUSH.value:
         print(f"pushed: open_clip opens it as hf-hub:{hub.push(out, _PUSH.value)}")
 

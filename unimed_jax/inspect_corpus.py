@@ -113,7 +113,8 @@ def _pixels(images: Sequence[scan.ScannedImage], indices: Iterable[int]) -> dict
 
 def _rejections(corpora: Sequence[files.AnyPath]) -> tuple[int, dict[str, int]]:
     """Rows read by the conversions, and how many were rejected for each reason."""
-    read, reasons = 0, collections.Counter()
+    read = 0
+    reasons: collections.Counter[str] = collections.Counter()
     for directory in corpora:
         read += manifest.load(directory).read
         try:

@@ -5,8 +5,9 @@
 RUN is a work directory of the task volumetric_segmentation, or a checkpoint in it. DIR receives a
 file of the same name for each volume: uint8, where k is the k-th class of the run, with the header,
 affine and voxel grid of the input. The section ``inference`` of the run's config holds the
-settings; --set=KEY=VALUE sets a key, such as --set=inference.intensity_window=-175,250 or
---set=inference.overlap=0.25. Memory is that of one slab of windows, whatever the depth of a volume.
+settings; --set=KEY=VALUE changes a key, such as --set=inference.intensity_window=-175,250 or
+--set=inference.overlap=0.25. One slab of windows is in memory, whatever the
+depth of a volume.
 """
 
 from collections.abc import Sequence
@@ -22,10 +23,10 @@ from input_pipeline.io.files import to_path
 from input_pipeline.io.intensity_windows import Window, rescaled
 from input_pipeline.io.nifti import LabelWriter, NiftiVolume
 from unimed_jax import config as config_lib
-from unimed_jax import tasks
 from unimed_jax.distributed import process, sharding
 from unimed_jax.evals.model_under_test import open_model
 from unimed_jax.inference.volume_segmenter import Segmenter
+from unimed_jax.tasks.volumetric_segmentation import VolumetricSegmentation
 
 _TASK = "volumetric_segmentation"
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "work directory or checkpoint folder")
@@ -56,7 +57,7 @@ def _main(argv: list[str]) -> None:
         raise UserError(f"{_CHECKPOINT.value} is a run of {config.task}, not of {_TASK}")
     for key, value in map(config_lib.parse_assignment, _SET.value):
         config_lib.assign(config, key, value)
-    task = tasks.create(config, model.workdir)
+    task = VolumetricSegmentation(config, model.workdir)
     mesh = sharding.make_mesh({"data": jax.device_count(), "fsdp": 1, "tensor": 1})
     segmenter = Segmenter(
         task.predict,
@@ -78,7 +79,7 @@ def _main(argv: list[str]) -> None:
             raise UserError(str(error)) from error
         target = out / path.name
         if target.exists() and target.samefile(path):
-            raise UserError(f"--out={out} holds {name} itself; take another directory")
+            raise UserError(f"--out={out} holds {name} itself; choose another directory")
         writer = LabelWriter(target, volume) if jax.process_index() == 0 else None
         start = 0
         for labels in segmenter.labels(params, WindowedVolume(volume, window)):

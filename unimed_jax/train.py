@@ -278,7 +278,7 @@ def train_stages(
 ) -> bool:
     """Trains the stages of a run, one after the other, then the run itself; see ``stages.py``.
 
-    Arguments and result as of ``train``. Finished stages are skipped; a stopped one is resumed.
+    Arguments and result are those of ``train``. Finished stages are skipped; a stopped one resumes.
     """
     if config.stages:
         num_devices = len(devices or jax.devices())
@@ -302,12 +302,13 @@ def _main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; keys are set by --config.KEY=VALUE")
     try:
-        _CONFIG.value.task  # noqa: B018  (a recipe that is not there is reported when it is used)
+        _CONFIG.value.task  # noqa: B018  (a missing recipe is reported on first use)
     except OSError as error:
         raise UserError(f"no such recipe: {' '.join(str(error).split()[-10:])}") from error
     process.initialize()
     began = psutil.Process().create_time()
-    finished = train_stages(_CONFIG.value, to_path(_WORKDIR.value).absolute(), began=began)
+    workdir = to_path(process.required(_WORKDIR)).absolute()
+    finished = train_stages(_CONFIG.value, workdir, began=began)
     return 0 if finished else _STOPPED_STATUS.value
 
 

@@ -373,8 +373,8 @@ def test_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (str(tmp_path / "none"), "no file or directory"),
         ("pkg:not_installed_at_all/x", "no Python package 'not_installed_at_all' is installed"),
         ("pkg:unimed_jax/none", "the package unimed_jax holds no none"),
-        ("hf:not a name", "hf:not a name: no such path here, and not to be had from the Hugging"),
-        ("clinic/absent", "clinic/absent: no such path here, and not to be had from the Hugging"),
+        ("hf:not a name", "hf:not a name: no such local path, and not available on the Hugging"),
+        ("clinic/absent", "clinic/absent: no such local path, and not available on the Hugging"),
     ):
         with pytest.raises(WeightsError, match=re.escape(message)) as error:
             resolve(uri)

@@ -179,11 +179,12 @@ def compile_report(
             raise
         return report | refusal(str(error))
     seconds = time.perf_counter() - start
-    text = compiled.as_text()
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    if text is None or memory is None:
+        raise UserError(f"the compiler for {topology} reports neither its program nor its memory")
     if hlo_file:
         Path(hlo_file).write_text(text)
     cost = hlo_cost.cost(hlo.parse(text), num_devices)
-    memory = compiled.memory_analysis()
     kinds = {
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,

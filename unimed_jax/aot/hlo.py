@@ -197,7 +197,7 @@ class Module:
             case "tuple" if element is not None:
                 return self._constant(computation, instruction.operands[element], loop)
             case "get-tuple-element" if element is None:
-                index = int(re.search(r"index=(\d+)", instruction.attributes)[1])
+                index = _tuple_index(instruction)
                 return self._constant(computation, instruction.operands[0], loop, index)
             case "parameter" if element is not None and loop is not None:
                 if not self._unchanged(loop.instruction, element):
@@ -243,7 +243,15 @@ def _element(computation: Computation, name: str) -> int | None:
         return None
     if computation.instructions[instruction.operands[0]].opcode != "parameter":
         return None
-    return int(re.search(r"index=(\d+)", instruction.attributes)[1])
+    return _tuple_index(instruction)
+
+
+def _tuple_index(instruction: Instruction) -> int:
+    """The index of a get-tuple-element."""
+    index = re.search(r"index=(\d+)", instruction.attributes)
+    if index is None:
+        raise ValueError(f"get-tuple-element without an index: {instruction.attributes}")
+    return int(index[1])
 
 
 def parse(text: str) -> Module:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping
 
 from unimed_jax.aot.hlo import Array, Computation, Instruction, Module, group_size, window
@@ -56,7 +55,7 @@ class Cost:
 def cost(module: Module, num_devices: int) -> Cost:
     """The cost of a program that runs on ``num_devices`` devices."""
     flops = matrix_unit_flops = memory_bytes = cycles = 0.0
-    sent: Counter[str] = Counter()
+    sent: dict[str, float] = {}
     for name, times in module.executions.items():
         computation = module.computations[name]
         for instruction in computation.instructions.values():
@@ -71,8 +70,9 @@ def cost(module: Module, num_devices: int) -> Cost:
             if kind in COLLECTIVES:
                 if kind == "all-reduce" and "all-reduce-scatter" in name:  # fused with the slicing
                     kind = "reduce-scatter"
-                sent[kind] += times * sent_bytes(kind, computation, instruction, num_devices)
-    return Cost(flops, matrix_unit_flops, memory_bytes, dict(sent), cycles)
+                here = sent_bytes(kind, computation, instruction, num_devices)
+                sent[kind] = sent.get(kind, 0) + times * here
+    return Cost(flops, matrix_unit_flops, memory_bytes, sent, cycles)
 
 
 def _operands(computation: Computation, instruction: Instruction) -> list[Instruction]:
@@ -103,6 +103,8 @@ def _convolution_flops(computation: Computation, instruction: Instruction) -> fl
     window covers one number and otherwise holes.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    if labels is None:
+        raise ValueError(f"convolution without dim_labels: {instruction.attributes}")
     of_input, of_kernel, of_output = labels[1], labels[2], labels[3]
     inputs, kernel = (o.outputs[0].shape for o in _operands(computation, instruction))
     output = instruction.outputs[0].shape

@@ -43,7 +43,7 @@ def tune_malloc() -> bool:
 
 def _on_cpus() -> bool:
     """Whether JAX will run on CPUs, as far as this is known before it has looked for devices."""
-    requested = jax.config.jax_platforms
+    requested = jax.config.jax_platforms  # type: ignore[attr-defined]  # defined at run time
     if requested:
         return requested.split(",")[0] == "cpu"
     return not any(map(importlib.util.find_spec, ("libtpu", "jax_plugins")))

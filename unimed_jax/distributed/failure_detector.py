@@ -33,6 +33,18 @@ _REPORT_SECONDS = 5
 _PROBES = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
 
 
+def coordination_client() -> Any:
+    """The client of JAX's coordination service, whose class has no public name.
+
+    Raises:
+      RuntimeError: this process is the only one of its job.
+    """
+    client = distributed.global_state.client
+    if client is None:
+        raise RuntimeError("a job of one process has no coordination service")
+    return client
+
+
 def join_job() -> "FailureDetector | None":
     """Connects to the other processes of the job; None if there are no others.
 
@@ -113,9 +125,9 @@ class FailureDetector:
         server = socket.create_server(
             ("", 0), family=family, backlog=self._count, dualstack_ipv6=dual
         )
-        token = secrets.token_hex(16)  # keeps out strangers who find the port
+        token = secrets.token_hex(16)  # rejects other programs that find the port
         address = {"port": server.getsockname()[1], "token": token, "host": self._hosts[0]}
-        distributed.global_state.client.key_value_set(_KEY, json.dumps(address))
+        coordination_client().key_value_set(_KEY, json.dumps(address))
 
         def greet(connection: socket.socket) -> None:
             lines = connection.makefile("r", encoding="utf-8")
@@ -136,9 +148,10 @@ class FailureDetector:
         threading.Thread(target=accept, name="failure_detector", daemon=True).start()
 
     def _connect(self) -> None:
-        state = distributed.global_state
-        address = json.loads(state.client.blocking_key_value_get(_KEY, 1000 * _CONNECT_SECONDS))
-        host = state.coordinator_address.rpartition(":")[0].strip("[]")
+        content = coordination_client().blocking_key_value_get(_KEY, 1000 * _CONNECT_SECONDS)
+        address = json.loads(content)
+        coordinator = distributed.global_state.coordinator_address or ""
+        host = coordinator.rpartition(":")[0].strip("[]")
         try:
             connection = socket.create_connection((host, address["port"]), _CONNECT_SECONDS)
         except OSError as error:

@@ -13,14 +13,13 @@ from typing import Any, NoReturn
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
-from jax._src import distributed  # barriers without a device; no public API
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from input_pipeline.io.errors import UserError
 from input_pipeline.io.files import store_errors
 from unimed_jax import config as config_lib
-from unimed_jax.distributed import cpu_allocator, preemption_notice
+from unimed_jax.distributed import cpu_allocator, failure_detector, preemption_notice
 from unimed_jax.distributed.failure_detector import FailureDetector, join_job
 
 _BARRIER_TIMEOUT_MS = 60 * 60 * 1000
@@ -54,7 +53,8 @@ def initialize() -> None:
     global _failure_detector
     os.environ.update(compiler_environment())
     cpu_allocator.tune_malloc()
-    if jax.config.jax_compilation_cache_dir is None:
+    # JAX defines the attributes of its options at run time.
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(_COMPILED.expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     _failure_detector = join_job()
@@ -74,7 +74,7 @@ def wait_for_all(what: str) -> None:
     if jax.process_count() > 1:
         _times_waited[what] += 1  # a barrier's name can be used only once
         name = f"unimed_jax/{what}/{_times_waited[what]}"
-        distributed.global_state.client.wait_at_barrier(name, _BARRIER_TIMEOUT_MS)
+        failure_detector.coordination_client().wait_at_barrier(name, _BARRIER_TIMEOUT_MS)
 
 
 def log(text: str) -> None:
@@ -119,6 +119,17 @@ class StopSignal:
         self._stop_watching()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def required(flag: flags.FlagHolder[str | None]) -> str:
+    """The value of a flag; `flags.mark_flags_as_required` checks it first, for the usual message.
+
+    Raises:
+      UsageError: the flag was not given.
+    """
+    if flag.value is None:
+        raise app.UsageError(f"--{flag.name} is required")
+    return flag.value
 
 
 def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:

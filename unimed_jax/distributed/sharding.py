@@ -56,7 +56,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 def path_string(path: Sequence[Any]) -> str:
     """Key path of a pytree leaf as ``visual/blocks/mlp/kernel``."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def replace_leaves(tree: Any, update: Any) -> Any:

@@ -44,7 +44,7 @@ def state_dict(pretrained: Pretrained, text: str = "text.") -> dict[str, LazyTen
         UserError: a tower is missing.
     """
     prefixes = {"visual": "visual.", "text": text, "logits": ""}
-    tensors = {}
+    tensors: dict[str, LazyTensor] = {}
     for name in PARTS:
         part = pretrained.parts.get(name)
         if part is None or part.layout not in (

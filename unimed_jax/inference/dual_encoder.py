@@ -113,11 +113,13 @@ class Model:
             normalize: scale the embeddings to unit length.
             batch_size: images per device and step; None: chosen for speed.
         """
-        one = isinstance(images, Image.Image | np.ndarray | str | PathLike)
+        many: Iterable[ImageLike]
+        if isinstance(images, Image.Image | np.ndarray | str | PathLike):
+            many = [images]
+        else:
+            many = images
         size = self.config.visual.image_size
-        pixels = map_ahead(
-            lambda image: preprocess(image, size), [images] if one else images, depth=_DECODE_AHEAD
-        )
+        pixels = map_ahead(lambda image: preprocess(image, size), many, depth=_DECODE_AHEAD)
         return self.encode_pixels(pixels, normalize=normalize, batch_size=batch_size)
 
     def encode_pixels(
@@ -149,7 +151,7 @@ class Model:
     ) -> np.ndarray:
         """Embeddings of one or any number of texts, float32 (N, E); like `encode_pixels`."""
         texts = [texts] if isinstance(texts, str) else list(texts)
-        ids = self.tokenizer(texts) if texts else []
+        ids: Iterable[np.ndarray] = self.tokenizer(texts) if texts else []
         return self._run("text", iter(ids), normalize, batch_size, whole_batches)
 
     def classify(

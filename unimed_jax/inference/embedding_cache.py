@@ -69,7 +69,8 @@ def save(path: AnyPath, key: str, **arrays: np.ndarray) -> None:
     """Writes a file for ``load``, on the first process; ``key``: what the arrays depend on."""
     if jax.process_index() == 0:
         buffer = io.BytesIO()
-        np.savez(buffer, stamp=key, **arrays)
+        # The stubs take any of the arrays for the flag allow_pickle.
+        np.savez(buffer, stamp=key, **arrays)  # type: ignore[arg-type]
         write_bytes_atomically(path, buffer.getvalue())
 
 

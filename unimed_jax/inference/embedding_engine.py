@@ -32,9 +32,9 @@ class EmbeddingEngine:
         """``mesh``: the devices of this process, or of all processes, which then act together."""
         self.num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
         self._batch_sharding = sharding.batch_sharding(mesh)
-        encoders = (model.encode_image, model.encode_text)
         self._encode = {
-            tower: _jitted(encode, mesh) for tower, encode in zip(TOWERS, encoders, strict=True)
+            "visual": _jitted(model.encode_image, mesh),
+            "text": _jitted(model.encode_text, mesh),
         }
 
     def place(self, rows: np.ndarray) -> jax.Array:

@@ -57,8 +57,8 @@ def probabilities(
     Yields:
       float32 (d, H, W, outputs), slab after slab; their depths add up to D.
     """
-    padded = tuple(max(n, w) for n, w in zip(shape, window, strict=True))
-    before = tuple((p - n) // 2 for p, n in zip(padded, shape, strict=True))
+    padded = _by_axis(max, shape, window)
+    before = _by_axis(lambda p, n: (p - n) // 2, padded, shape)
     importance = weights(window)[..., None]
     plane = list(
         itertools.product(*(starts(padded[axis], window[axis], overlap) for axis in (1, 2)))
@@ -81,6 +81,7 @@ def probabilities(
                 part = (slice(None), slice(y, y + window[1]), slice(x, x + window[2]))
                 total[part] += importance * output
                 weight[part] += importance
+        assert total is not None  # every slab has at least one window
         done = following - top
         finished = total[(slice(0, done), *inner)] / weight[(slice(0, done), *inner)]
         # a shallow volume has padding above and below
@@ -90,6 +91,11 @@ def probabilities(
         for array in (total, weight):
             array[: window[0] - done] = array[done:].copy()
             array[window[0] - done :] = 0
+
+
+def _by_axis(function: Callable[[int, int], int], first: Shape, second: Shape) -> Shape:
+    depth, height, width = map(function, first, second)
+    return depth, height, width
 
 
 def _slab(

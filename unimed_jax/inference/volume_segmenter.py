@@ -18,15 +18,15 @@ Shape = tuple[int, int, int]
 
 
 class Volume(Protocol):
-    """A volume to segment.
+    """A volume to segment."""
 
-    Attributes:
-      shape: (D, H, W).
-      spacing: mm along these axes.
-    """
+    @property
+    def shape(self) -> Shape:
+        """(D, H, W)."""
 
-    shape: Shape
-    spacing: tuple[float, ...]
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """mm along these axes."""
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """These slices, float32 (d, H, W) in 0..1."""

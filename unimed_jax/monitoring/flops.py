@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 
 def matmul_flops(function: Callable, *args: Any) -> float:
@@ -24,16 +24,21 @@ def _of_jaxpr(jaxpr: Jaxpr) -> float:
     return sum(_of_equation(equation) for equation in jaxpr.eqns)
 
 
+def _array(operand: Var | Literal) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of an operand; JAX's annotations know only that it is an abstract value."""
+    return cast(jax.ShapeDtypeStruct, operand.aval)
+
+
 def _of_equation(equation: JaxprEqn) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        shape = equation.invars[0].aval.shape
-        return 2.0 * equation.outvars[0].aval.size * math.prod(shape[dim] for dim in contracted)
+        shape = _array(equation.invars[0]).shape
+        return 2.0 * _array(equation.outvars[0]).size * math.prod(shape[dim] for dim in contracted)
     if name == "conv_general_dilated":
-        kernel, numbers = equation.invars[1].aval.shape, params["dimension_numbers"]
+        kernel, numbers = _array(equation.invars[1]).shape, params["dimension_numbers"]
         per_output = math.prod(kernel) / kernel[numbers.rhs_spec[0]]
-        return 2.0 * equation.outvars[0].aval.size * per_output
+        return 2.0 * _array(equation.outvars[0]).size * per_output
     if name == "cond":  # as one platform or another computes the same
         return max(_of_jaxpr(branch.jaxpr) for branch in params["branches"])
     inner = sum(

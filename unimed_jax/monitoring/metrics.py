@@ -108,13 +108,17 @@ def read_metrics(path: PathLike) -> list[Row]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
     *lines, tail = content.split(b"\n")
-    rows = [_from_json(line) for line in lines]
-    if None in rows:
-        raise UserError(
-            f"{path}:{rows.index(None) + 1}: not a metric row (a JSON object with an integer "
-            '"step"); fix or delete the file'
-        )
-    return rows + [row for row in [_from_json(tail)] if row is not None]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        row = _from_json(line)
+        if row is None:
+            raise UserError(
+                f'{path}:{number}: not a metric row (a JSON object with an integer "step"); fix or '
+                "delete the file"
+            )
+        rows.append(row)
+    last = _from_json(tail)
+    return rows if last is None else [*rows, last]
 
 
 def _to_json(row: Mapping[str, Any]) -> str:

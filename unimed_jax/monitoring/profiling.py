@@ -24,9 +24,9 @@ class StartupTimer:
         self._compiling = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, seconds: float, **_: object) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            self._compiling += seconds
+            self._compiling += duration_secs
 
     def mark(self, name: str) -> None:
         """Ends the part ``name``, which began at the previous call."""
@@ -59,14 +59,14 @@ class StepTrace:
     def before(self, step: int) -> None:
         """Starts the trace if ``step``, counted from 0, is the first one to trace."""
         if step == self._first:
-            local = is_local(self._folder)
-            self._written = self._folder if local else pathlib.Path(tempfile.mkdtemp())
+            folder = self._folder
+            self._written = folder if is_local(folder) else pathlib.Path(tempfile.mkdtemp())
             jax.profiler.start_trace(self._written, create_perfetto_trace=True)
             self._running = True
 
     def after(self, step: int, result: Any) -> None:
         """Ends the trace after its last step; ``result`` is an output array of the step."""
-        if self._running and step == self._first + _TRACED - 1:
+        if self._running and self._first is not None and step == self._first + _TRACED - 1:
             jax.block_until_ready(result)
             self.close()
 

@@ -90,7 +90,7 @@ def matrix(
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     image = axis.imshow(shade, cmap="GnBu", aspect="auto")
     for (row, column), value in np.ndenumerate(np.asarray(values)):
-        dark = image.norm(shade[row, column]) > _DARK
+        dark = np.asarray(image.norm(shade[row, column]), float) > _DARK
         axis.text(
             column,
             row,
@@ -124,10 +124,10 @@ def intervals(
       label: name of the model.
       others: model -> N scores; NaN for missing ones.
     """
-    value, low, high = (np.asarray(x, float) for x in (values, low, high))
+    value, lower, upper = (np.asarray(x, float) for x in (values, low, high))
     figure, axis = plt.subplots(figsize=(8, 1.4 + 0.42 * len(names)), layout="constrained")
     places = np.arange(len(names))
-    errors = np.stack([value - low, high - value])
+    errors = np.stack([value - lower, upper - value])
     axis.errorbar(value, places, xerr=errors, fmt="o", color=_ACCENT, capsize=3, label=label)
     for marker, (name, scores) in zip(_OTHERS * len(others), others.items(), strict=False):
         axis.plot(

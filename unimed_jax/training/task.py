@@ -49,20 +49,24 @@ class Task(Protocol):
     dict`` (the keys that only this task has) and ``validate(config)``.
     """
 
-    record_schema: str
-    """Name of the schema of the records that ``decode`` reads (``records.Schema.name``)."""
+    @property
+    def record_schema(self) -> str:
+        """Name of the schema of the records that ``decode`` reads (``records.Schema.name``)."""
 
-    parameter_axes: ParameterAxes
-    """(regular expression over the parameter path, logical axis of each dim); see sharding.py."""
+    @property
+    def parameter_axes(self) -> ParameterAxes:
+        """(regular expression over the parameter path, logical axis of each dim); see sharding.py."""
 
     evaluator_classes: ClassVar[Mapping[str, type]]
     """Evaluators that ``config.evals`` may name; the first is used where it names none."""
 
-    asset_fingerprints: Mapping[str, Any]
-    """Hashes of files that the weights depend on (a tokenizer, say); kept in checkpoints."""
+    @property
+    def asset_fingerprints(self) -> Mapping[str, Any]:
+        """Hashes of files that the weights depend on (a tokenizer, say); kept in checkpoints."""
 
-    charts: Sequence[Chart]
-    """Training curves of this task's metrics in the report, after the loss."""
+    @property
+    def charts(self) -> Sequence[Chart]:
+        """Training curves of this task's metrics in the report, after the loss."""
 
     def save_assets(self, workdir: str) -> None:
         """Copies the files that a finished run needs, besides checkpoints, into the workdir."""

@@ -145,7 +145,7 @@ def _open_clip(file: Path, tensors: Tensors, is_torchscript: bool) -> Pretrained
 
 def _hugging_face_clip(file: Path, tensors: Tensors) -> Pretrained:
     visual, _, logits = _divide(
-        file, tensors, ("vision_model.", "visual_projection."), None, _CLIP_TEXT, keep_prefix=True
+        file, tensors, ("vision_model.", "visual_projection."), None, _CLIP_TEXT
     )
     settings = _read_json(file.with_name("config.json")).get("vision_config", {})
     activation = settings.get("hidden_act", "quick_gelu")
@@ -181,8 +181,6 @@ def _divide(
     visual_prefix: str | tuple[str, ...],
     text_prefix: str | None,
     ignored: str,
-    *,
-    keep_prefix: bool = False,
 ) -> tuple[dict[str, LazyTensor], dict[str, LazyTensor], Part]:
     """Tensors of the image tower, of the text tower, and the two scalars."""
     visual, text, scalars, strange = {}, {}, {}, []
@@ -190,7 +188,10 @@ def _divide(
         if name in ("logit_scale", "logit_bias"):
             scalars[name] = _as_scalar(tensor)
         elif name.startswith(visual_prefix):
-            visual[name if keep_prefix else name.removeprefix(visual_prefix)] = tensor
+            # one prefix is removed, several belong to the names
+            if isinstance(visual_prefix, str):
+                name = name.removeprefix(visual_prefix)
+            visual[name] = tensor
         elif text_prefix and name.startswith(text_prefix):
             inner = name.removeprefix(text_prefix)
             if not re.match(rf"(transformer\.)?({ignored})", inner):

@@ -77,8 +77,8 @@ class Pretrained:
             heads = min(max(tower.config["width"] // 64, 1), 16)
             config[name] = {"heads": heads, **tower.config}
         for key, value in (overrides or {}).items():
-            tower, _, name = key.rpartition(".")
-            (config.setdefault(tower, {}) if tower else config)[name] = value
+            section, _, name = key.rpartition(".")
+            (config.setdefault(section, {}) if section else config)[name] = value
         for name in self._towers():
             if "activation" not in config[name]:
                 raise WeightsError(

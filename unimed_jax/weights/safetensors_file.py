@@ -1,5 +1,6 @@
 """safetensors files: read tensor by tensor, written tensor by tensor."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -26,7 +27,9 @@ def read(path: Path) -> dict[str, LazyTensor]:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"cannot read {path} as safetensors: {error}") from error
-    return {name: LazyTensor(shape, lambda name=name: load(name)) for name, shape in shapes.items()}
+    return {
+        name: LazyTensor(shape, functools.partial(load, name)) for name, shape in shapes.items()
+    }
 
 
 def write(path: Path, tensors: Tensors) -> None:

@@ -5,6 +5,7 @@ called here: a tensor becomes a description of its location in the file, a few h
 inert stand-ins, and a file that names anything else is refused.
 """
 
+import functools
 import io
 import pickle
 import zipfile
@@ -170,7 +171,7 @@ def read(path: Path) -> tuple[dict[str, LazyTensor], bool]:
         if all(name.startswith(prefix) for name in named):
             named = {name.removeprefix(prefix): view for name, view in named.items()}
     tensors = {
-        name: LazyTensor(view.shape, lambda view=view: views.load(view))
+        name: LazyTensor(view.shape, functools.partial(views.load, view))
         for name, view in named.items()
     }
     return tensors, isinstance(content, _Module)

@@ -58,7 +58,7 @@ def _from_hub(uri: str, rest: str, weights: bool) -> Path:
     name, _, revision = rest.partition("@")
 
     def fetch(*patterns: str) -> Path:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=[*patterns]))
 
     try:
         if not weights:
@@ -69,5 +69,5 @@ def _from_hub(uri: str, rest: str, weights: bool) -> Path:
     except Exception as error:  # of many kinds: hub, HTTP client, OS, bad names
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(
-            f"{uri}: no such path here, and not to be had from the Hugging Face hub: {reason}"
+            f"{uri}: no such local path, and not available on the Hugging Face hub: {reason}"
         ) from error

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,13 +68,12 @@ def open_set(spec: SetSpec, root: Path) -> LabelledImages:
     found = _find(spec.layout, root)
     if found is None:
         prepared = _find_tfds(spec.tfds, root) if spec.tfds else None
-        if prepared is None:
+        if spec.tfds is None or prepared is None:
             raise CorpusError(f"{spec.key}: {missing(spec, root)} is not in {root}")
-        return _open_tfds(spec, prepared)
-    rows = (_csv_rows if isinstance(spec.layout, CsvLayout) else _file_rows)(
-        spec.layout, found, root
-    )
-    return _collect(spec, root, found, rows)
+        return _open_tfds(spec, spec.tfds, prepared)
+    if isinstance(spec.layout, CsvLayout):
+        return _collect(spec, root, found, _csv_rows(spec.layout, found, root))
+    return _collect(spec, root, found, _file_rows(spec.layout, found))
 
 
 def _find(layout: CsvLayout | FilesLayout, root: Path) -> Path | None:
@@ -101,8 +101,7 @@ def _csv_rows(layout: CsvLayout, table: Path, root: Path) -> Iterator[_Row]:
                 row = {name: cells[column].strip() for name, column in columns.items()}
                 if any(row[name] != value for name, value in layout.where.items()):
                     continue
-                label = _one_hot(layout, row, place) if layout.one_hot else row[layout.label]
-                label = _only_text(label, place)
+                label = _only_text(_label(layout, row, place), place)
                 folder = table.parent if layout.images is None else root / layout.images
                 folder = Path(str(folder).replace("{label}", label))
                 path = folder / _only_text(row[layout.image], place)
@@ -119,6 +118,12 @@ def _column(name: str | int, header: list[str] | None, table: Path) -> int:
     if name not in header:
         raise CorpusError(f"{table} has no column {name!r}; found {', '.join(header)}")
     return header.index(name)
+
+
+def _label(layout: CsvLayout, row: Mapping[str | int, str], place: str) -> str:
+    if layout.one_hot or layout.label is None:
+        return _one_hot(layout, row, place)
+    return row[layout.label]
 
 
 def _one_hot(layout: CsvLayout, row: Mapping[str | int, str], place: str) -> str:
@@ -141,21 +146,21 @@ def _only_text(cell: str, place: str) -> str:
     return texts[0]
 
 
-def _file_rows(layout: FilesLayout, folder: Path, root: Path) -> Iterator[_Row]:
-    del root
+def _file_rows(layout: FilesLayout, folder: Path) -> Iterator[_Row]:
     pattern = re.compile(layout.pattern)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.is_dir() or any(part.startswith(".") for part in name.parts):
             continue
-        found = pattern.fullmatch(name.as_posix())
-        if found is None:
-            raise CorpusError(f"{path}: the path does not say the class as {layout.pattern} wants")
-        yield _Row(path, found["label"], str(path))
+        match = pattern.fullmatch(name.as_posix())
+        if match is None:
+            raise CorpusError(f"{path}: the path does not match {layout.pattern}")
+        yield _Row(path, match["label"], str(path))
 
 
 def _collect(spec: SetSpec, root: Path, source: Path, rows: Iterable[_Row]) -> LabelledImages:
-    by_index = spec.layout.labels == "index" or getattr(spec.layout, "one_hot", ())
+    one_hot = isinstance(spec.layout, CsvLayout) and bool(spec.layout.one_hot)
+    by_index = one_hot or spec.layout.labels == "index"
     labels = [str(i) if by_index else c.label for i, c in enumerate(spec.classes)]
     index = {label: i for i, label in enumerate(labels)}
     first: dict[Path, _Row] = {}
@@ -187,12 +192,12 @@ def _collect(spec: SetSpec, root: Path, source: Path, rows: Iterable[_Row]) -> L
     paths = tuple(first)
     ids = tuple(path.relative_to(root).as_posix() for path in paths)
     group = re.compile(spec.layout.group) if spec.layout.group else None
-    found = [group.search(name) if group else None for name in ids]
+    matches = [group.search(name) if group else None for name in ids]
     return LabelledImages(
         ids=ids,
         labels=np.array([index[first[path].label] for path in paths], np.int32),
         counts=np.array([counts[path] for path in paths], np.int32),
-        groups=tuple(m[1] if m else name for m, name in zip(found, ids, strict=True)),
+        groups=tuple(m[1] if m else name for m, name in zip(matches, ids, strict=True)),
         places=tuple(row.place for row in first.values()),
         ignored=dict(ignored),
         source=source.relative_to(root).as_posix(),
@@ -202,21 +207,20 @@ def _collect(spec: SetSpec, root: Path, source: Path, rows: Iterable[_Row]) -> L
 
 def _find_tfds(layout: TfdsLayout, root: Path) -> Path | None:
     """The folder of the newest version that TFDS has prepared below `root`."""
-    found = sorted((root / layout.dataset).rglob("dataset_info.json"))
-    return found[-1].parent if found else None
+    versions = sorted((root / layout.dataset).rglob("dataset_info.json"))
+    return versions[-1].parent if versions else None
 
 
-def _open_tfds(spec: SetSpec, folder: Path) -> LabelledImages:
+def _open_tfds(spec: SetSpec, layout: TfdsLayout, folder: Path) -> LabelledImages:
     import tensorflow_datasets as tfds
 
-    layout = spec.tfds
     builder = tfds.builder_from_directory(folder)
     if layout.split not in builder.info.splits:
         raise CorpusError(
             f"{folder} has no split {layout.split!r}; found {', '.join(builder.info.splits)}"
         )
 
-    def samples(begin: int, end: int) -> Iterator[Mapping[str, np.ndarray]]:
+    def samples(begin: int, end: int) -> Iterator[Mapping[str, Any]]:
         dataset = builder.as_dataset(
             split=f"{layout.split}[{begin}:{end}]",
             decoders={"image": tfds.decode.SkipDecoding()},

@@ -159,7 +159,7 @@ def _sets_html(found: SuiteResult) -> str:
 
 
 def _leak_free(r: SetResult) -> str:
-    """The score without known training images; its interval where it is another than that with."""
+    """The score without known training images; with an interval if it differs from the score."""
     if not r.leak_free:
         return "—"
     if r.leak_free.num_images < r.scored.num_images:
@@ -168,17 +168,22 @@ def _leak_free(r: SetResult) -> str:
 
 
 def _plot(found: SuiteResult) -> str:
-    """Scores with their intervals, those without the known training images, and published ones."""
+    """Scores with their intervals, scores without known training images, and published scores."""
 
     def point(scored: Scored, metric: str) -> tuple[float, float, float]:
         return (scored.values[metric], *scored.intervals[metric])
 
-    series = {"as published": [point(r.scored, r.spec.metric) for r in found.sets]}
-    fewer = [r.leak_free and r.leak_free.num_images < r.scored.num_images for r in found.sets]
-    if any(fewer):
+    series: dict[str, list[tuple[float, float, float] | None]] = {
+        "as published": [point(r.scored, r.spec.metric) for r in found.sets]
+    }
+    leak_free = [
+        r.leak_free if r.leak_free and r.leak_free.num_images < r.scored.num_images else None
+        for r in found.sets
+    ]
+    if any(leak_free):
         series["leak-free"] = [
-            point(r.leak_free, r.spec.metric) if is_other else None
-            for r, is_other in zip(found.sets, fewer, strict=True)
+            point(scored, r.spec.metric) if scored else None
+            for r, scored in zip(found.sets, leak_free, strict=True)
         ]
     for model in dict.fromkeys(name for r in found.sets for name in r.spec.published):
         values = [r.spec.published.get(model, math.nan) / 100 for r in found.sets]
