@@ -13,7 +13,7 @@ import pytest
 # (module, attribute, used by)
 INTERNALS = [
     ("jax._src.cloud_tpu_init", "running_in_cloud_tpu_vm", "distributed/failure_detector.py"),
-    ("jax._src.distributed", "global_state", "distributed/failure_detector.py, process.py"),
+    ("jax._src.distributed", "global_state", "distributed/failure_detector.py"),
 ]
 STATE = ("process_id", "num_processes", "coordinator_address", "client")
 CLIENT = ("key_value_set", "blocking_key_value_get", "wait_at_barrier")
@@ -46,4 +46,4 @@ def test_no_other_private_module_of_jax_is_imported() -> None:
     for path in importlib.resources.files("unimed_jax").rglob("*.py"):
         if "jax._src" in path.read_text():
             users.add(str(path).removeprefix(root))
-    assert users == {"distributed/failure_detector.py", "distributed/process.py"}
+    assert users == {"distributed/failure_detector.py"}

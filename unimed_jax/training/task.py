@@ -55,7 +55,7 @@ class Task(Protocol):
 
     @property
     def parameter_axes(self) -> ParameterAxes:
-        """(regular expression over the parameter path, logical axis of each dim); see sharding.py."""
+        """(regular expression over the path, logical axis of each dim) pairs; see sharding.py."""
 
     evaluator_classes: ClassVar[Mapping[str, type]]
     """Evaluators that ``config.evals`` may name; the first is used where it names none."""
