@@ -60,12 +60,12 @@ def checkout(tmp_path_factory) -> Path:
     for title, diff in blocks("diff"):
         file = copy / title
         file.write_text(apply_diff(file.read_text(), diff))
-    (copy / "images").mkdir()
+    (copy / "images" / "test").mkdir(parents=True)
     for label in ("normal", "nodule"):
         for number in range(4):
             row = phantoms.PhantomRow("train", "ct", label, number, seed=0, image_size=64)
             image = phantoms.make_sample(row).image
-            (copy / "images" / f"p{number}_{label}_{number}.png").write_bytes(image)
+            (copy / "images" / "test" / f"p{number}_{label}_{number}.png").write_bytes(image)
     (copy / "images" / "notes.png").write_bytes(b"")
     templates = {"version": 1, "modalities": {"ct": {"*": ["a CT slice with {label}"]}}}
     (copy / "captions.json").write_text(json.dumps(templates))
