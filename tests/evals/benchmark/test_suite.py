@@ -99,6 +99,7 @@ def edited(old: str, new: str) -> bytes:
         ("metric = ", "notes2 = ", "unknown key 'notes2'"),
         ('metric = "accuracy"', "", "misses 'metric'"),
         ('metric = "accuracy"', 'metric = "auc"', "metric: must be accuracy or, for two classes"),
+        ('"histopathology"', '"pathology"', "modality: 'pathology'; valid: xray, ct, mri"),
         ('kind = "csv"', 'kind = "tsv"', "layout.kind must be one of csv, files"),
         ("header = false", "", ""),
         ("image = 0", 'image = "name"', "without a header, columns are positions"),

@@ -13,21 +13,12 @@ from unimed_jax.evals import classification, classification_report, statistics
 from unimed_jax.evals.benchmark import results as suite_results
 from unimed_jax.evals.benchmark.results import ModelName
 from unimed_jax.evals.benchmark.run import PROTOCOLS, Scored, SetResult, SuiteResult
-from unimed_jax.evals.benchmark.spec import Suite
+from unimed_jax.evals.benchmark.spec import MODALITIES, Suite
 from unimed_jax.reporting import charts, html_report
 
 _GALLERY_PER_SET, _GALLERY_SIDE = 3, 160
 _MAX_MATRIX = 20  # classes; larger confusion matrices are in results.json only
-_MODALITIES = {
-    "xray": "X-ray",
-    "ct": "CT",
-    "mri": "MRI",
-    "ultrasound": "Ultrasound",
-    "fundus": "Fundus",
-    "histopathology": "Histopathology",
-    "mixed": "Mixed",
-    "mean": "Mean",
-}
+_COLUMNS = {**MODALITIES, "mean": "Mean"}
 
 
 def write(
@@ -198,7 +189,7 @@ def _plot(found: SuiteResult) -> str:
 
 
 def _modalities_html(suite: Suite, published: Mapping, leak_free: Mapping) -> str:
-    header = ["", *(_MODALITIES[name] for name in published)]
+    header = ["", *(_COLUMNS[name] for name in published)]
     rows = [
         [title, *map(_mean_text, means.values())]
         for title, means in (("as published", published), ("leak-free", leak_free))

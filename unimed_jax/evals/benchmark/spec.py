@@ -18,6 +18,15 @@ from input_pipeline.io.errors import ConfigError
 from unimed_jax.evals.prompt_sets import PromptSet, PromptTask
 
 METRICS = ("accuracy", "auc")
+MODALITIES = {
+    "xray": "X-ray",
+    "ct": "CT",
+    "mri": "MRI",
+    "ultrasound": "Ultrasound",
+    "fundus": "Fundus",
+    "histopathology": "Histopathology",
+    "mixed": "Mixed",
+}
 ON_BAD_IMAGE = ("stop", "count")
 
 
@@ -282,6 +291,10 @@ def _check(spec: SetSpec, file: str) -> None:
         raise ConfigError(f"{file}: classes: need at least two, of different names and labels")
     if spec.metric not in METRICS or (spec.metric == "auc" and len(names) != 2):
         raise ConfigError(f"{file}: metric: must be accuracy or, for two classes, auc")
+    if unknown := {spec.modality, *(c.modality for c in spec.classes if c.modality)} - set(
+        MODALITIES
+    ):
+        raise ConfigError(f"{file}: modality: {min(unknown)!r}; valid: {', '.join(MODALITIES)}")
     layout = spec.layout
     if layout.labels not in ("names", "index"):
         raise ConfigError(f"{file}: layout.labels: is {layout.labels!r}, must be names or index")
