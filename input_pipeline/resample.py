@@ -109,7 +109,7 @@ def _weighted_sums(source, begin, weights, target) -> None:  # noqa: ANN001  (ty
 def bicubic(
     image: np.ndarray,
     box: tuple[int, int, int, int],
-    whole: tuple[int, int],
+    resized: tuple[int, int],
     window: tuple[int, int, int, int],
 ) -> np.ndarray:
     """A window of a box of an image that is resized.
@@ -117,15 +117,15 @@ def bicubic(
     Args:
       image: uint8 (H, W, 3).
       box: top, left, height, width of what is resized, within the image.
-      whole: height and width that the box becomes.
+      resized: height and width that the box becomes.
       window: top, left, height, width of what is returned, within that.
 
     Returns:
       uint8 (window height, window width, 3).
     """
     top, left, height, width = box
-    rows, row_weights = _weights(height, whole[0], window[0], window[2])
-    columns, column_weights = _weights(width, whole[1], window[1], window[3])
+    rows, row_weights = _weights(height, resized[0], window[0], window[2])
+    columns, column_weights = _weights(width, resized[1], window[1], window[3])
     # only rows that the vertical pass will read
     first = rows.min()
     last = rows.max() + row_weights.shape[1]

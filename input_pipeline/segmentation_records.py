@@ -5,7 +5,7 @@ feature          type          meaning
 ===============  ============  =====================================================================
 ``id``           bytes         stable name of the sample, unique in its corpus
 ``image``        bytes         an encoded JPEG or PNG; or, with a ``dtype``, a compressed array
-``dtype``        bytes         of the array: uint8, int16 or float32; empty for an encoded picture
+``dtype``        bytes         of the array: uint8, int16 or float32; empty for a JPEG or PNG
 ``mask``         bytes         compressed uint8 array: 0 is background, k the k-th of ``classes``
 ``shape``        int64 list    of the mask, row-major: (H, W) or (D, H, W); an array has it as well
 ``spacing``      float list    mm between neighbours along each axis of ``shape``, of a slice of a
@@ -196,26 +196,26 @@ def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     keys = (*_TEXT_KEYS, "image", "mask")
     spec: dict[str, Any] = {key: tf.io.FixedLenFeature((), tf.string) for key in keys}
     spec |= {"shape": many(tf.int64), "spacing": many(tf.float32)}
-    found = tf.io.parse_single_example(serialized, spec)
+    features = tf.io.parse_single_example(serialized, spec)
 
-    def picture() -> tf.Tensor:
+    def encoded() -> tf.Tensor:
         from input_pipeline.transforms import decode_image
 
-        return tf.cast(decode_image(found["image"]), tf.float32) / 255.0
+        return tf.cast(decode_image(features["image"]), tf.float32) / 255.0
 
     def array(dtype: str) -> tf.Tensor:
-        raw = tf.io.decode_raw(tf.io.decode_compressed(found["image"], "ZLIB"), dtype)
-        values = tf.reshape(raw, tf.concat([found["shape"], [1]], axis=0))
+        raw = tf.io.decode_raw(tf.io.decode_compressed(features["image"], "ZLIB"), dtype)
+        values = tf.reshape(raw, tf.concat([features["shape"], [1]], axis=0))
         return tf.cast(values, tf.float32) / (255.0 if dtype == "uint8" else 1.0)
 
     image = tf.case(
-        [(tf.equal(found["dtype"], d), lambda d=d: array(d)) for d in DTYPES], default=picture
+        [(tf.equal(features["dtype"], d), lambda d=d: array(d)) for d in DTYPES], default=encoded
     )
-    mask = tf.io.decode_raw(tf.io.decode_compressed(found["mask"], "ZLIB"), tf.uint8)
+    mask = tf.io.decode_raw(tf.io.decode_compressed(features["mask"], "ZLIB"), tf.uint8)
     return {
-        **{key: found[key] for key in ("id", "source", "group", "spacing")},
+        **{key: features[key] for key in ("id", "source", "group", "spacing")},
         "image": image,
-        "mask": tf.reshape(mask, found["shape"]),
+        "mask": tf.reshape(mask, features["shape"]),
     }
 
 

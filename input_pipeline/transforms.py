@@ -71,6 +71,6 @@ def _random_crop(
 def _center_crop(size: int, image: np.ndarray) -> np.ndarray:
     height, width, _ = image.shape
     short = min(height, width)
-    whole = (size * height // short, size * width // short)
-    top, left = (round((length - size) / 2) for length in whole)
-    return resample.bicubic(image, (0, 0, height, width), whole, (top, left, size, size))
+    resized = (size * height // short, size * width // short)
+    top, left = (round((length - size) / 2) for length in resized)
+    return resample.bicubic(image, (0, 0, height, width), resized, (top, left, size, size))

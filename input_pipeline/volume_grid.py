@@ -20,14 +20,14 @@ def grid_shape(shape: tf.Tensor, spacing: tf.Tensor, target: tuple[float, ...]) 
     Args:
       shape: int64 (3,).
       spacing: float32 (3,), mm; or (0,), unknown, which leaves the shape as it is.
-      target: mm; 0 for the volume's own.
+      target: mm; 0 for the volume's spacing.
     """
     import tensorflow as tf
 
     wanted = tf.constant(target, tf.float32)
     known = tf.size(spacing) == 3
-    own = tf.cond(known, lambda: tf.reshape(spacing, (3,)), lambda: tf.ones((3,)))
-    length = tf.cast(shape, tf.float32) * own
+    known_spacing = tf.cond(known, lambda: tf.reshape(spacing, (3,)), lambda: tf.ones((3,)))
+    length = tf.cast(shape, tf.float32) * known_spacing
     resampled = tf.maximum(tf.cast(tf.round(length / tf.maximum(wanted, 1e-6)), tf.int64), 1)
     return tf.where(tf.logical_and(known, wanted > 0), resampled, shape)
 
@@ -57,8 +57,8 @@ def nearest_index(first: tf.Tensor, count: int, num_out: tf.Tensor, num_in: tf.T
 
     index = tf.cast(first, tf.int64) + tf.range(count, dtype=tf.int64)
     num_out, num_in = tf.cast(num_out, tf.int64), tf.cast(num_in, tf.int64)
-    found = (2 * index + 1) * num_in // (2 * num_out)
-    return tf.where((index >= 0) & (index < num_out), found, -1)
+    nearest = (2 * index + 1) * num_in // (2 * num_out)
+    return tf.where((index >= 0) & (index < num_out), nearest, -1)
 
 
 def crop(
@@ -117,7 +117,7 @@ def draw_start(
     the volume is shorter, it is in the middle.
 
     Args:
-      mask: uint8 (D, H, W), in the volume's own grid.
+      mask: uint8 (D, H, W), in the original grid of the volume.
       seed: int64 (2,).
     """
     import tensorflow as tf

@@ -169,7 +169,7 @@ def _images(folder: Path) -> dict[Path, str]:
 
 
 @pytest.mark.slow
-def test_the_page_answers_as_the_python_api_does(client, checkpoint, tmp_path):
+def test_the_page_predicts_as_the_python_api_does(client, checkpoint, tmp_path):
     model = unimed_jax.load(checkpoint)
     classes = parse_labels(LABELS)
     for path, caption in _images(tmp_path).items():

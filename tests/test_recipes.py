@@ -20,7 +20,7 @@ def test_a_recipe_is_valid_and_survives_its_json(name, variant):
     config_lib.validate(again, num_devices=1)
 
 
-def test_a_run_from_before_a_key_goes_on_with_the_default_of_it():
+def test_a_run_older_than_a_key_resumes_with_its_default():
     config = load("quickstart", "")
     old = json.loads(config_lib.to_json(config))
     del old["optimizer"]["name"], old["data"]["raw"]
@@ -69,7 +69,7 @@ def test_the_published_recipes_state_the_published_numbers(variant, num_params, 
     assert config.augmentation.min_area == 0.9
 
 
-def test_a_key_that_nobody_knows_is_refused_though_it_was_added_in_an_edit_block():
+def test_an_unknown_key_is_refused_even_if_added_in_an_edit_block():
     for place, key in (("optimizer", "learnin_rate"), ("", "bach_size"), ("data.sources", "")):
         config = load("quickstart")
         with config_lib.edit(config):

@@ -123,7 +123,7 @@ def test_weights_in_a_bucket_are_imported_into_a_bucket(run, storage, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_torn_checkpoint_in_a_bucket_is_passed_over(run, storage):
+def test_an_incomplete_checkpoint_in_a_bucket_is_skipped(run, storage):
     for name, content in storage.below("run/checkpoints/14/").items():
         if name != "commit_success.txt":  # Orbax writes it last
             storage.put(f"torn/checkpoints/16/{name}", content)

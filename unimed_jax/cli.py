@@ -1,4 +1,4 @@
-"""The command ``unimed-jax``: one entry per thing that can be done, each with its own ``--help``.
+"""The command ``unimed-jax``: one entry per task, each with its ``--help``.
 
     unimed-jax train --config=configs/quickstart.py --workdir=runs/quickstart
     unimed-jax evaluate --help

@@ -36,26 +36,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    found = comparison.compare(args.results, with_published=not args.no_published)
-    print("\n".join([html_report.text_table(_table(found)), "", *comparison.notes(found)]))
+    compared = comparison.compare(args.results, with_published=not args.no_published)
+    print("\n".join([html_report.text_table(_table(compared)), "", *comparison.notes(compared)]))
     if args.out:
-        _write(args.out, found)
+        _write(args.out, compared)
 
 
-def _table(found: Comparison) -> list[list[str]]:
-    header = ["", *(column.name for column in found.columns), ""]
-    return [header, *([row, *comparison.cells(found, row)] for row in found.rows)]
+def _table(compared: Comparison) -> list[list[str]]:
+    header = ["", *(column.name for column in compared.columns), ""]
+    return [header, *([row, *comparison.cells(compared, row)] for row in compared.rows)]
 
 
-def _write(directory: pathlib.Path, found: Comparison) -> None:
-    write_text_atomically(directory / "comparison.csv", comparison.as_csv(found))
-    header, *rows = _table(found)
+def _write(directory: pathlib.Path, compared: Comparison) -> None:
+    write_text_atomically(directory / "comparison.csv", comparison.as_csv(compared))
+    header, *rows = _table(compared)
     header[-1] = "differs in"
-    names = list(dict.fromkeys(name for column in found.columns for name in column.facts))
+    names = list(dict.fromkeys(name for column in compared.columns for name in column.facts))
     about = [
-        [column.name, *(column.facts.get(name, "—") for name in names)] for column in found.columns
+        [column.name, *(column.facts.get(name, "—") for name in names)]
+        for column in compared.columns
     ]
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes(found))
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes(compared))
     sections = [
         html_report.Section(
             "Scores", html_report.table(header, rows, compact=True) + f"<ul>{notes}</ul>"
@@ -64,26 +65,26 @@ def _write(directory: pathlib.Path, found: Comparison) -> None:
             "What is compared", html_report.table(["", *names], about, compact=True)
         ),
     ]
-    if found.is_of_suites:
-        sections.insert(1, html_report.Section("Plot", _plot(found)))
+    if compared.is_of_suites:
+        sections.insert(1, html_report.Section("Plot", _plot(compared)))
     path = directory / "comparison.html"
     html_report.write_report(path, title="Results compared", sections=sections)
     print(f"\nwritten: {directory / 'comparison.csv'} and {path}")
 
 
-def _plot(found: Comparison) -> str:
+def _plot(compared: Comparison) -> str:
     series = {
         column.name: [
             (score.value, *(score.interval or (score.value, score.value)))
             if (score := column.scores.get(row))
             else None
-            for row in found.rows
+            for row in compared.rows
         ]
-        for column in found.columns
+        for column in compared.columns
     }
     note = "Percent. Bars are bootstrap intervals (95 %), of measured scores only."
     return (
-        charts.interval_chart(found.rows, series)
+        charts.interval_chart(compared.rows, series)
         + html_report.legend(list(series))
         + f'<p class="note">{note}</p>'
     )

@@ -98,17 +98,17 @@ def _read_texts(
     if detector is None:
         return {}
     chosen = [index for part in by_part.values() for index in scan.sample(images, part, count)]
-    found = {index: detector(np.asarray(image)) for index, image in scan.fetch(images, chosen)}
-    return dict(sorted(found.items()))
+    texts = {index: detector(np.asarray(image)) for index, image in scan.fetch(images, chosen)}
+    return dict(sorted(texts.items()))
 
 
 def _pixels(images: Sequence[scan.ScannedImage], indices: Iterable[int]) -> dict[int, np.ndarray]:
     """Thumbnails, because the originals of a corpus would not fit into memory."""
-    found = {}
+    thumbnails = {}
     for index, image in scan.fetch(images, indices):
         image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        found[index] = np.asarray(image)
-    return found
+        thumbnails[index] = np.asarray(image)
+    return thumbnails
 
 
 def _rejections(corpora: Sequence[files.AnyPath]) -> tuple[int, dict[str, int]]:

@@ -156,10 +156,11 @@ def train(
         start, state = 0, initial_state(task, train_step)
     else:
         start, state = restored.step, restored.state
-        found = restored.meta["identity"]
-        if found != dict(task.asset_fingerprints):
+        trained_with = restored.meta["identity"]
+        if trained_with != dict(task.asset_fingerprints):
             raise UserError(
-                f"{workdir} was trained with {found}, but this run has {task.asset_fingerprints}"
+                f"{workdir} was trained with {trained_with}, but this run has "
+                f"{task.asset_fingerprints}"
             )
         loader.check_position(restored.position, start)
     abstract_params = train_step.abstract_state["params"]

@@ -36,12 +36,12 @@ def names_finding(caption: str, context: Context) -> str | None:
     vocabulary = context.vocabulary
     claim = vocabulary.claim(context.label_set)
     mentions = vocabulary.findings_in(caption, claim.present + claim.absent)
-    found = {broad for name, _ in mentions for broad in vocabulary.broader(name)}
+    named = {broad for name, _ in mentions for broad in vocabulary.broader(name)}
     for finding in claim.present:
-        if finding not in found:
+        if finding not in named:
             return f"does not name {finding}"
     for finding in claim.absent:
-        if finding not in found:
+        if finding not in named:
             return f"does not say that there is no {finding}"
     if claim.normal and not claim.present and not _says_normal(caption, vocabulary):
         return "does not say that the image is normal"
@@ -57,10 +57,10 @@ def does_not_negate(caption: str, context: Context) -> str | None:
     vocabulary = context.vocabulary
     claim = vocabulary.claim(context.label_set)
     for name, mention in vocabulary.findings_in(caption, claim.present + claim.absent):
-        kinds = vocabulary.broader(name)
+        broader = vocabulary.broader(name)
         if mention.negated and name in claim.present:
             return f"denies {mention.text}, which the label asserts"
-        if not mention.negated and kinds & set(claim.absent):
+        if not mention.negated and broader & set(claim.absent):
             return f"asserts {mention.text}, which the label denies"
     normal = vocabulary.content["normal"]
     for mention in vocabulary.terms_in(caption, (*normal["statements"], *normal["words"])):
@@ -70,14 +70,14 @@ def does_not_negate(caption: str, context: Context) -> str | None:
 
 
 def adds_nothing(caption: str, context: Context) -> str | None:
-    """No other finding is asserted, or denied unless the image is normal: labels do not tell.
+    """No other finding is asserted, or denied unless the image is normal: labels do not say.
 
-    Nor do they tell ages, persons, measurements or figure numbers.
+    Nor are ages, persons, measurements or figure numbers mentioned.
     """
     vocabulary = context.vocabulary
     claim = vocabulary.claim(context.label_set)
     own_words = _own_words(context)
-    # The labels' own words, what they are a kind of, and what they deny (that is another check).
+    # The labels' words, their broader terms, and what they deny (another check covers that).
     allowed = {broad for name in claim.present for broad in vocabulary.broader(name)}
     meanings: dict[tuple[str, bool], set[str]] = {}
     for name, mention in vocabulary.findings_in(caption, claim.present + claim.absent):
@@ -123,14 +123,14 @@ def agrees_with_attributes(caption: str, context: Context) -> str | None:
 def allows_modality(caption: str, context: Context) -> str | None:
     """No other modality is named; naming none is fine."""
     vocabulary = context.vocabulary
-    own = vocabulary.modality(context.label_set.modality)
+    expected = vocabulary.modality(context.label_set.modality)
     table: Mapping[str, Sequence[str]] = vocabulary.content["modalities"]
-    own_words = {normalise(term) for term in (own, *table.get(own, ()))}
+    expected_words = {normalise(term) for term in (expected, *table.get(expected, ()))}
     for modality, terms in table.items():
-        if modality != own:
+        if modality != expected:
             for mention in vocabulary.terms_in(caption, terms):
-                if mention.text not in own_words:
-                    return f"names {mention.text}, but the modality is {own}"
+                if mention.text not in expected_words:
+                    return f"names {mention.text}, but the modality is {expected}"
     return None
 
 
@@ -167,8 +167,8 @@ CHECKS: Mapping[str, Check] = {
 
 def refusals(caption: str, context: Context) -> dict[str, str]:
     """Name of every check that the caption fails -> reason; empty if it is good."""
-    found = {name: check(caption, context) for name, check in CHECKS.items()}
-    return {name: reason for name, reason in found.items() if reason}
+    reasons = {name: check(caption, context) for name, check in CHECKS.items()}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def _says_normal(caption: str, vocabulary: Vocabulary) -> bool:

@@ -66,7 +66,7 @@ def read(path: PathLike, label_separator: str | None = None) -> list[LabelSet]:
       CorpusError: the table cannot be read, lacks a column or a modality, or has no label at all.
     """
     path = to_path(path)
-    found: dict[str, LabelSet] = {}
+    sets: dict[str, LabelSet] = {}
     for where, record in _records(path):
         column = next((name for name in _LABEL_COLUMNS if name in record), None)
         if column is None or "modality" not in record:
@@ -82,10 +82,10 @@ def read(path: PathLike, label_separator: str | None = None) -> list[LabelSet]:
         label_set = LabelSet.of(modality, [*labels, *tags], _text(record.get("source"), where))
         if not label_set.labels:
             continue
-        found.setdefault(label_set.key, label_set)
-    if not found:
+        sets.setdefault(label_set.key, label_set)
+    if not sets:
         raise CorpusError(f"{path} has no row with a label")
-    return list(found.values())
+    return list(sets.values())
 
 
 def _records(path: AnyPath) -> Iterator[tuple[str, Mapping[str, object]]]:

@@ -47,8 +47,8 @@ def has_decisions(path: PathLike) -> bool:
     path = to_path(path)
     if not path.exists():
         return False
-    found = (re.search(r'"decision":\s*"([^"]*)"', line) for line in _lines(path))
-    return any(match and match[1] for match in found)
+    decisions = (re.search(r'"decision":\s*"([^"]*)"', line) for line in _lines(path))
+    return any(match and match[1] for match in decisions)
 
 
 def read(path: PathLike, vocabulary: Vocabulary) -> dict[str, list[Caption]]:

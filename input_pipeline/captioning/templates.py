@@ -20,10 +20,10 @@
 
 Templates are written by hand, label sets by `tools/caption_labels.py`. A row takes the captions of
 its label set: that with its source, labels and attributes, else that of any source (""), else the
-same without attributes. Where there is none, each label gives its own captions: those of the label
-set that has this label alone, else its templates, which are looked up under ``sources`` by source,
+same without attributes. Without such a set, each label contributes its captions: those of the label
+set with this label alone, else its templates, which are looked up under ``sources`` by source,
 then under ``modalities`` by modality, first by the label itself and then by ``*``; the first list
-found is used, whole. Slots: ``{label}`` is the label, ``{modality}`` its name in
+that exists is used in full. Slots: ``{label}`` is the label, ``{modality}`` its name in
 ``modality_names``, or the modality as it is. Every key but ``version`` may be left out. Attributes
 stand among the labels of a row as ``name=value`` (``view=frontal``).
 """
@@ -98,7 +98,8 @@ class Caption:
 class CaptionTemplates:
     """Templates and label sets of a file; without a file, there are none.
 
-    `label_sets` are by `LabelSet.key`. `path` is for messages only and not part of the `repr`.
+    `label_sets` is indexed by `LabelSet.key`. `path` is for messages only
+    and not part of the `repr`.
     """
 
     sources: _Classes = dataclasses.field(default_factory=dict)
@@ -110,22 +111,22 @@ class CaptionTemplates:
 
     def captions_of(self, source: str, modality: str, labels: Sequence[str]) -> tuple[Caption, ...]:
         """The captions of a row with these labels, by the rules at the top of this file."""
-        whole = LabelSet.of(modality, labels, source)
-        for label_set in (whole, dataclasses.replace(whole, attributes=())):
+        requested = LabelSet.of(modality, labels, source)
+        for label_set in (requested, dataclasses.replace(requested, attributes=())):
             for origin in (source, ""):
                 key = dataclasses.replace(label_set, source=origin).key
                 if key in self.label_sets:
                     return self.label_sets[key]
-        if len(whole.labels) > 1:
+        if len(requested.labels) > 1:
             return tuple(
                 caption
-                for label in whole.labels
+                for label in requested.labels
                 for caption in self.captions_of(source, modality, (label,))
             )
         written = Provenance("templates", self.version)
         return tuple(
             Caption(text, written)
-            for label in whole.labels
+            for label in requested.labels
             for text in self.captions(source, modality, label)
         )
 
@@ -208,7 +209,7 @@ def _label_sets(
             expect(False, f'"provenance" / {number}', f"is not one: {error}")
     label_sets = content.get("label_sets", [])
     expect(isinstance(label_sets, list), '"label_sets"', "must be a list")
-    found: dict[str, tuple[Caption, ...]] = {}
+    by_key: dict[str, tuple[Caption, ...]] = {}
     for number, entry in enumerate(label_sets):
         where = f'"label_sets" / {number}'
         expect(isinstance(entry, dict) and entry.keys() <= _SET_KEYS, where, f"keys: {_SET_KEYS}")
@@ -228,7 +229,7 @@ def _label_sets(
         label_set = LabelSet(
             entry["modality"], tuple(labels), entry.get("source", ""), tuple(attributes.items())
         )
-        expect(label_set.key not in found, where, f"repeats the set {label_set}")
+        expect(label_set.key not in by_key, where, f"repeats the set {label_set}")
         for caption in captions:
             expect(
                 isinstance(caption, dict)
@@ -240,10 +241,10 @@ def _label_sets(
                 f'has a caption that is not {{"text": ..., "provenance": index}}: {caption!r}',
             )
         if captions:  # a set without captions falls back to its labels
-            found[label_set.key] = tuple(
+            by_key[label_set.key] = tuple(
                 Caption(caption["text"], provenance[caption["provenance"]]) for caption in captions
             )
-    return found
+    return by_key
 
 
 def save_label_sets(

@@ -76,13 +76,13 @@ class Vocabulary:
 
     def broader(self, finding: str) -> set[str]:
         """The finding and all that it is a kind of: naming these adds nothing."""
-        found, todo = set(), [finding]
+        reached, todo = set(), [finding]
         while todo:
             name = todo.pop()
-            if name not in found:
-                found.add(name)
+            if name not in reached:
+                reached.add(name)
                 todo += self._findings.get(name, {}).get("is_a", ())
-        return found
+        return reached
 
     def claim(self, label_set: LabelSet) -> Claim:
         """What the labels say; a label that begins with 'no' or 'without' is a finding's absence.
@@ -203,8 +203,8 @@ def load(extension: PathLike | None = None) -> Vocabulary:
             raise CorpusError(f'{where} needs "synonyms", a list of texts')
         if unknown := entry.keys() - _FINDING_KEYS:
             raise CorpusError(f"{where}: {sorted(unknown)} unknown; valid: {sorted(_FINDING_KEYS)}")
-        kinds = [*entry.get("is_a", ()), *filter(None, [entry.get("negates")])]
-        if missing := [kind for kind in kinds if kind not in content["findings"]]:
+        related = [*entry.get("is_a", ()), *filter(None, [entry.get("negates")])]
+        if missing := [kind for kind in related if kind not in content["findings"]]:
             raise CorpusError(f"{where}: {missing[0]!r} is no finding of the table")
     for name, terms in content["modalities"].items():
         if not _is_texts(terms):

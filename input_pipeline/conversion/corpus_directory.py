@@ -129,23 +129,23 @@ def _is_of(plan_file: AnyPath, plan: Plan) -> bool:
 def _other_plan(out_dir: AnyPath) -> str:
     return (
         f"{out_dir} holds an unfinished conversion of other inputs or settings: finish that one "
-        f"with its own command, {_REMEDY}"
+        f"with its command, {_REMEDY}"
     )
 
 
 def _finished(out_dir: AnyPath, plan: Plan) -> Manifest:
     """The manifest of a complete corpus, if it has this plan and its shards are intact."""
-    found = manifest_lib.load(out_dir)
-    if found.plan != plan.hash:
+    manifest = manifest_lib.load(out_dir)
+    if manifest.plan != plan.hash:
         raise CorpusError(f"{out_dir} holds another complete corpus: {_REMEDY}")
     try:
-        for split in found.splits:
-            manifest_lib.verify(out_dir, found, split)
+        for split in manifest.splits:
+            manifest_lib.verify(out_dir, manifest, split)
     except CorpusError as error:
         raise CorpusError(f"{error}; --overwrite writes the corpus anew") from error
     # the run was killed between its last two actions
     files.remove_tree(out_dir / PARTIAL)
-    return found
+    return manifest
 
 
 def _remove_corpus(out_dir: AnyPath) -> None:

@@ -43,7 +43,7 @@ def near_pairs(hashes: np.ndarray, max_distance: int) -> np.ndarray:
         return np.empty((0, 2), np.int64)
     bits = np.unpackbits(hashes, axis=1)
     words = np.ascontiguousarray(hashes).view(np.uint64)
-    found = [np.empty((0, 2), np.int64)]
+    pairs = [np.empty((0, 2), np.int64)]
     for band in range(max_distance + 1):
         # Every (d + 1)th bit: neighbouring frequencies are alike, and would fill a band unevenly.
         packed = np.packbits(bits[:, band :: max_distance + 1], axis=1)
@@ -53,8 +53,8 @@ def near_pairs(hashes: np.ndarray, max_distance: int) -> np.ndarray:
         for left, right in _pairs_within(bucket.reshape(-1)):
             distance = np.bitwise_count(words[left] ^ words[right]).sum(axis=1)
             near = distance <= max_distance
-            found.append(np.sort(np.stack([left[near], right[near]], axis=1), axis=1))
-    return np.unique(np.concatenate(found), axis=0)
+            pairs.append(np.sort(np.stack([left[near], right[near]], axis=1), axis=1))
+    return np.unique(np.concatenate(pairs), axis=0)
 
 
 def _pairs_within(bucket: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -85,12 +85,12 @@ def groups(images: Sequence[ScannedImage], max_distance: int = DEFAULT_DISTANCE)
     members: dict[int, list[int]] = {}
     for index, number in enumerate(component.tolist()):
         members.setdefault(number, []).append(index)
-    found = [
+    alike = [
         Group(tuple(group), exact=len({images[index].sha256 for index in group}) == 1)
         for group in members.values()
         if len(group) > 1
     ]
-    return sorted(found, key=lambda group: (-len(group.members), group.members))
+    return sorted(alike, key=lambda group: (-len(group.members), group.members))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,21 +122,21 @@ def leaks(
 
 
 def in_evaluation(
-    images: Sequence[ScannedImage], evaluation: Sequence[ScannedImage], found: Sequence[Leak]
+    images: Sequence[ScannedImage], evaluation: Sequence[ScannedImage], leaks: Sequence[Leak]
 ) -> dict[int, str]:
     """Reasons to exclude leaked images, by index in `images`."""
     reasons = {}
-    for leak in found:
+    for leak in leaks:
         other = evaluation[leak.evaluation]
         kind = "equal to" if images[leak.image].sha256 == other.sha256 else "nearly equal to"
         reasons[leak.image] = f"{kind} {other.id} of {other.corpus}"
     return reasons
 
 
-def in_other_splits(images: Sequence[ScannedImage], found: Sequence[Group]) -> dict[int, str]:
+def in_other_splits(images: Sequence[ScannedImage], groups: Sequence[Group]) -> dict[int, str]:
     """Reasons to exclude images of a `train` split that are also in another split, by index."""
     reasons = {}
-    for group in found:
+    for group in groups:
         others = [images[index] for index in group.members if images[index].split != "train"]
         for index in group.members if others else ():
             if images[index].split == "train":

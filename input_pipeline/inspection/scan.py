@@ -75,10 +75,10 @@ def scan_folder(directory: AnyPath, workers: int = 1) -> list[ScannedImage]:
     Raises CorpusError if there is none.
     """
     jobs = [(path, directory) for path in files.find_files(directory)]
-    found = [image for image in _map(_scan_file, jobs, workers, chunk=64) if image]
-    if not found:
+    images = [image for image in _map(_scan_file, jobs, workers, chunk=64) if image]
+    if not images:
         raise CorpusError(f"{directory} holds neither a corpus (manifest.json) nor any image")
-    return found
+    return images
 
 
 def scan(
@@ -145,13 +145,13 @@ def _scan_shard(job: tuple[AnyPath, str, str], tokenizer: AnyPath | None) -> lis
     import tensorflow as tf
 
     path, corpus, split = job
-    found, captions = [], []
+    scanned, captions = [], []
     try:
         for position, data in enumerate(tf.data.TFRecordDataset(str(path)).as_numpy_iterator()):
             record = records.decode(data)
-            picture = _decode(record.image, f"{path}, sample {record.id!r}")
+            image = _decode(record.image, f"{path}, sample {record.id!r}")
             captions.append(record.captions)
-            found.append(
+            scanned.append(
                 ScannedImage(
                     corpus=corpus,
                     split=split,
@@ -161,10 +161,10 @@ def _scan_shard(job: tuple[AnyPath, str, str], tokenizer: AnyPath | None) -> lis
                     labels=record.labels,
                     file=path,
                     position=position,
-                    width=picture.width,
-                    height=picture.height,
+                    width=image.width,
+                    height=image.height,
                     sha256=hashlib.sha256(record.image).digest(),
-                    phash=perceptual_hash(picture),
+                    phash=perceptual_hash(image),
                     caption_lengths=(),
                 )
             )
@@ -172,8 +172,8 @@ def _scan_shard(job: tuple[AnyPath, str, str], tokenizer: AnyPath | None) -> lis
         raise CorpusError(f"cannot read shard {path}: {error.message}") from error
     lengths = _lengths(captions, tokenizer)
     return [
-        dataclasses.replace(image, caption_lengths=counts)
-        for image, counts in zip(found, lengths, strict=True)
+        dataclasses.replace(entry, caption_lengths=counts)
+        for entry, counts in zip(scanned, lengths, strict=True)
     ]
 
 
@@ -181,7 +181,7 @@ def _scan_file(job: tuple[AnyPath, AnyPath]) -> ScannedImage | None:
     path, root = job
     data = files.read_bytes(path)
     try:
-        picture = _decode(data, str(path))
+        image = _decode(data, str(path))
     except CorpusError:
         return None
     return ScannedImage(
@@ -193,19 +193,19 @@ def _scan_file(job: tuple[AnyPath, AnyPath]) -> ScannedImage | None:
         labels=(),
         file=path,
         position=-1,
-        width=picture.width,
-        height=picture.height,
+        width=image.width,
+        height=image.height,
         sha256=hashlib.sha256(data).digest(),
-        phash=perceptual_hash(picture),
+        phash=perceptual_hash(image),
         caption_lengths=(),
     )
 
 
 def _decode(data: bytes, where: str) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.load()
-            return ImageOps.exif_transpose(picture)
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
         raise CorpusError(f"{where} is not an image") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data

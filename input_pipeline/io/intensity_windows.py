@@ -34,12 +34,12 @@ class Window:
             return cls(0.0, 100.0, relative=True)
         relative = text.startswith(_PERCENTILES)
         low, _, high = text.removeprefix(_PERCENTILES).partition(",")
-        found = cls(float(low), float(high), relative)
-        if not found.low < found.high:
+        window = cls(float(low), float(high), relative)
+        if not window.low < window.high:
             raise ValueError("the window's ends are not in order")
-        if relative and not (found.low >= 0 and found.high <= 100):
+        if relative and not (window.low >= 0 and window.high <= 100):
             raise ValueError("percentiles are 0 to 100")
-        return found
+        return window
 
     def limits(self, values: np.ndarray) -> tuple[float, float]:
         """The values that become 0 and 1.

@@ -147,9 +147,9 @@ class _JsonText:
 
     def _next_is(self, character: str) -> bool:
         self._skip_space()
-        found = self._text[self._position : self._position + 1] == character
-        self._position += found
-        return found
+        matches = self._text[self._position : self._position + 1] == character
+        self._position += matches
+        return matches
 
     def _expect(self, character: str) -> None:
         if not self._next_is(character):

@@ -94,7 +94,7 @@ def test_blur_is_a_gaussian_whose_weights_add_up_to_one_at_the_border(pair):
     np.testing.assert_allclose(found[..., 0], want / ones, atol=1e-4)
 
 
-def test_what_has_no_probability_changes_nothing_and_the_rest_only_intensities(pair):
+def test_probability_zero_changes_nothing_and_intensities_keep_the_labels(pair):
     image, labels = pair
     same, same_labels = volumes.augment(jax.random.key(0), image, labels, OFF)
     np.testing.assert_array_equal(same, image)

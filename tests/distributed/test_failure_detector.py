@@ -42,7 +42,7 @@ def order(process: subprocess.Popen, text: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 2])
-def test_the_others_name_the_process_that_was_killed_and_ask_for_a_restart(three_processes, victim):
+def test_the_other_processes_name_the_killed_one_and_ask_for_a_restart(three_processes, victim):
     killed = time.monotonic()
     three_processes[victim].kill()
     host = socket.gethostname()

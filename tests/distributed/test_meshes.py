@@ -115,7 +115,7 @@ def test_the_loss_curve_is_the_same_on_every_mesh(one_process, phantom_corpus, t
 
 
 @pytest.mark.slow
-def test_four_processes_that_read_only_their_own_shards_train_like_one(four_processes, one_process):
+def test_four_processes_that_read_only_their_shards_train_like_one(four_processes, one_process):
     assert recorded(four_processes / "batches") == recorded(one_process / "batches")
     assert len(list((four_processes / "batches").iterdir())) == 4
     assert_same_losses(four_processes, one_process)
@@ -123,7 +123,7 @@ def test_four_processes_that_read_only_their_own_shards_train_like_one(four_proc
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["1 x 8", "fsdp and tensor", "2 x 2"])
-def test_what_four_processes_saved_goes_on_elsewhere(
+def test_a_checkpoint_of_four_processes_resumes_on_other_meshes(
     four_processes, one_process, phantom_corpus, tmp_path, target
 ):
     workdir = tmp_path / "run"

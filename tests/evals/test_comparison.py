@@ -133,6 +133,6 @@ def test_results_of_runs_and_mistakes(results, tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_names_are_told_apart(results):
+def test_equal_names_are_distinguished(results):
     found = comparison.compare([results / "a", results / "a" / ".." / "a"], with_published=False)
     assert len({c.name for c in found.columns}) == 2

@@ -81,7 +81,7 @@ def test_a_volume_that_is_smaller_than_a_window_is_seen_in_its_middle():
 
 
 @pytest.mark.parametrize(("depth", "shape"), [(10, (23, 6, 9)), (23, (9, 11, 4)), (6, (6, 5, 5))])
-def test_bands_in_the_own_grid_are_those_of_the_whole(depth, shape):
+def test_slabs_in_the_original_grid_equal_resampling_at_once(depth, shape):
     whole = np.random.default_rng(0).random((depth, 7, 5, 2)).astype(np.float32)
     bands = [whole[:3], whole[3:3], whole[3:]]
     found = np.concatenate(list(in_original_grid(iter(bands), depth, shape, (7, 5))))

@@ -99,7 +99,7 @@ def test_the_global_batch_does_not_depend_on_the_number_of_hosts(corpus, three_e
     assert_same(joined, three_epochs[:15])
 
 
-def test_an_epoch_visits_every_record_once(corpus):
+def test_an_epoch_draws_every_record_once(corpus):
     # each stream's rows are a chain of epochs of its own; together they are epochs of the corpus
     rows = BATCH // STREAMS
     batches = read([corpus], 0, 14)
@@ -113,7 +113,7 @@ def test_an_epoch_visits_every_record_once(corpus):
     assert len(seen) == len(set(seen)) == sum(counts)
 
 
-def test_crops_differ_between_visits_of_one_image(three_epochs):
+def test_crops_differ_between_draws_of_one_image(three_epochs):
     images = {}
     for batch in three_epochs:
         for name, image in zip(batch["id"], batch["image"], strict=True):

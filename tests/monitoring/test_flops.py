@@ -46,7 +46,7 @@ def test_the_image_tower_has_the_flops_of_the_textbook(tiny_config):
     assert counted == pytest.approx(full, rel=0.5)
 
 
-def test_what_platforms_compute_in_their_own_way_is_counted_once():
+def test_platform_dependent_branches_are_counted_once():
     from flax import nnx
 
     from unimed_jax.models.conv import Conv

@@ -26,7 +26,7 @@ def charts(figure):
     return found, [colors.to_hex(bar.get_facecolor()) for bar in longest]
 
 
-def test_answers_are_bars_as_long_as_probabilities():
+def test_predictions_are_bars_as_long_as_probabilities():
     figure = plots.predictions(PICTURES, ["one", "two"], ["a", "b", "c"], PROBABILITIES, [0, 1])
     rendered(figure)
     bars, colours = charts(figure)
@@ -44,7 +44,7 @@ def test_without_targets_no_prediction_is_wrong():
     assert charts(figure)[1] == [plots._ACCENT, plots._ACCENT]
 
 
-def test_no_answers_are_an_empty_figure():
+def test_no_predictions_are_an_empty_figure():
     assert charts(plots.predictions([], [], ["a", "b"], np.zeros((0, 2)), []))[0] == []
 
 

@@ -358,7 +358,7 @@ def test_text_vectors_of_a_real_tower(tmp_path):
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
 
 
-def test_probabilities_are_resized_as_pillow_does_and_kept_at_their_own_size():
+def test_probabilities_are_resized_as_in_pillow_and_unchanged_at_the_same_size():
     p = np.random.default_rng(0).random((8, 8, 2)).astype(np.float32)
     assert resized(p, (8, 8)) is p
     large = resized(p, (16, 24))

@@ -98,7 +98,7 @@ def _at(tree, path):
     return np.asarray(tree)
 
 
-def test_what_is_seen_is_shuffled_and_masked_and_the_visit_alone_decides(batch):
+def test_the_input_is_shuffled_and_masked_depending_only_on_the_draw(batch):
     task = tasks.create(tiny("smoke,only=init,network=unetr"), "")
     images = batch["image"][:, 0]
     keys = jax.random.split(jax.random.key(0), 2)
@@ -160,7 +160,7 @@ def test_one_command_runs_both_stages_and_lists_what_is_transferred(finished):
 
 
 @pytest.mark.slow
-def test_a_finished_stage_is_passed_over_and_the_rest_goes_on_on_other_devices(finished, tmp_path):
+def test_a_finished_stage_is_skipped_and_the_rest_resumes_on_other_devices(finished, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
     shutil.rmtree(workdir / "checkpoints" / "4")
@@ -174,7 +174,7 @@ def test_a_finished_stage_is_passed_over_and_the_rest_goes_on_on_other_devices(f
 
 
 @pytest.mark.slow
-def test_an_interrupted_first_stage_goes_on_before_the_second_begins(finished, tmp_path):
+def test_an_interrupted_first_stage_resumes_before_the_second_begins(finished, tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
     for name in ("config.json", "corpora", "stages"):
@@ -188,7 +188,7 @@ def test_an_interrupted_first_stage_goes_on_before_the_second_begins(finished, t
 
 
 @pytest.mark.slow
-def test_volumes_are_segmented_in_their_own_space(finished, tmp_path):
+def test_volumes_are_segmented_in_their_original_space(finished, tmp_path):
     rng = np.random.default_rng(0)
     affine = np.diag([-3.0, 4.0, 5.0, 1.0])
     for name in ("a.nii.gz", "b.nii"):

@@ -56,7 +56,7 @@ def test_a_checkpoint_is_evaluated_without_its_config(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_twice_the_losses_go_on_bit_for_bit(finished, phantom_corpus, tmp_path):
+def test_after_two_kills_the_losses_continue_bit_for_bit(finished, phantom_corpus, tmp_path):
     recipe = write_recipe(
         tmp_path / "recipe.py",
         phantom_corpus,
@@ -77,7 +77,7 @@ def test_killed_twice_the_losses_go_on_bit_for_bit(finished, phantom_corpus, tmp
 
 
 @pytest.mark.slow
-def test_sigterm_saves_says_so_and_exits_with_zero(finished, phantom_corpus, tmp_path):
+def test_sigterm_saves_reports_it_and_exits_with_zero(finished, phantom_corpus, tmp_path):
     recipe = write_recipe(
         tmp_path / "recipe.py", phantom_corpus, num_train_steps=30, checkpoint__every_steps=1000
     )

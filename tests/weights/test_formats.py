@@ -247,7 +247,7 @@ def test_misfits_are_listed_and_can_be_expected(tmp_path: Path) -> None:
         ({"model_type": "roberta"}, "its config.json is of a 'roberta', not a BERT"),
     ],
 )
-def test_what_shapes_do_not_tell_is_read_from_the_config(
+def test_settings_that_shapes_do_not_show_are_read_from_the_config(
     tmp_path: Path, settings: dict, message: str
 ) -> None:
     model, _, tensors = _bert()

@@ -67,8 +67,8 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
 def wanted_libtpu() -> str:
     """The version of libtpu that the installed JAX requires."""
     stated = importlib.metadata.requires("jax") or []
-    found = next((r for r in stated if r.startswith("libtpu")), "libtpu")
-    return found.partition(";")[0].strip()
+    libtpu = next((r for r in stated if r.startswith("libtpu")), "libtpu")
+    return libtpu.partition(";")[0].strip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,13 +185,13 @@ def compile_report(
     if hlo_file:
         Path(hlo_file).write_text(text)
     cost = hlo_cost.cost(hlo.parse(text), num_devices)
-    kinds = {
+    usage = {
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "code": memory.generated_code_size_in_bytes,
     }
-    total = sum(kinds.values()) / 2**30
+    total = sum(usage.values()) / 2**30
     if total > chip.hbm_gb:  # the compiler may accept programs that leave no room for the arguments
         return report | refusal(
             f"arguments, temporaries and code need {total:.2f}G of {chip.hbm_gb:.2f}G memory"
@@ -201,7 +201,7 @@ def compile_report(
         | {
             "fits": True,
             "refusal": None,
-            "hbm_gib": {"total": total, **{k: v / 2**30 for k, v in kinds.items()}},
+            "hbm_gib": {"total": total, **{k: v / 2**30 for k, v in usage.items()}},
             "compiled_flops": cost.flops * num_devices,
             "compiled_over_model_flops": cost.flops * num_devices / model_flops,
             "memory_bytes": cost.memory_bytes,

@@ -72,8 +72,8 @@ class Instruction:
 
     def numbers(self, key: str) -> tuple[int, ...]:
         """The attribute ``key={1,2}`` as numbers; empty without it."""
-        found = re.search(rf"\b{key}=\{{([\d,]*)\}}", self.attributes)
-        return tuple(int(x) for x in found[1].split(",") if x) if found else ()
+        match = re.search(rf"\b{key}=\{{([\d,]*)\}}", self.attributes)
+        return tuple(int(x) for x in match[1].split(",") if x) if match else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Computation:
 
     @functools.cached_property
     def parameters(self) -> tuple[Instruction, ...]:
-        found = (i for i in self.instructions.values() if i.opcode == "parameter")
-        return tuple(sorted(found, key=lambda i: int(i.literal)))
+        parameters = (i for i in self.instructions.values() if i.opcode == "parameter")
+        return tuple(sorted(parameters, key=lambda i: int(i.literal)))
 
     @functools.cached_property
     def users(self) -> Mapping[str, list[Instruction]]:
@@ -114,33 +114,33 @@ class Module:
         """
         times: Counter[str] = Counter()
 
-        def visit(name: str, count: int, site: _Site | None) -> None:
+        def count_executions(name: str, count: int, site: _Site | None) -> None:
             times[name] += count
             computation = self.computations[name]
             for instruction in computation.instructions.values():
                 here = _Site(computation, instruction, site)
                 if instruction.opcode == "while":
                     [body] = instruction.called("body")
-                    visit(body, count * self._trip_count(here), here)
+                    count_executions(body, count * self._trip_count(here), here)
                 elif instruction.opcode in ("fusion", "call", "conditional", "async-start"):
                     keys = ("calls", "to_apply", "branch_computations")
                     for called in instruction.called(
                         *keys, "true_computation", "false_computation"
                     ):
-                        visit(called, count, None)
+                        count_executions(called, count, None)
 
-        visit(self.entry, 1, None)
+        count_executions(self.entry, 1, None)
         return times
 
     @functools.cached_property
     def fused(self) -> frozenset[str]:
         """Computations inside a fusion: their instructions do not access memory."""
-        found: set[str] = set()
+        fused: set[str] = set()
         for computation in self.computations.values():
             for instruction in computation.instructions.values():
                 if instruction.opcode == "fusion":
-                    found.update(instruction.called("calls"))
-        return frozenset(found)
+                    fused.update(instruction.called("calls"))
+        return frozenset(fused)
 
     def _trip_count(self, loop: _Site) -> int:
         """The trip count of a while loop."""
@@ -269,10 +269,10 @@ def parse(text: str) -> Module:
         if header := _HEADER.match(line):
             name, instructions, root = header[2], {}, None
             entry = name if header[1] else entry
-        elif name and (found := _INSTRUCTION.match(line)):
-            instruction = _instruction(found[2], found[3])
+        elif name and (match := _INSTRUCTION.match(line)):
+            instruction = _instruction(match[2], match[3])
             instructions[instruction.name] = instruction
-            root = instruction if found[1] else root
+            root = instruction if match[1] else root
         elif name and line.startswith("}"):
             assert root is not None, f"no result in {name}"
             computations[name] = Computation(name, instructions, root)
@@ -328,23 +328,23 @@ def group_size(instruction: Instruction, num_devices: int) -> int:
     text = instruction.attributes
     if "replica_groups={}" in text or "replica_groups" not in text:
         return num_devices
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
-        return len(found[1].split(","))
-    if found := re.search(r"replica_groups=\[([\d,]+)\]<=", text):
-        return int(found[1].split(",")[-1])
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+        return len(match[1].split(","))
+    if match := re.search(r"replica_groups=\[([\d,]+)\]<=", text):
+        return int(match[1].split(",")[-1])
     # mesh['a'=4,'b'=2], device_ids=(...) {'a'}: the axes that a group spans, or parts of them
-    found = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text)
-    if found is None:
+    match = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text)
+    if match is None:
         raise ValueError(f"unknown form of replica_groups: {text[:200]}")
-    sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
-    spanned = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", found[2])
+    sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+    spanned = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", match[2])
     return math.prod(int(part) if part else sizes[axis] for axis, _, part in spanned)
 
 
 def window(instruction: Instruction, rank: int) -> list[dict[str, int]]:
     """The window of a convolution: per spatial dim its size, stride, padding and dilations."""
-    found = re.search(r"window=\{([^}]*)\}", instruction.attributes)
-    fields = dict(part.split("=", 1) for part in found[1].split()) if found else {}
+    match = re.search(r"window=\{([^}]*)\}", instruction.attributes)
+    fields = dict(part.split("=", 1) for part in match[1].split()) if match else {}
 
     def values(key: str, default: str) -> Sequence[str]:
         return fields.get(key, "x".join([default] * rank)).split("x") if rank else []

@@ -247,15 +247,15 @@ def sent_bytes(
     kind: str, computation: Computation, instruction: Instruction, num_devices: int
 ) -> float:
     """Bytes that each device sends in one collective; see ``Cost``."""
-    own = sum(a.num_bytes for o in _operands(computation, instruction) for a in o.outputs)
+    operand_bytes = sum(a.num_bytes for o in _operands(computation, instruction) for a in o.outputs)
     if kind == "collective-permute":
-        return float(own)
+        return float(operand_bytes)
     count = group_size(instruction, num_devices)
     share = (count - 1) / count
     match kind:
         case "all-gather":
-            return share * count * own
+            return share * count * operand_bytes
         case "all-reduce":
-            return 2 * share * own
+            return 2 * share * operand_bytes
         case _:  # reduce-scatter, all-to-all
-            return share * own
+            return share * operand_bytes

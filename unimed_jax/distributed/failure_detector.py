@@ -29,7 +29,7 @@ RESTART_STATUS = 75
 _KEY = "unimed_jax/failure_detector"
 _CONNECT_SECONDS = 60
 _REPORT_SECONDS = 5
-# A host without power or network answers no probe: it counts as lost after 10 + 3 * 5 seconds.
+# A host that does not respond to probes counts as lost after 10 + 3 * 5 seconds.
 _PROBES = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
 
 
@@ -173,7 +173,7 @@ class FailureDetector:
         """Reads the messages of a process, until it has finished or all have to stop."""
         try:
             message = json.loads(lines.readline() or "{}")
-        except OSError:  # no answer to the probes
+        except OSError:  # no response to the probes
             message = {}
         if "done" in message:
             return
@@ -220,7 +220,7 @@ def _delay_abort() -> None:
 
 
 def _exit_now(status: int) -> NoReturn:
-    """Ends the process without waiting for anything, because lost processes never answer."""
+    """Ends the process without waiting for anything, because lost processes never respond."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

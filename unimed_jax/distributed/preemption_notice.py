@@ -68,8 +68,8 @@ def _notice(server: str) -> str:
             f"http://{server}/computeMetadata/v1/{path}", headers={"Metadata-Flavor": "Google"}
         )
         try:
-            with opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
-                value = answer.read().decode().strip()
+            with opener.open(request, timeout=_TIMEOUT_SECONDS) as response:
+                value = response.read().decode().strip()
         except urllib.error.HTTPError as error:
             if error.code == 404:  # a server in a pod knows only some of the paths
                 continue

@@ -121,10 +121,10 @@ def partition_spec(
     Raises:
       ValueError: no rule matches, or the rule names another number of dims.
     """
-    found = next(((p, axes) for p, axes in rules if re.search(p, path)), None)
-    if found is None:
+    rule = next(((p, axes) for p, axes in rules if re.search(p, path)), None)
+    if rule is None:
         raise ValueError(f"no sharding rule matches parameter {path!r} of shape {tuple(shape)}")
-    pattern, axes = found
+    pattern, axes = rule
     if len(axes) != len(shape):
         raise ValueError(f"rule {pattern!r} names {axes} for {path!r} of shape {tuple(shape)}")
     spec = [LOGICAL_TO_MESH[axis] if axis else None for axis in axes]

@@ -85,8 +85,8 @@ def _embed(model: Model) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     # smooth images of the model's input size, so that neither framework resizes
     images = [
-        np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
-        for picture in rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
+        np.asarray(Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC))
+        for noise in rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
     ]
     return {
         "images": np.stack(images),

@@ -214,13 +214,13 @@ class Model:
                     f"{self._source} has no tokenizer: give load(..., tokenizer=DIRECTORY)"
                 )
             text = self.config.text
-            found = Tokenizer(resolve(self._tokenizer_uri, weights=False), text.context_length)
-            if (found.vocab_size, found.pad_id) != (text.vocab_size, text.pad_id):
+            tokenizer = Tokenizer(resolve(self._tokenizer_uri, weights=False), text.context_length)
+            if (tokenizer.vocab_size, tokenizer.pad_id) != (text.vocab_size, text.pad_id):
                 raise WeightsError(
-                    f"the tokenizer {self._tokenizer_uri} has {found.vocab_size} entries and pad "
-                    f"id {found.pad_id}, the model {text.vocab_size} and {text.pad_id}"
+                    f"the tokenizer {self._tokenizer_uri} has {tokenizer.vocab_size} entries and "
+                    f"pad id {tokenizer.pad_id}, the model {text.vocab_size} and {text.pad_id}"
                 )
-            self._tokenizer = found
+            self._tokenizer = tokenizer
         return self._tokenizer
 
     def _fast_batch_size(self, tower: str) -> int:
@@ -254,10 +254,10 @@ class Model:
 
         batches = map(place, _batched(rows, batch_size * self._engine.num_shards))
         embedded = self._engine.embed(tower, self._params, batches, normalize=normalize)
-        found = [embeddings[:count] for embeddings, count in zip(embedded, counts, strict=True)]
-        if not found:
+        parts = [embeddings[:count] for embeddings, count in zip(embedded, counts, strict=True)]
+        if not parts:
             return np.zeros((0, self.config.embed_dim), np.float32)
-        return np.concatenate(found)
+        return np.concatenate(parts)
 
 
 def _batched(rows: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:

@@ -48,9 +48,9 @@ def predictions(
     )
     for axis in axes.flat:
         axis.axis("off")
-    for i, (picture, title) in enumerate(zip(images, titles, strict=True)):
+    for i, (image, title) in enumerate(zip(images, titles, strict=True)):
         top, below = axes[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
-        top.imshow(picture, cmap="gray")
+        top.imshow(image, cmap="gray")
         top.set_title(title, fontsize=9)
         below.axis("on")
         best = int(probabilities[i].argmax())

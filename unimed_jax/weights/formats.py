@@ -292,7 +292,7 @@ class _Shapes:
         entry = self._entries[path]
         name = entry.names[0].format(layer=0)
         if name not in self._part.tensors:
-            raise WeightsError(f"{self._file} is not whole: it lacks {self._part.prefix}{name}")
+            raise WeightsError(f"{self._file} is incomplete: it lacks {self._part.prefix}{name}")
         shape, dims = self._part.tensors[name].shape, entry.torch_layout.split()
         if len(shape) != len(dims):
             raise WeightsError(
@@ -340,13 +340,13 @@ def _weights_file(directory: Path) -> Path:
     for name in _WEIGHTS_FILES:
         if (directory / name).is_file():
             return directory / name
-    found = sorted(file for file in directory.iterdir() if file.suffix in _SUFFIXES)
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
+    files = sorted(file for file in directory.iterdir() if file.suffix in _SUFFIXES)
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files) or "none"
         raise WeightsError(
             f"{directory}: expected one weights file ({', '.join(_SUFFIXES)}), found {names}"
         )
-    return found[0]
+    return files[0]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -69,27 +69,27 @@ def to_params(
         array = np.empty(leaf.shape, leaf.dtype)
         rows = array if _stacked(entry) else array[None]
         for row, names in enumerate(_layer_names(entry, leaf.shape)):
-            whole = _join([tensors[name].load() for name in names])
-            rows[row] = _rearrange(whole, entry.torch_layout, entry.layout, sizes)
+            joined = _join([tensors[name].load() for name in names])
+            rows[row] = _rearrange(joined, entry.torch_layout, entry.layout, sizes)
         _insert(params, path, array)
     return params
 
 
 def _misfits(tensors: Tensors, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     """A description of every mismatch."""
-    found = {
+    problems = {
         name: f"missing: {name}, shape {shape}"
         for name, shape in wanted.items()
         if name not in tensors
     }
     for name, tensor in tensors.items():
         if name not in wanted:
-            found[name] = f"unexpected: {name}, shape {tensor.shape}"
+            problems[name] = f"unexpected: {name}, shape {tensor.shape}"
         elif tensor.shape != wanted[name]:
-            found[name] = (
+            problems[name] = (
                 f"shape: {name} is {tensor.shape} in the file, {wanted[name]} in the model"
             )
-    return found
+    return problems
 
 
 def to_tensors(params: Mapping[str, Any], layout: Iterable[Entry]) -> dict[str, LazyTensor]:
@@ -115,8 +115,8 @@ def to_tensors(params: Mapping[str, Any], layout: Iterable[Entry]) -> dict[str, 
 
 
 def _to_tensor(array: Any, entry: Entry, row: int, piece: int) -> np.ndarray:
-    whole = np.asarray(array)  # of an array of jax in host memory no copy is made
-    ours = whole[row] if _stacked(entry) else whole
+    host_array = np.asarray(array)  # no copy of a JAX array in host memory
+    ours = host_array[row] if _stacked(entry) else host_array
     tensor = _rearrange(ours, entry.layout, entry.torch_layout, _sizes(entry, array.shape))
     pieces = len(entry.names)
     return tensor if pieces == 1 else np.split(tensor, pieces)[piece]
@@ -159,9 +159,9 @@ def _sizes(entry: Entry, shape: tuple[int, ...]) -> dict[str, int]:
 
 def _torch_shapes(entry: Entry, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     sizes = _sizes(entry, shape)
-    whole = tuple(math.prod(sizes[letter] for letter in dim) for dim in entry.torch_layout.split())
+    shape = tuple(math.prod(sizes[letter] for letter in dim) for dim in entry.torch_layout.split())
     pieces = len(entry.names)
-    return [whole if pieces == 1 else (whole[0] // pieces, *whole[1:])] * pieces
+    return [shape if pieces == 1 else (shape[0] // pieces, *shape[1:])] * pieces
 
 
 def _join(pieces: list[np.ndarray]) -> np.ndarray:

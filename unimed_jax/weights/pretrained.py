@@ -118,10 +118,10 @@ class Pretrained:
                 if part.layout is layouts.BERT:  # a bare language model has no projection
                     wanted = {k: v for k, v in wanted.items() if k != "proj"}
             if _same_shapes(part.ours, wanted):
-                found = part.ours
+                arrays = part.ours
             else:
-                found = self._mapped(name, wanted, config, expected)
-            params.update(found if name == "logits" else {name: found})
+                arrays = self._mapped(name, wanted, config, expected)
+            params.update(arrays if name == "logits" else {name: arrays})
         return params
 
     def _mapped(
@@ -144,12 +144,12 @@ class Pretrained:
 
     def _check_unseen(self, name: str, config: ModelConfig) -> None:
         for key in _UNSEEN:
-            found = self.parts[name].config.get(key)
+            stored = self.parts[name].config.get(key)
             value = getattr(getattr(config, name), key)
-            if found is not None and found != value:
+            if stored is not None and stored != value:
                 raise WeightsError(
-                    f"{self.source}: the {name} tower has {key} {found!r}, but model.{name}.{key} "
-                    f"is {value!r}; set it to {found!r}"
+                    f"{self.source}: the {name} tower has {key} {stored!r}, but model.{name}.{key} "
+                    f"is {value!r}; set it to {stored!r}"
                 )
 
 

@@ -211,7 +211,7 @@ class _Storages:
         except OSError as error:
             raise WeightsError(f"cannot read {self.path}: {error.strerror or error}") from error
         if flat.size != count:
-            raise WeightsError(f"{self.path} is cut off: storage {view.storage.key} is not whole")
+            raise WeightsError(f"{self.path} is cut off: storage {view.storage.key} is incomplete")
         strides = [s * dtype.itemsize for s in view.strides]
         return np.lib.stride_tricks.as_strided(flat, view.shape, strides, writeable=False)
 

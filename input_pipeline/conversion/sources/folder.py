@@ -72,7 +72,7 @@ def _rows(
         if len(parts) < 2 + has_splits:
             continue  # beside the class folders: a licence, a table
         number += 1
-        found = group.search(path) if group else None
+        match = group.search(path) if group else None
         yield SourceRow(
             row=number,
             id=f"{source}/{path}",
@@ -82,5 +82,5 @@ def _rows(
             modality=options.modality,
             source=source,
             split=_SPLITS[parts[0].lower()] if has_splits else options.split,
-            group=found[1] if found else "",
+            group=match[1] if match else "",
         )

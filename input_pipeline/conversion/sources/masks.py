@@ -76,28 +76,28 @@ def held_out(groups: list[str], share: float) -> set[str]:
 def _rows(
     options: MaskOptions, group: re.Pattern[str], source: str
 ) -> Iterator[PlannedRow[MaskRow] | Rejection]:
-    pictures = _files(options.raw / options.images)
+    images = _files(options.raw / options.images)
     masks: dict[str, list[Path]] = {}
     for path in _files(options.raw / options.masks):
         masks.setdefault(path.stem, []).append(path)
-    groups = [(m[1] if (m := group.search(path.stem)) else "") for path in pictures]
-    units = [found or path.name for found, path in zip(groups, pictures, strict=True)]
+    groups = [(m[1] if (m := group.search(path.stem)) else "") for path in images]
+    units = [group_id or path.name for group_id, path in zip(groups, images, strict=True)]
     val = held_out(units, options.held_out)
-    for number, (path, unit, patient) in enumerate(zip(pictures, units, groups, strict=True), 1):
+    for number, (path, unit, patient) in enumerate(zip(images, units, groups, strict=True), 1):
         image = f"{options.images}/{path.name}"
         sample_id = f"{source}/{path.name}"
-        found = masks.get(path.stem + options.mask_suffix, [])
-        if len(found) != 1:
-            reason = f"{len(found) or 'no'} masks of its name" if found else "no mask of its name"
+        matching = masks.get(path.stem + options.mask_suffix, [])
+        if len(matching) != 1:
+            reason = f"{len(matching)} masks of its name" if matching else "no mask of its name"
             yield Rejection(reason, number, sample_id, image)
             continue
-        num_bytes = path.stat().st_size + found[0].stat().st_size
+        num_bytes = path.stat().st_size + matching[0].stat().st_size
         split = "val" if unit in val else "train"
         row = MaskRow(
             row=number,
             id=sample_id,
             image=image,
-            mask=f"{options.masks}/{found[0].name}",
+            mask=f"{options.masks}/{matching[0].name}",
             num_bytes=num_bytes,
             split=split,
             modality=options.modality,
@@ -112,10 +112,10 @@ def _rows(
 def _files(folder: Path) -> list[Path]:
     """The files of a folder in the order of their names."""
     try:
-        found = [path for path in folder.iterdir() if path.is_file()]
+        paths = [path for path in folder.iterdir() if path.is_file()]
     except OSError as error:
         raise CorpusError(f"cannot read {folder}: {error.strerror}") from error
-    found = sorted(path for path in found if not path.name.startswith("."))
-    if not found:
+    paths = sorted(path for path in paths if not path.name.startswith("."))
+    if not paths:
         raise CorpusError(f"{folder} holds no files")
-    return found
+    return paths

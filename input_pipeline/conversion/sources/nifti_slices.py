@@ -74,13 +74,13 @@ def open_nifti(options: NiftiOptions) -> Conversion:
         ) from None
     if not 0 <= options.held_out < 1:
         raise CorpusError(f"--held_out={options.held_out}: expected a share in [0, 1)")
-    found = sorted(options.raw.glob(f"{options.image_prefix}*.nii*"))
-    if not found:
+    volumes = sorted(options.raw.glob(f"{options.image_prefix}*.nii*"))
+    if not volumes:
         raise CorpusError(f"{options.raw} holds no {options.image_prefix}*.nii or .nii.gz")
     name = corpus_name(options.raw.resolve().name)
     return Conversion(
         name=name,
-        rows=_rows(options, found, options.source or name),
+        rows=_rows(options, volumes, options.source or name),
         make_sample=MakeSlice(options.raw, classes, window),
         schema=SCHEMA,
     )

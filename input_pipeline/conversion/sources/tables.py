@@ -55,10 +55,10 @@ def open_jsonl(options: TableOptions) -> OpenedSource:
     A value may be a text, a number or null; in text and label columns also a list of texts.
     """
     # Keys may be absent from some lines: the columns are known after reading all of them.
-    found = dict.fromkeys(
+    keys = dict.fromkeys(
         key for _, record in tabular_files.jsonl_records(options.input) for key in record
     )
-    return _reading(options, _columns(options, found), tabular_files.jsonl_records(options.input))
+    return _reading(options, _columns(options, keys), tabular_files.jsonl_records(options.input))
 
 
 def _reading(

@@ -337,8 +337,10 @@ class _Rows:
             raise ValueError(f"held out: named by {held_out_file.name}")
 
         labels = value_texts(record.values.get(part.labels)) if part.labels is not None else ()
-        if found := next((c for c in excluded if any(_is_class(x, c) for x in labels)), None):
-            raise ValueError(f"excluded class: {found}")
+        if excluded_class := next(
+            (c for c in excluded if any(_is_class(x, c) for x in labels)), None
+        ):
+            raise ValueError(f"excluded class: {excluded_class}")
         if part.noise:
             kept = tuple(x for x in labels if not re.search(part.noise, x.strip("/")))
             if labels and not kept:
@@ -374,8 +376,8 @@ class _Rows:
 
     def _modality(self, record: _Record, path: str) -> str:
         by_path = self.part.modality_by_path.items()
-        found = next((m for regex, m in by_path if re.search(regex, path)), None)
-        return found or self.part.modality_by_key.get(record.key, self.part.modality)
+        matched = next((m for regex, m in by_path if re.search(regex, path)), None)
+        return matched or self.part.modality_by_key.get(record.key, self.part.modality)
 
     def _split(self, record: _Record, path: str, key: str) -> str:
         if self.options.official_split == "ignore":
@@ -386,8 +388,8 @@ class _Rows:
                 raise ValueError(f"unknown split: {name!r} is none of {sorted(_SPLITS)}")
             return _SPLITS[name]
         by_path = self.part.split_by_path.items()
-        found = next((s for regex, s in by_path if re.search(regex, path)), None)
-        return found or self.splits.get(key, "train")
+        matched = next((s for regex, s in by_path if re.search(regex, path)), None)
+        return matched or self.splits.get(key, "train")
 
 
 def _sentences(value: Any) -> tuple[str, ...]:

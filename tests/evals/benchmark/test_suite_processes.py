@@ -86,7 +86,7 @@ def embeddings(out: Path) -> dict[str, np.ndarray]:
     return {f"{p.parent.name}/{p.name}": np.load(p)["rows"] for p in files}
 
 
-def test_any_number_of_devices_and_hosts_gives_the_same_to_the_last_digit(
+def test_any_number_of_devices_and_hosts_gives_the_same_result_to_the_last_digit(
     checkpoint, large, tmp_path
 ):
     sets = "--suite.sets=acl_mri,thyroid_us,CT_axial,PCAM,skin_tumor"
@@ -114,7 +114,7 @@ def test_any_number_of_devices_and_hosts_gives_the_same_to_the_last_digit(
     assert (tmp_path / "again" / "results.json").read_bytes() == results
 
 
-def test_a_killed_run_goes_on_where_it_was(checkpoint, large, tmp_path):
+def test_a_killed_run_resumes_where_it_stopped(checkpoint, large, tmp_path):
     sets = "--suite.sets=acl_mri,PCAM,skin_tumor"
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = start(checkpoint, large, killed, sets)

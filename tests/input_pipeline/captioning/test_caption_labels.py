@@ -107,7 +107,7 @@ def assert_all_pass(out):
             assert checks.refusals(caption, context) == {}
 
 
-def test_template_gives_ten_each_and_says_what_it_is(table, tmp_path, capsys):
+def test_templates_give_ten_captions_per_set_with_provenance(table, tmp_path, capsys):
     out = tmp_path / "c.json"
     assert run(table, out, "--provider=template") == 0
     found = texts(out)
@@ -123,7 +123,7 @@ def test_template_gives_ten_each_and_says_what_it_is(table, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("endpoint", ["chat", "completion"])
-def test_faulty_captions_are_asked_for_again_and_a_second_run_asks_nothing(
+def test_faulty_captions_are_requested_again_and_a_second_run_sends_no_requests(
     table, tmp_path, serve, capsys, endpoint
 ):
     server, out = serve(), tmp_path / "c.json"
@@ -162,7 +162,7 @@ def test_errors_of_the_server_are_survived(table, tmp_path, serve):
     assert report(tmp_path / "c.json")["usage"]["failed_requests"] == 0
 
 
-def test_what_still_fails_goes_to_review_and_comes_back(table, tmp_path, serve, capsys):
+def test_captions_that_still_fail_go_through_review(table, tmp_path, serve, capsys):
     server, out = serve(), tmp_path / "c.json"
     flags = ("--num_captions=6", "--max_turns=1")
     assert ask(table, out, server, *flags) == 0

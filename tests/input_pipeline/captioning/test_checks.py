@@ -75,7 +75,7 @@ def test_bad_captions_are_refused_with_the_reason(check, caption, labels, reason
     assert reason in failed(caption, *labels).get(check, ""), failed(caption, *labels)
 
 
-def test_attributes_of_the_set_may_be_said_and_not_contradicted():
+def test_captions_may_mention_but_not_contradict_attributes_of_the_set():
     known = {"laterality": "right", "severity": "mild", "view": "frontal", "age_group": "child"}
     assert failed("Frontal X-ray of a child: mild right-sided effusion.", "effusion", **known) == {}
     for wrong in ("left effusion", "severe effusion", "effusion, lateral view", "adult effusion"):
@@ -120,7 +120,7 @@ def test_the_grammar_satisfies_the_checks_for_every_finding(labels, modality, se
 
 
 @pytest.mark.parametrize("attribute", ATTRIBUTES)
-def test_the_grammar_says_the_attributes(attribute):
+def test_the_grammar_mentions_the_attributes(attribute):
     for value in WORDS.content["attributes"][attribute]["values"]:
         label_set = LabelSet("xray", ("effusion",), "", ((attribute, value),))
         captions = list(grammar.captions(label_set, WORDS, 0))[:10]

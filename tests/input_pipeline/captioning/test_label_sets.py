@@ -1,4 +1,4 @@
-"""Tables of label sets, prompts and answers, and the look-up of captions at conversion."""
+"""Tables of label sets, prompts and responses, and the look-up of captions at conversion."""
 
 import json
 
@@ -60,7 +60,7 @@ def request(endpoint="chat", count=3, refused=None):
     return prompts.requests(endpoint, LabelSet("ct", ("a",)), count, refused or {}, 5)
 
 
-def test_requests_have_the_label_the_reasons_and_their_own_seeds():
+def test_requests_contain_the_label_and_the_reasons_and_differ_in_seed():
     (chat,) = request(refused={"bad one": "adds b"})
     assert "Write 3 captions" in chat.system and chat.text.startswith("Modality: ct. Label: a.")
     assert "bad one (adds b)" in chat.text
@@ -72,7 +72,7 @@ def test_requests_have_the_label_the_reasons_and_their_own_seeds():
 
 
 @pytest.mark.parametrize(
-    ("answer", "expected"),
+    ("response", "expected"),
     [
         ("1. One here.\n2) Two here.\n", ["One here.", "Two here."]),
         ("Here are three captions:\n- One.\n* Two.\n• Three.", ["One.", "Two.", "Three."]),
@@ -83,8 +83,8 @@ def test_requests_have_the_label_the_reasons_and_their_own_seeds():
         ("", []),
     ],
 )
-def test_captions_are_read_from_answers(answer, expected):
-    assert prompts.captions(request()[0], answer) == expected
+def test_captions_are_parsed_from_responses(response, expected):
+    assert prompts.captions(request()[0], response) == expected
 
 
 def test_a_completion_is_one_line():
@@ -94,9 +94,9 @@ def test_a_completion_is_one_line():
 
 
 @given(st.text(max_size=300))
-def test_any_answer_gives_clean_lines(answer):
+def test_any_response_gives_clean_lines(response):
     for endpoint in prompts.ENDPOINTS:
-        for caption in prompts.captions(request(endpoint)[0], answer):
+        for caption in prompts.captions(request(endpoint)[0], response):
             assert caption and caption == " ".join(caption.split())
 
 

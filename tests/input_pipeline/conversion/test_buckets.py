@@ -85,7 +85,7 @@ def test_beam_reads_from_and_writes_to_a_bucket(storage, local, options):
 
 
 @pytest.mark.slow
-def test_killed_in_an_upload_it_goes_on(storage, local):
+def test_a_conversion_killed_during_an_upload_resumes(storage, local):
     def shards():
         return {n: d for n, d in storage.below("killed/").items() if n.endswith(".tfrecord")}
 
@@ -199,7 +199,7 @@ def test_labels_are_listed_and_captioned_in_a_bucket(storage, local, tmp_path):
     assert ours == theirs and len(ours) == 3
 
 
-def test_an_answer_cache_in_a_bucket_is_refused_with_the_remedy(storage, local, capsys):
+def test_a_response_cache_in_a_bucket_is_refused_with_the_remedy(storage, local, capsys):
     flags = ["--labels=gs://bucket/raw/table.csv", "--out=gs://bucket/x.json", "--provider=openai"]
     assert tool("caption_labels").main([*flags, "--model=any"]) == 2
     assert "gs://bucket/x.cache.sqlite must be on a local disk" in capsys.readouterr().err

@@ -153,7 +153,7 @@ def draw_array(draw, dtype, low, high):
 
 
 @given(st.data())
-def test_arrays_of_any_rank_come_back_from_a_record_and_in_the_graph(data):
+def test_arrays_of_any_rank_survive_a_record_in_python_and_in_the_graph(data):
     dtype = data.draw(st.sampled_from(segmentation_records.DTYPES))
     image, mask = draw_array(data.draw, np.dtype(dtype), 0, 2)
     spacing = tuple(float(i + 1) for i in range(image.ndim))
@@ -198,7 +198,7 @@ def test_phantoms_are_a_function_of_their_row_and_styles_share_the_anatomy():
     assert 0.02 < (warm[1] == 1).mean() < 0.5
 
 
-def test_the_stream_takes_segmentation_records_and_refuses_them_to_another_task(tmp_path):
+def test_the_stream_accepts_segmentation_records_only_for_segmentation_tasks(tmp_path):
     out = tmp_path / "warm"
     assert convert("mask_phantoms", out, "--style=warm", "--num_images=10", "--image_size=16") == 0
     source = dataset.MixtureSource("warm", str(out), "train", None)

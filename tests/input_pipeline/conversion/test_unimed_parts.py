@@ -314,7 +314,7 @@ def test_ppm_images_are_stored_as_png(run):
     assert corpora.samples_of(out)["retina_part1/11_STARE/im0001.ppm"].image[1:4] == b"PNG"
 
 
-def test_modality_of_radimagenet_is_told_by_the_path(run):
+def test_the_path_determines_the_modality_of_radimagenet(run):
     modalities = {s.labels[0]: s.modality for s in corpora.samples_of(run("radimagenet")).values()}
     assert modalities == {"finding 0": "ct", "finding 1": "mri", "finding 2": "ultrasound"}
 
@@ -384,7 +384,7 @@ def test_quilt_columns_are_found_by_name(run, tmp_path, capsys):
     assert "no column 'image_path'; found ['', 'caption'" in error(run, capsys, "quilt1m")
 
 
-def test_missing_annotations_are_an_error_that_says_where_to_get_them(run, tmp_path, capsys):
+def test_the_error_for_missing_annotations_says_where_to_get_them(run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     message = error(run, capsys, "pmc_oa", raw=tmp_path / "empty")
     assert "pmc_oa.jsonl" in message and "huggingface.co/datasets/axiong/pmc_oa" in message

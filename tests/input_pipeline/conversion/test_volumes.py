@@ -33,7 +33,7 @@ def scene(rng, shape=(9, 8, 10)):
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_a_volume_is_turned_by_its_header_and_labels_go_back_to_the_voxel(tmp_path, suffix):
+def test_a_volume_is_reoriented_by_its_header_and_labels_map_back_to_the_voxel(tmp_path, suffix):
     values, labels = scene(np.random.default_rng(0))
     write(tmp_path / f"a{suffix}", values)
     volume = NiftiVolume(tmp_path / f"a{suffix}")
@@ -87,7 +87,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_become_corpora_with_the_patients_that_were_named_held_out(tmp_path, layout):
+def test_layouts_become_corpora_without_the_patients_named_as_held_out(tmp_path, layout):
     image, label = LAYOUTS[layout]
     rng = np.random.default_rng(0)
     scenes = {}
@@ -199,7 +199,7 @@ def test_resampling_is_pillows(num_in, num_out):
     np.testing.assert_allclose(weights @ line, want[0], atol=1e-5)
 
 
-def test_a_crop_of_the_own_grid_is_a_slice_and_outside_is_zero():
+def test_a_crop_in_the_original_grid_is_a_slice_and_zero_outside():
     rng = np.random.default_rng(0)
     image = rng.random((6, 7, 8, 1)).astype(np.float32)
     mask = rng.integers(0, 3, (6, 7, 8)).astype(np.uint8)

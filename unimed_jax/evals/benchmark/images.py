@@ -65,15 +65,15 @@ def open_set(spec: SetSpec, root: Path) -> LabelledImages:
         names the file and the row.
     """
     root = Path(os.path.normpath(root))
-    found = _find(spec.layout, root)
-    if found is None:
+    listing = _find(spec.layout, root)
+    if listing is None:
         prepared = _find_tfds(spec.tfds, root) if spec.tfds else None
         if spec.tfds is None or prepared is None:
             raise CorpusError(f"{spec.key}: {missing(spec, root)} is not in {root}")
         return _open_tfds(spec, spec.tfds, prepared)
     if isinstance(spec.layout, CsvLayout):
-        return _collect(spec, root, found, _csv_rows(spec.layout, found, root))
-    return _collect(spec, root, found, _file_rows(spec.layout, found))
+        return _collect(spec, root, listing, _csv_rows(spec.layout, listing, root))
+    return _collect(spec, root, listing, _file_rows(spec.layout, listing))
 
 
 def _find(layout: CsvLayout | FilesLayout, root: Path) -> Path | None:
@@ -133,8 +133,8 @@ def _one_hot(layout: CsvLayout, row: Mapping[str | int, str], place: str) -> str
     except ValueError as error:
         raise CorpusError(f"{place}: the class columns must hold numbers: {error}") from error
     if sorted(values) != [0.0] * (len(values) - 1) + [1.0]:
-        found = ", ".join(f"{n}={v:g}" for n, v in zip(layout.one_hot, values, strict=True) if v)
-        raise CorpusError(f"{place}: exactly one class column must be 1; found {found or 'none'}")
+        ones = ", ".join(f"{n}={v:g}" for n, v in zip(layout.one_hot, values, strict=True) if v)
+        raise CorpusError(f"{place}: exactly one class column must be 1; found {ones or 'none'}")
     return str(values.index(1.0))
 
 

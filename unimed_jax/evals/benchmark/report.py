@@ -22,35 +22,35 @@ _COLUMNS = {**MODALITIES, "mean": "Mean"}
 
 
 def write(
-    directory: AnyPath, found: SuiteResult, model: ModelName, settings: Mapping[str, str]
+    directory: AnyPath, suite_result: SuiteResult, model: ModelName, settings: Mapping[str, str]
 ) -> None:
     """Prints the table and writes the files, beside those of `suite_results.write_set`.
 
     Args:
       directory: the output directory.
-      found: the results.
+      suite_result: the results.
       model: the names of the model.
       settings: settings of the command, shown in the report.
     """
-    suite_results.write(directory, found, model)
+    suite_results.write(directory, suite_result, model)
     html_report.write_report(
         directory / "report.html",
-        title=f"{found.suite.title}: {model.checkpoint}",
-        sections=_sections(found, settings),
-        subtitle=f"Protocol {found.protocol}: {PROTOCOLS[found.protocol]}. It shows images of "
-        "the sets: their terms apply.",
+        title=f"{suite_result.suite.title}: {model.checkpoint}",
+        sections=_sections(suite_result, settings),
+        subtitle=f"Protocol {suite_result.protocol}: {PROTOCOLS[suite_result.protocol]}. It shows "
+        "images of the sets: their terms apply.",
     )
-    process.log(table(found))
+    process.log(table(suite_result))
     process.log(f"\nresults: {directory / 'results.json'}\nreport:  {directory / 'report.html'}")
 
 
-def table(found: SuiteResult) -> str:
+def table(suite_result: SuiteResult) -> str:
     """The scores as plain text, in percent, one line per set, including absent sets."""
-    results = {r.spec.key: r for r in found.sets}
+    results = {r.spec.key: r for r in suite_result.sets}
     lines = []
-    for spec in found.suite.sets:
-        if spec.key in found.absent:
-            lines.append(f"{spec.key:<20} absent: {found.absent[spec.key]}")
+    for spec in suite_result.suite.sets:
+        if spec.key in suite_result.absent:
+            lines.append(f"{spec.key:<20} absent: {suite_result.absent[spec.key]}")
             continue
         r = results[spec.key]
         lines.append(
@@ -58,12 +58,14 @@ def table(found: SuiteResult) -> str:
             f"n={r.scored.num_images:,}{''.join(f'  ! {text}' for text in _problems(r))}"
         )
     for title, leak_free in (("as published", False), ("leak-free", True)):
-        mean = found.means(leak_free)["mean"]
+        mean = suite_result.means(leak_free)["mean"]
         lines.append(f"mean {title}: {_mean_text(mean)}")
         for word in ("without", "incomplete"):
             if mean[word]:
                 lines.append(f"  {word} {', '.join(mean[word])}")
-    lines += [f"does not decode: {bad.place}: {bad.id}" for r in found.sets for bad in r.bad_images]
+    lines += [
+        f"does not decode: {bad.place}: {bad.id}" for r in suite_result.sets for bad in r.bad_images
+    ]
     return "\n".join(lines)
 
 
@@ -87,9 +89,9 @@ def listing(suite: Suite, missing: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _sections(found: SuiteResult, settings: Mapping[str, str]) -> list[html_report.Section]:
-    published, leak_free = found.means(leak_free=False), found.means(leak_free=True)
-    results = [r.result for r in found.sets]
+def _sections(suite_result: SuiteResult, settings: Mapping[str, str]) -> list[html_report.Section]:
+    published, leak_free = suite_result.means(leak_free=False), suite_result.means(leak_free=True)
+    results = [r.result for r in suite_result.sets]
     small = [result for result in results if len(result.classes) <= _MAX_MATRIX]
     return [
         html_report.summary_section(
@@ -98,20 +100,24 @@ def _sections(found: SuiteResult, settings: Mapping[str, str]) -> list[html_repo
                 "mean, leak-free": _mean_text(leak_free["mean"]),
             }
         ),
-        html_report.Section("Sets", _sets_html(found)),
-        html_report.Section("Modalities", _modalities_html(found.suite, published, leak_free)),
-        html_report.Section("Plot", _plot(found)),
+        html_report.Section("Sets", _sets_html(suite_result)),
+        html_report.Section(
+            "Modalities", _modalities_html(suite_result.suite, published, leak_free)
+        ),
+        html_report.Section("Plot", _plot(suite_result)),
         *([_left_out(published, leak_free)] if leak_free["mean"]["without"] else []),
-        *([_bad_images(found)] if any(r.bad_images for r in found.sets) else []),
+        *([_bad_images(suite_result)] if any(r.bad_images for r in suite_result.sets) else []),
         classification_report.classification_section(results, "Other scores"),
         classification_report.confusion_section(small),
-        classification_report.gallery_section(_wrong_predictions(found), "Wrong predictions"),
+        classification_report.gallery_section(
+            _wrong_predictions(suite_result), "Wrong predictions"
+        ),
         html_report.config_section(settings, "Settings"),
     ]
 
 
-def _sets_html(found: SuiteResult) -> str:
-    models = list(dict.fromkeys(name for s in found.suite.sets for name in s.published))
+def _sets_html(suite_result: SuiteResult) -> str:
+    models = list(dict.fromkeys(name for s in suite_result.suite.sets for name in s.published))
     header = [
         "Set",
         "Metric",
@@ -121,11 +127,11 @@ def _sets_html(found: SuiteResult) -> str:
         "One prompt: min, median, max",
     ]
     header += ["Images", *models]
-    results = {r.spec.key: r for r in found.sets}
+    results = {r.spec.key: r for r in suite_result.sets}
     rows = []
-    for spec in found.suite.sets:
+    for spec in suite_result.suite.sets:
         printed = [f"{spec.published[m]:.2f}" if m in spec.published else "—" for m in models]
-        if spec.key in found.absent:
+        if spec.key in suite_result.absent:
             rows.append([spec.key, spec.metric, "absent", "—", "—", "—", "—", *printed])
             continue
         r = results[spec.key]
@@ -158,28 +164,28 @@ def _leak_free(r: SetResult) -> str:
     return f"{100 * r.leak_free.values[r.spec.metric]:.2f}"
 
 
-def _plot(found: SuiteResult) -> str:
+def _plot(suite_result: SuiteResult) -> str:
     """Scores with their intervals, scores without known training images, and published scores."""
 
     def point(scored: Scored, metric: str) -> tuple[float, float, float]:
         return (scored.values[metric], *scored.intervals[metric])
 
     series: dict[str, list[tuple[float, float, float] | None]] = {
-        "as published": [point(r.scored, r.spec.metric) for r in found.sets]
+        "as published": [point(r.scored, r.spec.metric) for r in suite_result.sets]
     }
     leak_free = [
         r.leak_free if r.leak_free and r.leak_free.num_images < r.scored.num_images else None
-        for r in found.sets
+        for r in suite_result.sets
     ]
     if any(leak_free):
         series["leak-free"] = [
             point(scored, r.spec.metric) if scored else None
-            for r, scored in zip(found.sets, leak_free, strict=True)
+            for r, scored in zip(suite_result.sets, leak_free, strict=True)
         ]
-    for model in dict.fromkeys(name for r in found.sets for name in r.spec.published):
-        values = [r.spec.published.get(model, math.nan) / 100 for r in found.sets]
+    for model in dict.fromkeys(name for r in suite_result.sets for name in r.spec.published):
+        values = [r.spec.published.get(model, math.nan) / 100 for r in suite_result.sets]
         series[model] = [(value, value, value) for value in values]
-    names = [f"{r.spec.key} ({r.spec.metric})" for r in found.sets]
+    names = [f"{r.spec.key} ({r.spec.metric})" for r in suite_result.sets]
     note = "Percent; bars are 95 % intervals. Published scores were made with other prompts."
     return (
         charts.interval_chart(names, series)
@@ -210,8 +216,12 @@ def _left_out(published: Mapping, leak_free: Mapping) -> html_report.Section:
     )
 
 
-def _bad_images(found: SuiteResult) -> html_report.Section:
-    rows = [[r.spec.key, bad.id, bad.place, bad.reason] for r in found.sets for bad in r.bad_images]
+def _bad_images(suite_result: SuiteResult) -> html_report.Section:
+    rows = [
+        [r.spec.key, bad.id, bad.place, bad.reason]
+        for r in suite_result.sets
+        for bad in r.bad_images
+    ]
     note = "They are in no score, and their sets count as incomplete."
     return html_report.Section(
         "Images that do not decode",
@@ -237,10 +247,10 @@ def _percent(scored: Scored, metric: str) -> str:
     return f"{100 * scored.values[metric]:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _wrong_predictions(found: SuiteResult) -> list[classification_report.GalleryItem]:
+def _wrong_predictions(suite_result: SuiteResult) -> list[classification_report.GalleryItem]:
     """The first images of each set that are classified wrongly."""
     items = []
-    for r in found.sets:
+    for r in suite_result.sets:
         result = r.result
         wrong = np.flatnonzero(result.predictions != result.labels)
         place = {result.ids[i]: i for i in reversed(wrong)}

@@ -42,13 +42,13 @@ def write_set(directory: AnyPath, result: SetResult, model: ModelName) -> None:
     write_text_atomically(_entry_file(directory, result.spec.key), text)
 
 
-def write(directory: AnyPath, found: SuiteResult, model: ModelName) -> None:
+def write(directory: AnyPath, suite_result: SuiteResult, model: ModelName) -> None:
     """Writes results.json and results.csv; deletes files of `write_set` for other sets."""
-    content = as_json(found, model)
+    content = as_json(suite_result, model)
     write_text_atomically(directory / "results.json", _to_json(content))
     write_text_atomically(directory / "results.csv", _csv(content["sets"]))
-    evaluated = {r.spec.key for r in found.sets}
-    for spec in (*found.suite.sets, *found.suite.not_chosen):
+    evaluated = {r.spec.key for r in suite_result.sets}
+    for spec in (*suite_result.suite.sets, *suite_result.suite.not_chosen):
         if spec.key not in evaluated:
             _entry_file(directory, spec.key).unlink(missing_ok=True)
 
@@ -57,11 +57,14 @@ def _entry_file(directory: AnyPath, key: str) -> AnyPath:
     return directory / "clip_benchmark" / f"{key}.json"
 
 
-def as_json(found: SuiteResult, model: ModelName) -> dict[str, Any]:
+def as_json(suite_result: SuiteResult, model: ModelName) -> dict[str, Any]:
     """The results as JSON values: CLIP_benchmark's keys, for the suite and in each of 'sets'."""
-    as_published, leak_free = found.means(leak_free=False), found.means(leak_free=True)
+    as_published, leak_free = (
+        suite_result.means(leak_free=False),
+        suite_result.means(leak_free=True),
+    )
     return {
-        "dataset": found.suite.name,
+        "dataset": suite_result.suite.name,
         "model": model.architecture,
         "pretrained": model.checkpoint,
         "task": "zeroshot_classification",
@@ -73,22 +76,24 @@ def as_json(found: SuiteResult, model: ModelName) -> dict[str, Any]:
         },
         "unimed_jax": __version__,
         "protocol": {
-            "name": found.protocol,
-            "rule": PROTOCOLS[found.protocol],
+            "name": suite_result.protocol,
+            "rule": PROTOCOLS[suite_result.protocol],
             "class_vector": CLASS_VECTOR,
             "score": SCORE,
             "intervals": f"percentile bootstrap over groups, {statistics.NUM_RESAMPLES} resamples, "
             f"{statistics.LEVEL:.0%}, seed 0",
         },
         "means": {"as_published": as_published, "leak_free": leak_free},
-        "absent": dict(found.absent),
-        "unexpected_counts": {r.spec.key: r.count_problem for r in found.sets if r.count_problem},
+        "absent": dict(suite_result.absent),
+        "unexpected_counts": {
+            r.spec.key: r.count_problem for r in suite_result.sets if r.count_problem
+        },
         "bad_images": {
             r.spec.key: [dataclasses.asdict(bad) for bad in r.bad_images]
-            for r in found.sets
+            for r in suite_result.sets
             if r.bad_images
         },
-        "sets": [_set_json(r, model) for r in found.sets],
+        "sets": [_set_json(r, model) for r in suite_result.sets],
     }
 
 

@@ -135,7 +135,7 @@ class SuiteResult:
         }
 
     def _mean(self, leak_free: bool, modality: str | None) -> dict[str, Any]:
-        found = {r.spec.key: r for r in self.sets}
+        results = {r.spec.key: r for r in self.sets}
         values: dict[str, float] = {}
         without: dict[str, str] = {}
         for spec in self.suite.sets:
@@ -144,7 +144,7 @@ class SuiteResult:
             if spec.key in self.absent:
                 without[spec.key] = f"absent: {self.absent[spec.key]}"
                 continue
-            result = found[spec.key]
+            result = results[spec.key]
             scored = result.leak_free if leak_free else result.scored
             value = scored.values[spec.metric] if scored else float("nan")
             if np.isfinite(value):
@@ -155,7 +155,7 @@ class SuiteResult:
             if modality in (None, spec.modality):
                 without[spec.key] = "not among --suite.sets"
         value = float(np.mean(list(values.values()))) if values else float("nan")
-        incomplete = [key for key in values if found[key].bad_images]
+        incomplete = [key for key in values if results[key].bad_images]
         return {
             "value": value,
             "over": list(values),
@@ -200,17 +200,17 @@ def evaluate_suite(
     specs = [spec for spec in suite.sets if spec.key not in absent]
     opened = {spec.key: set_files.open_set(spec, root) for spec in specs}  # errors come first
     _check_same_on_all_hosts(opened, root)
-    own = prompts or {}
-    tasks = {spec.key: own.get(spec.key) or spec.prompts for spec in specs}
+    custom = prompts or {}
+    tasks = {spec.key: custom.get(spec.key) or spec.prompts for spec in specs}
     texts = _encode_texts(model, tasks.values())
     cache = cache / model.image_tower_digest()[:16]
-    found = []
+    results = []
     for spec in specs:
         images = opened[spec.key]
         embedded = image_embeddings.embed(model, images, cache / spec.key)
         before = f", {embedded.num_cached:,} of them embedded before" if embedded.num_cached else ""
         process.log(f"{spec.key}: {len(images.ids):,} images{before}")
-        found.append(
+        results.append(
             _score_set(
                 spec,
                 images,
@@ -220,13 +220,13 @@ def evaluate_suite(
                 texts,
                 model.logit_scale,
                 protocol,
-                prompts_sha256=prompts_sha256 if spec.key in own else spec.sha256,
-                own_prompts=spec.key in own,
+                prompts_sha256=prompts_sha256 if spec.key in custom else spec.sha256,
+                own_prompts=spec.key in custom,
                 excluded=excluded,
             )
         )
-        when_done(found[-1])
-    return SuiteResult(suite, protocol, tuple(found), absent)
+        when_done(results[-1])
+    return SuiteResult(suite, protocol, tuple(results), absent)
 
 
 def _check_same_on_all_hosts(opened: Mapping[str, LabelledImages], root: Path) -> None:
@@ -313,10 +313,10 @@ def _score_set(
 
 
 def _digest(images: LabelledImages, digests: np.ndarray) -> str:
-    whole = hashlib.sha256()
+    combined = hashlib.sha256()
     for name, label, digest in zip(images.ids, images.labels, digests, strict=True):
-        whole.update(f"{name}\0{label}\0{digest.tobytes().hex()}\n".encode())
-    return whole.hexdigest()
+        combined.update(f"{name}\0{label}\0{digest.tobytes().hex()}\n".encode())
+    return combined.hexdigest()
 
 
 def _no_leak_free(spec: SetSpec, leaked: np.ndarray, has_list: bool) -> str:

@@ -41,7 +41,7 @@ class CsvLayout:
       one_hot: columns of which the one that is 1 is the class; they are in label order.
       labels: 'names' (the `label` of each class) or 'index' (class numbers).
       images: folder of the image paths, relative to the data root; '{label}' stands for the label.
-        None: the table's own folder.
+        None: the folder of the table.
       where: column -> value that a row must have to belong to the set.
       ignore: labels that are in the table but not in the set.
       header: whether the first line names the columns.
@@ -87,7 +87,7 @@ class TfdsLayout:
 
 @dataclass(frozen=True)
 class SetClass:
-    """A class. `label` is what the files call it, `modality` its own where a set mixes them."""
+    """A class. `label` is what the files call it, `modality` is given where a set mixes them."""
 
     name: str
     label: str
@@ -203,10 +203,10 @@ def parse_set(content: bytes, file: str) -> SetSpec:
         raise ConfigError(f"{file}: not valid TOML: {error}") from error
     templates = data.pop("templates", ())
     layout = data.get("layout")
-    kinds = {"csv": CsvLayout, "files": FilesLayout}
-    if not isinstance(layout, dict) or layout.get("kind") not in kinds:
-        raise ConfigError(f"{file}: layout.kind must be one of {', '.join(kinds)}")
-    kind = kinds[layout.pop("kind")]
+    layouts = {"csv": CsvLayout, "files": FilesLayout}
+    if not isinstance(layout, dict) or layout.get("kind") not in layouts:
+        raise ConfigError(f"{file}: layout.kind must be one of {', '.join(layouts)}")
+    kind = layouts[layout.pop("kind")]
     if isinstance(layout.get("path"), str):
         layout["path"] = (layout["path"],)
     data["layout"] = _build(kind, layout, f"{file}: layout")
