@@ -70,7 +70,13 @@ def test_the_polynomial_schedule_is_nnunets():
 
 def test_the_schedule_of_slaug_is_flat_and_then_linear():
     schedule = optim.learning_rate_schedule(
-        _settings(learning_rate=3e-4, warmup_steps=0, schedule="polynomial", power=1.0, hold=0.025),
+        _settings(
+            learning_rate=3e-4,
+            warmup_steps=0,
+            schedule="polynomial",
+            power=1.0,
+            hold_fraction=0.025,
+        ),
         2000,
     )
     for epoch in (0, 49, 50, 51, 1000, 1999):
