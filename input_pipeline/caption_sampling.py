@@ -1,16 +1,21 @@
-"""Which caption of a sample is drawn: each source has one named rule.
+"""Sampling of captions: each source has a rule by which a caption of a sample is drawn.
 
 =============  ===============================================================================
 ``uniform``    any caption, all equally likely (label-derived templates; RadImageNet, CheXpert)
-``first``      always the first (original text where templates exist beside it; Open-I)
-``original:P`` with probability P one of the texts that people wrote for this image, if there is
-               any, else one of the generated (``original:1`` is the rule of MIMIC-CXR)
+``first``      always the first (the original text where there are templates too; Open-I)
+``original:P`` with probability P one of the original texts of the image, if it has any, else one
+               of the generated texts (``original:1`` is the rule of MIMIC-CXR)
 =============  ===============================================================================
 """
 
-import tensorflow as tf
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from input_pipeline.io.errors import ConfigError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 def original_probability(rule: str) -> float | None:
@@ -42,8 +47,10 @@ def draw_caption(
       seed: int64 (2,), the seed of this draw of the sample.
 
     Returns:
-      string (): the caption.
+      The caption, string ().
     """
+    import tensorflow as tf
+
     probability = original_probability(rule)
     if rule == "first":
         return captions[0]

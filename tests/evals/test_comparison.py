@@ -114,7 +114,7 @@ def test_results_of_runs_and_mistakes(results, tmp_path, capsys):
     assert compare_results.main([str(results / "run")]) == 0
     assert "zero_shot/modality/auc  0.5000" in capsys.readouterr().out
     for wrong, message in (
-        (["a", "run"], "run is of a run's evaluators, others are of suites"),
+        (["a", "run"], "run holds results of a run's evaluators, others hold results of suites"),
         (["nowhere"], "cannot read .*nowhere: No such file"),
     ):
         with pytest.raises(UserError, match=message):

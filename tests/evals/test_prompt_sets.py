@@ -74,7 +74,7 @@ def test_every_packaged_set_is_valid_and_named_after_its_file():
 
 def test_an_unknown_name_lists_the_valid_ones():
     with pytest.raises(
-        ConfigError, match="no prompt set is called 'phantom'; packaged are"
+        ConfigError, match="there is no packaged prompt set 'phantom'; valid:"
     ) as error:
         prompt_sets.load_prompts("phantom")
     for name in prompt_sets.packaged_names():
@@ -94,28 +94,28 @@ def test_a_missing_file_is_named(tmp_path):
         (b"{", "p.json: not valid JSON: "),
         (b"\xff\xfe\x00", "p.json: not valid JSON: "),
         (b'{"name": "a", "name": "b"}', "not valid JSON: key 'name' occurs twice"),
-        (b"[]", "p.json: top level: must be an object, is list"),
-        (edited("version", ...), "top level: misses 'version'"),
-        (edited("version", "1"), "version: must be an integer, is '1'"),
-        (edited("version", True), "version: must be an integer, is True"),
-        (edited("name", " "), "name: must be a non-empty string, is ' '"),
+        (b"[]", "p.json: top level: must be an object, got list"),
+        (edited("version", ...), "top level: lacks 'version'"),
+        (edited("version", "1"), "version: must be an integer, got '1'"),
+        (edited("version", True), "version: must be an integer, got True"),
+        (edited("name", " "), "name: must be a non-empty string, got ' '"),
         (
             edited("extra", 1),
-            "top level: has unknown key 'extra'; known are 'name', 'tasks', 'version'",
+            "top level: has unknown key 'extra'; valid: 'name', 'tasks', 'version'",
         ),
         (edited("tasks", {}), "tasks: must be an object with at least one task"),
-        (edited("tasks.busi", []), "tasks.busi: must be an object, is list"),
+        (edited("tasks.busi", []), "tasks.busi: must be an object, got list"),
         (
             edited("tasks.busi.feild", 1),
-            "tasks.busi: has unknown key 'feild'; known are 'classes', 'field'",
+            "tasks.busi: has unknown key 'feild'; valid: 'classes', 'field'",
         ),
         (
             edited("tasks.busi.field", "labels"),
-            "tasks.busi.field: is 'labels', must be one of 'modality', 'label'",
+            "tasks.busi.field: must be one of 'modality', 'label', got 'labels'",
         ),
         (
             edited("tasks.busi.source", None),
-            "tasks.busi.source: must be a non-empty string, is None",
+            "tasks.busi.source: must be a non-empty string, got None",
         ),
         (
             edited("tasks.busi.classes", {"a": ["b"]}),

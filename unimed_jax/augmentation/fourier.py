@@ -1,7 +1,7 @@
-"""Fourier amplitude mixing: an image with the low frequencies' amplitude of another.
+"""Fourier amplitude mixing: transfers the style of one image to another.
 
-The style of an image is in the amplitude of its low frequencies, its content in the phase (FDA,
-arXiv 2004.05498; as CCSDG uses it).
+The amplitude of the low frequencies carries the style of an image, the phase its content (FDA,
+arXiv 2004.05498, with the settings of CCSDG).
 """
 
 import jax
@@ -9,15 +9,17 @@ import jax.numpy as jnp
 
 
 def mix_amplitude(image: jax.Array, partner: jax.Array, share: jax.Array) -> jax.Array:
-    """Takes the amplitude of ``partner`` at the frequencies |fy| <= floor(H share), |fx| <=
-    floor(W share) (whole cycles per image), and keeps the phase.
+    """Replaces the low-frequency amplitude of an image by that of another; keeps the phase.
+
+    Low frequencies are |fy| <= floor(H share) and |fx| <= floor(W share), in cycles per image.
 
     Args:
-      image, partner: float32 (H, W, C).
-      share: float32 ().
+      image: float32 (H, W, C).
+      partner: float32 (H, W, C), the image that gives the amplitude.
+      share: float32 (), share of the frequencies.
 
     Returns:
-      float32 (H, W, C); may leave 0..1 a little.
+      float32 (H, W, C); may leave 0..1 slightly.
     """
     spectrum = jnp.fft.fft2(image, axes=(0, 1))
     other = jnp.fft.fft2(partner, axes=(0, 1))
@@ -31,5 +33,5 @@ def mix_amplitude(image: jax.Array, partner: jax.Array, share: jax.Array) -> jax
 
 
 def draw_share(key: jax.Array) -> jax.Array:
-    """round(0.05 + 0.1 U(0, 1), 2)."""
+    """Random ``share`` of ``mix_amplitude``: round(0.05 + 0.1 U(0, 1), 2)."""
     return jnp.round(0.05 + 0.1 * jax.random.uniform(key), 2)

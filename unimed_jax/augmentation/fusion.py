@@ -1,7 +1,7 @@
-"""Saliency-balancing fusion: where the loss looks stays global, the rest gets the local form.
+"""Saliency-balancing fusion: the global view where the loss is sensitive, else the local view.
 
-SLAug (arXiv 2211.05868). Every stage of the map is linear along each axis, so the whole is two
-small matrices.
+SLAug (arXiv 2211.05868). Every stage of the saliency map is linear along each axis, so all stages
+together are one small matrix per axis.
 """
 
 import jax
@@ -10,10 +10,10 @@ import numpy as np
 
 
 def spline(side: int) -> np.ndarray:
-    """The kernel along one axis, float64 (5 side + 2,): a box smoothed twice, a quadratic B-spline.
+    """Quadratic B-spline kernel along one axis, float64 (5 side + 2,).
 
-    The published form convolves a block of ones with itself twice, padded by ``side`` and then by
-    ``2 side``, and divides by the area.
+    As in the published code, a block of ones is convolved with itself twice, padded by ``side`` and
+    then by ``2 side``, and divided by the area.
     """
     kernel = box = np.ones(side)
     for padding in (side, 2 * side):
@@ -22,8 +22,11 @@ def spline(side: int) -> np.ndarray:
 
 
 def upsampling(grid: int, size: int) -> np.ndarray:
-    """Matrix (size, grid) of one axis: grid -> transposed convolution with the spline, stride
-    floor(size / grid) -> linear interpolation with aligned corners to ``size``."""
+    """Upsampling of one axis as a matrix (size, grid).
+
+    A transposed convolution with the spline, of stride floor(size / grid), is followed by linear
+    interpolation to ``size`` with aligned corners.
+    """
     side = size // grid
     kernel, padding = spline(side), (5 * side + 1) // 2
     spread = np.zeros(((grid - 1) * side + len(kernel), grid))
@@ -37,8 +40,10 @@ def upsampling(grid: int, size: int) -> np.ndarray:
 
 
 def pooling(size: int, grid: int) -> np.ndarray:
-    """Matrix (grid, size) of adaptive average pooling: cell i averages the elements from
-    floor(i size / grid) to ceil((i + 1) size / grid)."""
+    """Adaptive average pooling of one axis as a matrix (grid, size).
+
+    Cell i averages the elements from floor(i size / grid) to ceil((i + 1) size / grid).
+    """
     matrix = np.zeros((grid, size))
     for cell in range(grid):
         begin, end = cell * size // grid, -(-(cell + 1) * size // grid)
@@ -47,19 +52,19 @@ def pooling(size: int, grid: int) -> np.ndarray:
 
 
 def saliency_map(gradient: jax.Array, grid: int) -> jax.Array:
-    """Smooth map of where the loss is sensitive.
+    """Smooth map of the sensitivity of the loss.
 
     Args:
-      gradient: of the loss at the image, float32 (B, H, W, C); its magnitude is
-        sqrt(mean over channels of the square).
-      grid: cells along a side, at most H and W.
+      gradient: gradient of the loss with respect to the image, float32 (B, H, W, C); its
+        magnitude is the root mean square over the channels.
+      grid: cells per side, at most H and W.
 
     Returns:
-      float32 (B, H, W), per image from 0 to 1.
+      float32 (B, H, W), scaled to 0..1 for each image.
     """
     height, width = gradient.shape[1:3]
     down_up = [jnp.float32(upsampling(grid, n) @ pooling(n, grid)) for n in (height, width)]
-    # scaled before squaring: gradients of a mean over many pixels are tiny
+    # scaled before squaring, because the gradient of a mean over many pixels is tiny
     scale = jnp.max(jnp.abs(gradient), axis=(1, 2, 3), keepdims=True) + 1e-30
     magnitude = jnp.sqrt(jnp.mean((gradient / scale) ** 2, axis=-1))
     smooth = jnp.einsum("ih,bhw,jw->bij", down_up[0], magnitude, down_up[1], precision="highest")
@@ -69,6 +74,6 @@ def saliency_map(gradient: jax.Array, grid: int) -> jax.Array:
 
 
 def fuse(kept: jax.Array, other: jax.Array, saliency: jax.Array) -> jax.Array:
-    """S kept + (1 - S) other; images (B, H, W, C), S (B, H, W)."""
+    """S kept + (1 - S) other, for images (B, H, W, C) and S = saliency (B, H, W)."""
     s = saliency[..., None]
     return s * kept + (1 - s) * other

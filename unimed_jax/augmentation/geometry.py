@@ -1,4 +1,4 @@
-"""Warps of image and labels together, and changes of intensity, with SLAug's ranges by default."""
+"""Joint warps of images and labels, and changes of intensity (SLAug, arXiv 2211.05868)."""
 
 from collections.abc import Mapping
 
@@ -13,29 +13,43 @@ _BLUR_WIDTH, _BLUR_SIGMA = 21, 5.0
 def affine(
     rotation: jax.Array, shear: jax.Array, zoom: jax.Array, shift: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Matrix (2, 2) and offset (2,) that take an output position to the input's.
+    """Affine map from output to input positions.
 
-    Positions are (row, column) from the centre in pixels. Content is sheared by tan(shear),
-    turned by ``rotation`` (radians), enlarged by ``zoom`` and moved by ``shift`` pixels.
+    Positions are (row, column) relative to the center, in pixels. The content is sheared, rotated,
+    scaled and shifted, in this order.
+
+    Args:
+      rotation: angle in radians.
+      shear: angle in radians; the content is sheared by its tangent.
+      zoom: scale factor.
+      shift: shift in pixels, (2,).
+
+    Returns:
+      Matrix (2, 2) and offset (2,).
     """
     cos, sin = jnp.cos(rotation), jnp.sin(rotation)
-    turned_back = jnp.array([[cos, sin], [-sin, cos]])
+    unrotated = jnp.array([[cos, sin], [-sin, cos]])
     unsheared = jnp.array([[1.0, 0.0], [-jnp.tan(shear), 1.0]])
-    matrix = unsheared @ turned_back / zoom
+    matrix = unsheared @ unrotated / zoom
     return matrix, -matrix @ shift
 
 
 def displacement(noise: jax.Array, pixels: float) -> jax.Array:
-    """Elastic displacement (2, H, W): noise blurred by a Gaussian (21 wide, sigma 5), times pixels.
+    """Elastic displacement field: noise blurred by a Gaussian of 21 pixels with sigma 5.
 
-    Beyond the border the noise counts as 0.
+    Args:
+      noise: float32 (2, H, W); 0 outside the image.
+      pixels: factor of the blurred noise, in pixels.
+
+    Returns:
+      float32 (2, H, W), in pixels.
     """
     rows, columns = (jnp.float32(_blur(n)) for n in noise.shape[1:])
     return pixels * jnp.einsum("ih,chw,jw->cij", rows, noise, columns, precision="highest")
 
 
 def _blur(size: int) -> np.ndarray:
-    """The blur of one axis as a matrix (size, size)."""
+    """Gaussian blur of one axis as a matrix (size, size)."""
     offset = np.arange(size)[:, None] - np.arange(size)[None, :]
     reach = _BLUR_WIDTH // 2
     kernel = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * _BLUR_SIGMA**2))
@@ -46,10 +60,15 @@ def _blur(size: int) -> np.ndarray:
 def warp(
     image: jax.Array, labels: jax.Array, coordinates: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The image (H, W, C) and labels (H, W) at input positions ``coordinates`` (2, H, W); of a
-    volume (D, H, W, C) and (D, H, W) at ``coordinates`` (3, D, H, W).
+    """Samples an image and its labels at given positions; 0 outside.
 
-    Linear interpolation for the image, the nearest neighbour for labels; outside both are 0.
+    Args:
+      image: float32 (H, W, C) or (D, H, W, C), interpolated linearly.
+      labels: (H, W) or (D, H, W), nearest neighbor.
+      coordinates: positions in the input, (2, H, W) or (3, D, H, W).
+
+    Returns:
+      The warped image and labels.
     """
     image = jax.vmap(
         lambda plane: map_coordinates(plane, list(coordinates), order=1), in_axes=-1, out_axes=-1
@@ -63,10 +82,14 @@ def draw_warp(
     """A random flip, affine and elastic warp.
 
     Args:
-      key: of this visit.
-      image, labels: (H, W, C), (H, W).
-      ranges: ``rotation`` and ``shear`` (degrees, uniform in +-), ``shift`` (share of a side,
-        +-), ``zoom`` (uniform in 1 +-), ``elastic`` (pixels), ``flip`` (probability per axis).
+      key: random key of this draw.
+      image: float32 (H, W, C).
+      labels: (H, W).
+      ranges: ``rotation`` and ``shear`` (degrees, uniform in +-), ``shift`` (share of a side, +-),
+        ``zoom`` (factor, uniform in 1 +-), ``elastic`` (pixels), ``flip`` (probability per axis).
+
+    Returns:
+      The warped image and labels.
     """
     keys = jax.random.split(key, 6)
     size = jnp.array(labels.shape, jnp.float32)
@@ -81,12 +104,12 @@ def draw_warp(
         between(keys[3], ranges["shift"], (2,)) * size,
     )
     flips = jnp.where(jax.random.bernoulli(keys[4], ranges["flip"], (2,)), -1.0, 1.0)
-    centre = (size - 1) / 2
+    center = (size - 1) / 2
     grid = jnp.stack(
         jnp.meshgrid(*(jnp.arange(n, dtype=jnp.float32) for n in labels.shape), indexing="ij")
     )
-    from_centre = (grid - centre[:, None, None]) * flips[:, None, None]
-    coordinates = jnp.einsum("ij,jhw->ihw", matrix, from_centre) + (offset + centre)[:, None, None]
+    from_center = (grid - center[:, None, None]) * flips[:, None, None]
+    coordinates = jnp.einsum("ij,jhw->ihw", matrix, from_center) + (offset + center)[:, None, None]
     if ranges["elastic"]:
         noise = jax.random.uniform(keys[5], grid.shape, minval=-1.0, maxval=1.0)
         coordinates += displacement(noise, ranges["elastic"])
@@ -94,10 +117,16 @@ def draw_warp(
 
 
 def draw_intensity(key: jax.Array, image: jax.Array, ranges: Mapping[str, float]) -> jax.Array:
-    """Contrast, brightness, gamma and noise, on an image in 0..1; the result may leave it.
+    """Random contrast, brightness, gamma and noise; the result may leave 0..1.
 
-    x <- (x - mean) c + mean + b, c in 1 +- contrast, b in +- brightness; x <- R ((x - min) /
-    R)^g + min, R the range and g in 1 +- gamma; x <- x + noise N(0, 1).
+    x <- (x - mean) c + mean + b with c in 1 +- contrast and b in +- brightness;
+    x <- R ((x - min) / R)^g + min with R the range of x and g in 1 +- gamma;
+    x <- x + noise N(0, 1).
+
+    Args:
+      key: random key of this draw.
+      image: float32 in 0..1.
+      ranges: ``contrast``, ``brightness``, ``gamma`` and ``noise``.
     """
     keys = jax.random.split(key, 4)
 

@@ -36,7 +36,7 @@ def augment(
         270 degrees in the plane of height and width); ``warp`` {``probability``, ``rotation``
         (degrees about each axis, uniform in +-), ``zoom`` (uniform in 1 +-)}; ``blur``
         {``probability``, ``sigma`` (voxels, uniform up to)}; ``intensity`` {``probability`` and the
-        ranges of `geometry.draw_intensity`}.
+        ranges of ``geometry.draw_intensity``}.
     """
     flip_key = jax.random.fold_in(key, RngStream.FLIP)
     image, labels = draw_flips(flip_key, image, labels, settings["flip"])
@@ -105,7 +105,7 @@ def rotation(angles: jax.Array) -> jax.Array:
 def draw_warp(
     key: jax.Array, image: jax.Array, labels: jax.Array, ranges: Mapping[str, float]
 ) -> tuple[jax.Array, jax.Array]:
-    """A random rotation about each axis and zoom, about the centre; outside is 0. See `augment`."""
+    """Random rotation about each axis and zoom, about the center; 0 outside. See ``augment``."""
     keys = jax.random.split(key)
     limit = jnp.deg2rad(ranges["rotation"])
     angles = jax.random.uniform(keys[0], (3,), minval=-limit, maxval=limit)
@@ -115,13 +115,13 @@ def draw_warp(
     grid = jnp.stack(
         jnp.meshgrid(*(jnp.arange(n, dtype=jnp.float32) for n in labels.shape), indexing="ij")
     )
-    centre = (jnp.array(labels.shape, jnp.float32)[:, None, None, None] - 1) / 2
-    moved = jnp.einsum("ij,jdhw->idhw", matrix, grid - centre, precision="highest") + centre
+    center = (jnp.array(labels.shape, jnp.float32)[:, None, None, None] - 1) / 2
+    moved = jnp.einsum("ij,jdhw->idhw", matrix, grid - center, precision="highest") + center
     return warp(image, labels, moved)
 
 
 def blurred(image: jax.Array, sigma: jax.Array) -> jax.Array:
-    """A Gaussian blur along each of the three axes, with weights renormalised at the border."""
+    """A Gaussian blur along each of the three axes, with weights renormalized at the border."""
     for axis in range(3):
         offset = jnp.arange(image.shape[axis])
         squared = jnp.square(offset[:, None] - offset[None, :])

@@ -1,9 +1,9 @@
-"""Zero-shot classification: class embeddings by prompt ensembling, logits, scores.
+"""Zero-shot classification: class embeddings from prompt ensembles, logits and scores.
 
-Everything here runs on the host in NumPy: the arrays are small, and a float64 product gives the
-same logits whatever accelerator made the embeddings (a TPU multiplies in bfloat16 by default).
+Everything runs on the host in NumPy: the arrays are small, and a float64 product gives the same
+logits on every platform (a TPU multiplies in bfloat16 by default).
 
-Shapes: N images, C classes, P prompts in all, E the joint embedding dimension.
+Shape letters: N images, C classes, P prompts in total, E joint embedding dimension.
 """
 
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class ClassificationResult:
-    """The logits of one zero-shot task, from which every score and figure is computed.
+    """Logits and labels of one classification task.
 
     Attributes:
-      task: the task's name, e.g. 'modality'.
-      classes: the C candidate classes; column c of `logits` belongs to `classes[c]`.
+      task: name of the task, e.g. 'modality'.
+      classes: the C candidate classes, in the order of the columns of ``logits``.
       ids: the N sample ids.
       labels: (N,) integer index of the true class.
       logits: (N, C) float, logit_scale * cosine similarity.
-      num_left_out: samples that the task does not judge because their label is none of `classes`.
+      num_left_out: number of samples without exactly one label among ``classes``; not scored.
 
     Raises:
-      UserError: a logit is not finite (the message names the first such sample).
-      ValueError: the shapes disagree, or a label is not a class index.
+      UserError: a logit is not finite; the message names the first such sample.
+      ValueError: the shapes do not match, or a label is not a class index.
     """
 
     task: str
@@ -69,30 +69,30 @@ class ClassificationResult:
 
     @property
     def predictions(self) -> Array:
-        """(N,) index of the class with the largest logit; of equal logits the first class wins."""
+        """(N,) index of the class with the largest logit; ties go to the first class."""
         return np.argmax(self.logits, axis=1)
 
     @property
     def chance(self) -> float:
-        """Balanced accuracy of a guess that ignores the image: 1 / C, absent classes included."""
+        """Balanced accuracy of guessing: 1 / C, counting classes without samples."""
         return 1.0 / len(self.classes)
 
 
 def class_embeddings(prompt_embeddings: Array, class_index: Sequence[int] | Array) -> Array:
     """Prompt ensembling (Radford et al. 2021, section 3.1.4): one unit vector per class.
 
-        w_c = normalise( mean_{p in c} normalise(t_p) )
+        w_c = normalize( mean_{p in c} normalize(t_p) )
 
     Args:
-      prompt_embeddings: (P, E) text embeddings, of any norm.
-      class_index: (P,) the class of each prompt; each of 0..C-1 occurs at least once.
+      prompt_embeddings: (P, E) text embeddings of any norm.
+      class_index: (P,) class of each prompt; each of 0..C-1 must occur.
 
     Returns:
       (C, E) float32 with rows of norm 1.
 
     Raises:
-      UserError: an embedding is not finite, or a vector to normalise is zero.
-      ValueError: the shapes disagree, or a class has no prompt.
+      UserError: an embedding is not finite, or the norm of a vector is zero.
+      ValueError: the shapes do not match, or a class has no prompt.
     """
     prompts = np.asarray(prompt_embeddings, np.float64)
     index = np.asarray(class_index)
@@ -105,11 +105,11 @@ def class_embeddings(prompt_embeddings: Array, class_index: Sequence[int] | Arra
     if not counts.all():
         raise ValueError(f"class {int(np.argmin(counts))} has no prompt")
     sums = np.zeros((len(counts), prompts.shape[1]))
-    np.add.at(sums, index, _normalise(prompts, "the embedding of prompt"))
-    return _normalise(sums / counts[:, None], "the mean embedding of class").astype(np.float32)
+    np.add.at(sums, index, _normalize(prompts, "the embedding of prompt"))
+    return _normalize(sums / counts[:, None], "the mean embedding of class").astype(np.float32)
 
 
-def _normalise(vectors: Array, what: str) -> Array:
+def _normalize(vectors: Array, what: str) -> Array:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     broken = np.flatnonzero(~(np.isfinite(norms) & (norms > 0))[:, 0])
     if broken.size:
@@ -123,13 +123,13 @@ def zero_shot_logits(image_embeddings: Array, class_embeddings: Array, logit_sca
 
     Args:
       image_embeddings: (N, E) of any norm.
-      class_embeddings: (C, E) with rows of norm 1, from `class_embeddings`.
-      logit_scale: the factor itself, exp of the learned parameter. It moves the probabilities;
-        accuracy and binary AUC do not depend on it.
+      class_embeddings: (C, E) with rows of norm 1, from ``class_embeddings``.
+      logit_scale: the factor itself, exp of the learned parameter. It changes probabilities, but
+        not accuracy or binary AUC.
 
     Returns:
       (N, C) float32. An image embedding that is zero or not finite gives a row of NaN, which
-      `ClassificationResult` reports with the sample's id.
+      ``ClassificationResult`` reports with the id of the sample.
     """
     images = np.asarray(image_embeddings, np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -145,7 +145,7 @@ def probabilities(result: ClassificationResult) -> Array:
 
 
 def confusion_matrix(result: ClassificationResult) -> Array:
-    """(C, C) integer counts; row = true class, column = predicted class."""
+    """(C, C) integer counts; rows are true classes, columns predicted classes."""
     if not result.ids:
         return np.zeros((len(result.classes),) * 2, np.int64)
     return sk_metrics.confusion_matrix(
@@ -154,7 +154,7 @@ def confusion_matrix(result: ClassificationResult) -> Array:
 
 
 def per_class_recall(result: ClassificationResult) -> Array:
-    """(C,) share of each class's samples that are predicted as it; NaN for a class without any."""
+    """(C,) recall of each class; NaN for a class without samples."""
     if not result.ids:
         return np.full(len(result.classes), np.nan)
     return sk_metrics.recall_score(
@@ -167,14 +167,12 @@ def per_class_recall(result: ClassificationResult) -> Array:
 
 
 def one_vs_rest_scores(logits: Array) -> Array:
-    """(N, C) float64: how much a sample looks like class c rather than like any other.
+    """(N, C) float64: log-odds of the softmax probability of each class.
 
-    The score of class c is the log-odds of its softmax probability,
+        log p_c / (1 - p_c) = z_c - logsumexp_{k != c} z_k
 
-        log p_c / (1 - p_c) = z_c - logsumexp_{k != c} z_k,
-
-    which ranks the samples exactly as p_c does, but does not saturate where p_c rounds to 1. With
-    two classes that of class 1 is z_1 - z_0.
+    It ranks the samples exactly as p_c does, but does not saturate where p_c rounds to 1. With two
+    classes, the score of class 1 is z_1 - z_0.
     """
     logits = logits.astype(np.float64)
     others = [logsumexp(np.delete(logits, c, axis=1), axis=1) for c in range(logits.shape[1])]
@@ -182,10 +180,10 @@ def one_vs_rest_scores(logits: Array) -> Array:
 
 
 def macro_auc(result: ClassificationResult) -> float:
-    """Mean one-versus-rest ROC AUC over the classes that have both positives and negatives.
+    """Mean one-versus-rest ROC AUC over the classes with both positives and negatives.
 
-    By `one_vs_rest_scores`; with two classes it is the usual binary AUC. NaN where no class
-    qualifies (no samples, one candidate class, or one class in the labels).
+    It uses ``one_vs_rest_scores``; with two classes it is the usual binary AUC. NaN if there is no
+    such class (no samples, one candidate class, or one class in the labels).
     """
     occurring = np.unique(result.labels)
     if len(occurring) < 2:
@@ -196,15 +194,14 @@ def macro_auc(result: ClassificationResult) -> float:
 
 
 def metrics(result: ClassificationResult) -> dict[str, float]:
-    """The scores of a task.
+    """Scores of a task; undefined scores (no samples; AUC with one class) are NaN.
 
     Returns:
-      accuracy: share of samples whose prediction is right.
-      balanced_accuracy: mean recall over the classes that occur in the labels. A class that does
-        not occur stays a candidate, so predicting it costs recall, but has no recall of its own.
-      auc: see `macro_auc`.
-      num_samples: N, left-out samples not counted.
-      Scores that are undefined (no samples; AUC with one class) are NaN.
+      accuracy: share of correct predictions.
+      balanced_accuracy: mean recall over the classes that occur in the labels. Other classes remain
+        candidates: predicting them lowers recall, but they have none themselves.
+      auc: see ``macro_auc``.
+      num_samples: N, without samples that are left out.
     """
     if not result.ids:
         nan = float("nan")

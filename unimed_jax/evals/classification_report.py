@@ -19,7 +19,7 @@ class GalleryItem:
       task: the task it belongs to; the gallery has a row of cards per task.
       id: the sample's id.
       image: (H, W, 3) uint8.
-      true_class: name of the class it is labelled with.
+      true_class: name of the class it is labeled with.
       top_classes: (class name, probability), highest first.
     """
 
@@ -92,7 +92,7 @@ def confusion_section(
 def _confusion_cell(count: int, total: int, right: bool) -> str:
     share = count / total if total else 0.0
     kind = "right" if right else "wrong"
-    # From there on the inverted text colour has more contrast with the shade, in both themes.
+    # From there on the inverted text color has more contrast with the shade, in both themes.
     strong = " strong" if share > 0.8 else ""
     return (
         f'<td class="{kind}{strong}" style="--share:{100 * share:.0f}%" title="{share:.1%} of row">'
@@ -136,7 +136,7 @@ def _card(item: GalleryItem) -> str:
 def results_table(results: Sequence[ClassificationResult]) -> str:
     """The scores as plain text for the terminal, one line per task, '-' where undefined."""
     header = ("task", "classes", "images", "left out", "chance", "bal. acc.", "accuracy", "AUC")
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     for result in results:
         scores = classification.metrics(result)
         numbers = (result.chance, *(scores[k] for k in ("balanced_accuracy", "accuracy", "auc")))

@@ -1,4 +1,4 @@
-"""Results of several evaluations beside each other, and what keeps them from being comparable."""
+"""Side-by-side comparison of results, with the differences that make them incomparable."""
 
 import csv
 import io
@@ -21,9 +21,9 @@ class Score:
     """One number of a column.
 
     Attributes:
-      value: a fraction of 1, or what else a run's results.json has.
-      interval: of 95 %, where there is one.
-      made_of: what must be equal for two scores of a row to be comparable, name -> value.
+      value: fraction of 1 for suites, else the value in the results.json of a run.
+      interval: 95 % interval; None: unknown.
+      made_of: conditions that must be equal for scores of a row to be comparable, name -> value.
     """
 
     value: float
@@ -36,10 +36,10 @@ class Column:
     """The scores of one model: row -> score.
 
     Attributes:
-      name: short, unique among the columns.
-      facts: what it is, name -> text.
-      suite: its suite; "" for the evaluators of a run.
-      warnings: what its own evaluation found wrong with the sets.
+      name: short name, unique among the columns.
+      facts: description of the model and the evaluation, name -> text.
+      suite: name of the suite; "" for the evaluators of a run.
+      warnings: problems with the data sets that the evaluation recorded.
     """
 
     name: str
@@ -50,18 +50,18 @@ class Column:
 
     @property
     def is_published(self) -> bool:
-        """Whether the scores were printed by others."""
+        """Whether the scores come from a publication."""
         return self.facts.get("source") == PUBLISHED
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Columns beside each other.
+    """Columns side by side.
 
     Attributes:
-      columns: measured ones first.
-      rows: those that any measured column has.
-      differences: row -> what its measured scores differ in besides the model.
+      columns: the columns, measured ones first.
+      rows: the rows of all measured columns.
+      differences: row -> conditions in which its measured scores differ, besides the model.
     """
 
     columns: tuple[Column, ...]
@@ -70,7 +70,7 @@ class Comparison:
 
     @property
     def is_of_suites(self) -> bool:
-        """Whether scores are fractions of 1 with intervals."""
+        """Whether the scores are those of suites: fractions of 1 with intervals."""
         return bool(self.columns[0].suite)
 
 
@@ -78,11 +78,11 @@ def compare(paths: Sequence[Path], with_published: bool = True) -> Comparison:
     """Reads results.json files, or directories that hold one.
 
     Args:
-      paths: in the order of the columns.
-      with_published: add the published scores of the suites' own files.
+      paths: files or directories, in the order of the columns.
+      with_published: add the published scores in the files of the suites.
 
     Raises:
-      UserError: no such file, not a results.json, or files of different kinds.
+      UserError: a file does not exist or is not a results.json, or suites and runs are mixed.
     """
     columns = [
         _read(file, name) for file, name in zip(map(_file, paths), _names(paths), strict=True)
@@ -90,7 +90,10 @@ def compare(paths: Sequence[Path], with_published: bool = True) -> Comparison:
     suites = list(dict.fromkeys(column.suite for column in columns))
     if "" in suites and len(suites) > 1:
         flat = next(c.name for c in columns if not c.suite)
-        raise UserError(f"{flat} is of a run's evaluators, others are of suites: not one table")
+        raise UserError(
+            f"{flat} holds results of a run's evaluators, others hold results of suites; "
+            "they cannot share a table"
+        )
     rows = tuple(dict.fromkeys(row for column in columns for row in column.scores))
     if with_published:
         columns += [c for suite in suites if suite for c in published(suite)]
@@ -98,7 +101,7 @@ def compare(paths: Sequence[Path], with_published: bool = True) -> Comparison:
 
 
 def published(suite: str) -> list[Column]:
-    """The models whose scores the files of a suite and of its sets hold."""
+    """One column for each model with published scores in the files of a suite and its sets."""
     content = suite_files.load_suite(suite)
     scores: dict[str, dict[str, Score]] = {}
     for spec in content.sets:
@@ -108,8 +111,8 @@ def published(suite: str) -> list[Column]:
         means = {_mean_row(name, "as_published"): Score(v / 100) for name, v in values.items()}
         scores.setdefault(model, {}).update(means)
     return [
-        Column(model, {"source": PUBLISHED, "protocol": "the paper's"}, suite, found)
-        for model, found in scores.items()
+        Column(model, {"source": PUBLISHED, "protocol": "the paper's"}, suite, rows)
+        for model, rows in scores.items()
     ]
 
 
@@ -118,7 +121,7 @@ def _file(path: Path) -> Path:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path that tells it from the others."""
+    """The last part of each path, or the whole path where this is not unique."""
     folders = [p.parent if p.name == "results.json" else p for p in paths]
     short = [folder.name or str(folder) for folder in folders]
     return [
@@ -150,15 +153,15 @@ def _of_suite(content: Mapping[str, Any], name: str) -> Column:
     scores = {}
     for entry in content["sets"]:
         for column, suffix in _COLUMNS.items():
-            if not isinstance(entry[column], dict):  # the reason why there is none
+            if not isinstance(entry[column], dict):  # the reason why there is no score
                 continue
             all_images = entry["as_published"]["num_images"]
             if column == "leak_free" and entry[column]["num_images"] == all_images:
-                continue  # the same number again
-            found = entry[column][entry["metric"]]
-            low, high = found["interval"]
+                continue  # the same score again
+            score = entry[column][entry["metric"]]
+            low, high = score["interval"]
             scores[entry["dataset"] + suffix] = Score(
-                _number(found["value"]),
+                _number(score["value"]),
                 (_number(low), _number(high)),
                 {
                     "metric": entry["metric"],
@@ -199,7 +202,7 @@ def _number(value: float | None) -> float:
 
 
 def _ordered(rows: Sequence[str], suites: Sequence[str]) -> tuple[str, ...]:
-    """Sets as their suites have them, means behind; the rows of a run as they came."""
+    """Rows of suites in the order of their sets, then means; rows of runs in their order."""
     keys = [spec.key for suite in suites if suite for spec in suite_files.load_suite(suite).sets]
 
     def place(row: str) -> tuple[bool, int]:
@@ -210,45 +213,46 @@ def _ordered(rows: Sequence[str], suites: Sequence[str]) -> tuple[str, ...]:
 
 
 def _differences(rows: Sequence[str], columns: Sequence[Column]) -> dict[str, tuple[str, ...]]:
-    """What the measured scores of each row were made of that is not the same."""
+    """The conditions in which the measured scores of each row differ."""
     measured = [column for column in columns if not column.is_published]
-    found = {}
+    differences = {}
     for row in rows:
         scores = [c.scores[row] for c in measured if row in c.scores]
         names = dict.fromkeys(name for score in scores for name in score.made_of)
-        wrong = [n for n in names if len({repr(score.made_of.get(n)) for score in scores}) > 1]
-        wrong += [f"not in {c.name}" for c in measured if row not in c.scores] if scores else []
-        found[row] = tuple(wrong)
-    return found
+        unequal = [n for n in names if len({repr(score.made_of.get(n)) for score in scores}) > 1]
+        if scores:
+            unequal += [f"not in {c.name}" for c in measured if row not in c.scores]
+        differences[row] = tuple(unequal)
+    return differences
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What to know before comparing, a sentence each."""
+    """Caveats of the comparison, one sentence each."""
     measured = [c for c in comparison.columns if not c.is_published]
-    found = []
+    sentences = []
     for fact in ("protocol", "unimed_jax"):
         values = dict.fromkeys(c.facts.get(fact, "") for c in measured)
         if len(values) > 1:
             each = ", ".join(f"{c.name}: {c.facts.get(fact)}" for c in measured)
-            found.append(f"Not the same {fact}: {each}.")
-    rows = [row for row, wrong in comparison.differences.items() if wrong]
+            sentences.append(f"Not the same {fact}: {each}.")
+    rows = [row for row, unequal in comparison.differences.items() if unequal]
     if rows:
-        found.append(
+        sentences.append(
             f"Rows that are not comparable, marked ≠: {len(rows)} of {len(comparison.rows)}."
         )
     for column in measured:
         if column.warnings:
-            found.append(f"Images of {column.name}: {'; '.join(column.warnings)}.")
+            sentences.append(f"Images of {column.name}: {'; '.join(column.warnings)}.")
     if len(measured) < len(comparison.columns):
-        found.append(
+        sentences.append(
             "Published scores were made with the paper's prompts, on copies of the sets that "
             "cannot be had: not comparable with measured ones, and without intervals."
         )
-    return found
+    return sentences
 
 
 def cells(comparison: Comparison, row: str) -> list[str]:
-    """The scores of a row as text, '—' where there is none, then what they differ in."""
+    """The scores of a row as text, '—' where there is none, followed by their differences."""
     shown = []
     for column in comparison.columns:
         score = column.scores.get(row)
@@ -261,12 +265,12 @@ def cells(comparison: Comparison, row: str) -> list[str]:
         else:
             low, high = score.interval
             shown.append(f"{100 * score.value:.2f} [{100 * low:.1f}, {100 * high:.1f}]")
-    wrong = comparison.differences[row]
-    return [*shown, f"≠ {', '.join(wrong)}" if wrong else ""]
+    unequal = comparison.differences[row]
+    return [*shown, f"≠ {', '.join(unequal)}" if unequal else ""]
 
 
 def as_csv(comparison: Comparison) -> str:
-    """A line per score: result, row, value, low, high, source, protocol, differs_in."""
+    """CSV with a line per score: result, row, value, low, high, source, protocol, differs_in."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(("result", "row", "value", "low", "high", "source", "protocol", "differs_in"))

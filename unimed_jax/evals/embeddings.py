@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SampleMetadata:
-    """A sample without its pixels; `captions` are the original ones, then the generated ones."""
+    """A sample without its pixels; ``captions`` are the original ones, then the generated ones."""
 
     id: str
     modality: str
@@ -76,10 +76,10 @@ class Embeddings:
 class CorpusEmbedder:
     """Embeds splits and texts over all devices of a mesh, and caches the embeddings.
 
-    They stay in memory as long as the parameters are the same object, and, with a `cache`, in files
-    named by a digest of the tower and of the corpus. Every device gets `batch_size` rows at a time,
-    so that a row's embedding does not depend on the number of devices; the rows that pad the last
-    batch are dropped.
+    They stay in memory as long as the parameters are the same object, and, with a ``cache``, in
+    files named by a digest of the tower and of the corpus. Every device gets ``batch_size`` rows at
+    a time, so that the embedding of a row does not depend on the number of devices; the rows that
+    pad the last batch are dropped.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class CorpusEmbedder:
         self._digests: dict[str, str] = {}
 
     def split(self, path: str, name: str) -> CorpusSplit:
-        """A split of the corpus at `path`.
+        """A split of the corpus at ``path``.
 
         Raises:
           CorpusError: there is no such corpus or split, or one of its shards is incomplete.
@@ -223,7 +223,7 @@ class CorpusEmbedder:
         gathered = [multihost_utils.process_allgather(rows, tiled=True) for rows in valid]
         keep = np.concatenate(gathered)[: len(ids)]
         for index in np.flatnonzero(~keep):
-            process.log(f"sample {ids[index]!r} cannot be decoded: left out")
+            process.log(f"sample {ids[int(index)]!r} cannot be decoded: left out")
         return tuple(name for name, k in zip(ids, keep, strict=True) if k), embeddings[keep]
 
     def _decode(

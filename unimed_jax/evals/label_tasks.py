@@ -1,4 +1,4 @@
-"""Classification tasks: which samples they cover, and the class of each."""
+"""Classification tasks: the samples they cover and the class of each."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ FIELDS = ("modality", "label")
 
 @dataclass(frozen=True)
 class LabelTask:
-    """One way to sort samples into classes.
+    """A classification of samples by one of their fields.
 
     Attributes:
       name: name in metrics and reports.
-      field: field of a sample that holds its class, one of FIELDS.
-      source: the only source that the task covers; None: all.
+      field: field of a sample that holds its class, one of ``FIELDS``.
+      source: the source that the task covers; None: all.
       classes: the classes in the order of the logits.
     """
 
@@ -30,24 +30,23 @@ class LabelTask:
     classes: tuple[str, ...]
 
     def includes(self, source: str) -> bool:
-        """Whether the task covers samples of `source`."""
+        """Whether the task covers samples of ``source``."""
         return self.source is None or self.source == source
 
     def class_of(self, modality: str, labels: Iterable[str]) -> int | None:
-        """Index of a sample's true class.
+        """Index of the true class of a sample.
 
-        None if the sample cannot be scored: its value is none of the classes, or several of its
-        labels are.
+        None if the sample cannot be scored: none of its values is a class, or several are.
         """
         values = (modality,) if self.field == "modality" else labels
-        found = {self.classes.index(value) for value in values if value in self.classes}
-        return found.pop() if len(found) == 1 else None
+        indices = {self.classes.index(value) for value in values if value in self.classes}
+        return indices.pop() if len(indices) == 1 else None
 
 
 def scorable(
     task: LabelTask, samples: Sequence[SampleMetadata]
 ) -> tuple[list[int], list[int], int]:
-    """(indices of the samples that a task can score, class of each, number of the others)."""
+    """(indices of the samples that a task can score, their classes, number of other samples)."""
     candidates = [i for i, sample in enumerate(samples) if task.includes(sample.source)]
     classes = [task.class_of(samples[i].modality, samples[i].labels) for i in candidates]
     kept = [(i, c) for i, c in zip(candidates, classes, strict=True) if c is not None]
@@ -57,10 +56,13 @@ def scorable(
 def tasks_of_corpus(
     train: Sequence[SampleMetadata], test: Sequence[SampleMetadata], min_groups: int
 ) -> tuple[LabelTask, ...]:
-    """Modality, and the labels of every source, where there are at least two classes.
+    """Tasks of a corpus: the modality, and the labels of each source, with two classes or more.
 
-    A class must occur in at least `min_groups` groups of `train` and once in `test`. Attributes
-    (`name=value`) are not classes.
+    Args:
+      train: training samples.
+      test: test samples.
+      min_groups: a class must occur in at least this number of groups of ``train``, and in
+        ``test``. Attributes (``name=value``) are not classes.
     """
 
     def task(name: str, field: str, source: str | None) -> LabelTask:
@@ -71,7 +73,7 @@ def tasks_of_corpus(
                 return [sample.modality]
             return [label for label in sample.labels if "=" not in label]
 
-        groups = collections.defaultdict(set)
+        groups: dict[str, set[str]] = collections.defaultdict(set)
         for sample in train:
             for value in values(sample):
                 groups[value].add(sample.group_key)
@@ -80,5 +82,5 @@ def tasks_of_corpus(
         return LabelTask(name, field, source, tuple(enough))
 
     sources = sorted({sample.source for sample in train})
-    found = [task("modality", "modality", None), *(task(s, "label", s) for s in sources)]
-    return tuple(t for t in found if len(t.classes) > 1)
+    tasks = [task("modality", "modality", None), *(task(s, "label", s) for s in sources)]
+    return tuple(t for t in tasks if len(t.classes) > 1)

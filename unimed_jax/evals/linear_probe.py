@@ -1,8 +1,11 @@
-"""A linear probe: logistic regression on frozen features, its regularisation chosen by validation.
+"""Linear probes: logistic regression on frozen features, with regularization chosen by validation.
 
-The features are unit vectors, in float64. scikit-learn's objective, C being the inverse of the
-regularisation: ||W||² / 2 + C * sum of the cross entropies; the intercept is free. BLAS runs on one
-thread: so the last digits do not depend on the number of cores, and small fits are faster.
+The features are unit vectors in float64. The objective is that of scikit-learn, where C is the
+inverse regularization strength: ||W||² / 2 + C * sum of the cross entropies; the intercept is not
+regularized. BLAS runs on one thread, so that the last digits do not depend on the number of cores
+and small fits are faster.
+
+Shape letters: N samples, C classes, E features.
 """
 
 import functools
@@ -24,25 +27,25 @@ MAX_ITERATIONS = 1000
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted probe: `c` as chosen, and whether every fit of the choice converged."""
+    """A fitted probe, its inverse regularization, and whether all fits converged."""
 
     model: LogisticRegression
     c: float
     converged: bool
 
     def logits(self, features: Array) -> Array:
-        """(N, C); of two classes the first has logit 0."""
+        """Features (N, E) -> logits (N, C); of two classes, the first has logit 0."""
         values = self.model.decision_function(np.asarray(features, np.float64))
         return values if values.ndim == 2 else np.stack([np.zeros_like(values), values], axis=1)
 
 
 def fit(features: Array, labels: Array, c: float) -> Probe:
-    """Logistic regression of all classes at once.
+    """Fits multinomial logistic regression.
 
     Args:
       features: (N, E).
-      labels: (N,) class indices; every one of 0..C-1 occurs.
-      c: inverse strength of the regularisation.
+      labels: (N,) class indices; each of 0..C-1 must occur.
+      c: inverse regularization strength.
     """
     model = LogisticRegression(C=c, solver="lbfgs", max_iter=MAX_ITERATIONS)
     one_thread = _blas().limit(limits=1, user_api="blas")
@@ -54,35 +57,37 @@ def fit(features: Array, labels: Array, c: float) -> Probe:
 
 @functools.cache
 def _blas() -> ThreadpoolController:
-    """Finding the libraries takes milliseconds, as long as a fit."""
+    """The BLAS libraries; cached, because finding them takes as long as a fit."""
     return ThreadpoolController()
 
 
 def choose_and_fit(
     features: Array, labels: Array, subset: Array, validation: Array, grid: Sequence[float]
 ) -> Probe:
-    """A probe of the subset with the C that is best on the validation part.
+    """Fits a probe on the subset with the C that is best on the validation part.
 
-    C is chosen among probes that have not seen the validation part: by balanced accuracy, of equal
-    ones the smallest C. Where the subset holds samples of the validation part, it is then fitted
-    again with them.
+    C is chosen by balanced accuracy among probes trained without the validation part; ties go to
+    the smallest C. If the subset contains samples of the validation part, the probe is then
+    refitted on all of the subset.
 
     Args:
-      features: (N, E) of the whole training part.
-      labels: (N,).
-      subset: places of the samples to train on.
-      validation: (N,) bool.
-      grid: values of C.
+      features: (N, E) of all training samples.
+      labels: (N,) class indices.
+      subset: indices of the samples to train on.
+      validation: (N,) bool, the validation part.
+      grid: values of C to try, at least one.
     """
     apart = subset[~validation[subset]]
-    best, best_score, converged = None, -1.0, True
+    best: Probe | None = None
+    best_score, converged = -1.0, True
     for c in sorted(grid):
         probe = fit(features[apart], labels[apart], c)
         logits = probe.logits(features[validation])
         score = statistics.point_scores(labels[validation], logits)["balanced_accuracy"]
         converged &= probe.converged
-        if score > best_score:
+        if best is None or score > best_score:
             best, best_score = probe, score
+    assert best is not None, "the grid is empty"
     if len(apart) < len(subset):
         best = fit(features[subset], labels[subset], best.c)
         converged &= best.converged

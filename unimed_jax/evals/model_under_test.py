@@ -1,4 +1,4 @@
-"""The model that an evaluation is about: a run, or imported weights with a config for them."""
+"""The model that an evaluation measures: a run, or imported weights with a matching config."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -23,12 +23,12 @@ class ModelUnderTest:
     """A model to evaluate.
 
     Attributes:
-      title: for the log and the report.
-      config: the config of the run; for imported weights the defaults, with their model section and
-        tokenizer.
-      workdir: work directory of the run, which relative paths of `config` refer to.
-      parts: those of "visual", "text", "logits" that the weights have; None: all of the task's.
-      read: (abstract parameters, shardings) -> the parameters, laid out accordingly.
+      title: name in the log and the report.
+      config: config of the run; for imported weights, the default config with their model section
+        and tokenizer.
+      workdir: work directory of the run, the base of relative paths in ``config``.
+      parts: available parts of "visual", "text" and "logits"; None: all parameters of the task.
+      read: (abstract parameters, shardings) -> parameters with these shardings.
     """
 
     title: str
@@ -38,7 +38,7 @@ class ModelUnderTest:
     read: Callable[[Any, Any], Params]
 
     def params(self, task: Task, mesh: Mesh) -> Params:
-        """The parameters on a mesh; those that the weights have."""
+        """Reads the available parameters, sharded over a mesh."""
         abstract = jax.eval_shape(task.init, jax.random.key(0))
         if self.parts is not None:
             abstract = {key: x for key, x in abstract.items() if part_of(key) in self.parts}
@@ -48,15 +48,15 @@ class ModelUnderTest:
 
 
 def open_model(uri: str, out: AnyPath, model: Mapping[str, Any]) -> ModelUnderTest:
-    """Opens a work directory or checkpoint of ours, or any weights that can be imported.
+    """Opens a work directory or checkpoint of unimed_jax, or any weights that can be imported.
 
     Args:
-      uri: see `weights.open_weights`.
-      out: directory of the results; the work directory of weights that have none.
-      model: dotted keys of the model's config to set.
+      uri: see ``weights.loader.open_weights``.
+      out: directory of the results, also the work directory of imported weights.
+      model: values of dotted keys below ``config.model``.
 
     Raises:
-      UserError: there is nothing there, or it is not what it should be.
+      UserError: the path does not exist or cannot be read as a model.
     """
     path = resolve(uri)
     if is_ours(path):
@@ -81,7 +81,7 @@ def open_model(uri: str, out: AnyPath, model: Mapping[str, Any]) -> ModelUnderTe
         config=config,
         workdir=str(out),
         parts=tuple(pretrained.parts),
-        read=lambda abstract, where: sharding.place_like(
-            pretrained.params(abstract, model_config), where
+        read=lambda abstract, shardings: sharding.place_like(
+            pretrained.params(abstract, model_config), shardings
         ),
     )

@@ -1,4 +1,4 @@
-"""Results of probes as metrics, a table for the terminal, and sections of the report."""
+"""Results of probes: metrics, a table for the terminal, and sections of the report."""
 
 import dataclasses
 import html
@@ -17,15 +17,15 @@ _MAIN = "balanced_accuracy"
 
 @dataclass(frozen=True)
 class ProbeDraw:
-    """One probe on the test split.
+    """Result of one probe on the test split.
 
     Attributes:
-      num_train: samples that it was trained on.
-      c: inverse strength of the regularisation.
-      converged: whether every fit converged.
+      num_train: number of training samples.
+      c: inverse regularization strength.
+      converged: whether all fits converged.
       scores: score -> value.
-      intervals: score -> 95 % interval; only where a budget has a single draw.
-      logits: (M, C).
+      intervals: score -> 95 % interval; empty if the budget has several draws.
+      logits: (M, C) of the test samples.
     """
 
     num_train: int
@@ -41,11 +41,11 @@ class TaskResult:
     """The probes of one task.
 
     Attributes:
-      test: the test samples; the logits are zero.
-      num_validation: samples that C was chosen on.
-      num_seen: test samples whose group also has training samples.
-      draws: budget -> a probe per draw.
-      not_run: budget -> reason why there is none.
+      test: the test samples, with zeros as logits.
+      num_validation: number of samples of the validation part.
+      num_seen: number of test samples whose group also has training samples.
+      draws: budget -> one probe per draw.
+      not_run: budget -> reason why it has no probe.
     """
 
     test: ClassificationResult
@@ -56,10 +56,11 @@ class TaskResult:
 
     @property
     def name(self) -> str:
+        """Name of the task."""
         return self.test.task
 
     def spread(self, budget: str, score: str = _MAIN) -> tuple[float, float]:
-        """Mean and standard deviation (of a sample; 0 for one draw) of a score over the draws."""
+        """Mean and sample standard deviation (0 for one draw) of a score over the draws."""
         values = [draw.scores[score] for draw in self.draws[budget]]
         return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
@@ -67,7 +68,7 @@ class TaskResult:
 def evaluation(
     title: str, budgets: Sequence[str], results: Sequence[TaskResult], files: Mapping[str, str]
 ) -> Evaluation:
-    """The Evaluation of probes; `budgets` in the order of the table."""
+    """The Evaluation of probes; ``budgets`` gives the order of the columns."""
     return Evaluation(
         metrics=_metrics(budgets, results),
         table=html_report.text_table(
@@ -98,7 +99,7 @@ def _metrics(budgets: Sequence[str], results: Sequence[TaskResult]) -> dict[str,
             metrics[f"{key}/num_train"] = float(draws[0].num_train)
             metrics[f"{key}/num_draws"] = float(len(draws))
             metrics[f"{key}/c"] = float(np.median([d.c for d in draws]))
-    for budget in budgets:  # a mean that is not over all tasks would not be comparable
+    for budget in budgets:  # a mean over some of the tasks would not be comparable
         if all(budget in result.draws for result in results):
             values = [metrics[f"{result.name}/{budget}/{_MAIN}"] for result in results]
             metrics[f"mean/{budget}/{_MAIN}"] = float(np.mean(values))

@@ -1,10 +1,10 @@
-"""Linear and few-shot probes of a converted corpus, on splits that are seeded and saved."""
+"""Linear and few-shot probes of a corpus, on seeded splits that are saved with the results."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -29,14 +29,14 @@ _SETTINGS: Mapping[str, Any] = {
     "path": ".",  # corpus directory, relative to data.root
     "train_split": "train",
     "validation_split": "",  # empty: a fifth of train_split, by patient where groups are known
-    "split": "val",  # the split that is scored
-    # a prompt set (packaged name or JSON file) whose classes are the tasks; empty: the modality,
-    # and the labels of every source
+    "split": "val",  # the split to score
+    # prompt set (packaged name or JSON file) that defines the tasks; empty: the modality and the
+    # labels of each source
     "tasks": "",
-    "draws": 5,  # draws of every subset
+    "draws": 5,  # draws of each subset
     "seed": 0,
-    "splits": "",  # a file that an earlier run wrote: its ids in place of drawn ones
-    # values of C; features are unit vectors, so 1e4 is almost no regularisation
+    "splits": "",  # file of splits of an earlier run to use; empty: draw splits
+    # values of C; with unit vectors as features, 1e4 is almost no regularization
     "c_grid": (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4),
     "batch_size": 64,  # images per device and step
 }
@@ -46,17 +46,20 @@ _SETTINGS: Mapping[str, Any] = {
 class _Data:
     """The samples that a task can score: N for training, sorted by id, and M for testing.
 
-    The validation part is among the N.
+    The N training samples include the validation part.
 
     Attributes:
+      task: the task.
+      ids: the N sample ids.
       features: (N, E).
       labels: (N,) class indices.
       groups: (N,) group indices.
-      drawable: (N,) bool, samples of the training split, which subsets are drawn from.
-      validation: (N,) bool.
-      test: the M test samples; the logits are zero.
+      drawable: (N,) bool, the samples that subsets are drawn from: those of the training split.
+      validation: (N,) bool, the validation part.
+      test: the M test samples, with zeros as logits.
       test_features: (M, E).
-      num_seen: test samples whose group also has training samples.
+      test_groups: groups of the M test samples.
+      num_seen: number of test samples whose group also has training samples.
     """
 
     task: LabelTask
@@ -73,7 +76,7 @@ class _Data:
 
 
 class _Probes:
-    """Probes of every task at every budget; see `LinearProbe` and `FewShot`."""
+    """Probes of every task with every budget; see ``LinearProbe`` and ``FewShot``."""
 
     def __init__(
         self,
@@ -110,7 +113,7 @@ class _Probes:
             raise UserError(
                 f"{self._train.directory}: no two modalities, and no two labels of one source, "
                 f"have {splits.NUM_FOLDS} groups in {self._train.name!r} and a sample in "
-                f"{self._test.name!r}; config.evals.{self._name}.tasks can name other classes"
+                f"{self._test.name!r}; set config.evals.{self._name}.tasks to other classes"
             )
         results, used = [], {}
         for task in tasks:
@@ -126,9 +129,9 @@ class _Probes:
     ) -> _Data:
         parts = [train] if validation is None else [train, validation]
         samples = [sample for part in parts for sample in part.samples]
-        indices, classes, _ = label_tasks.scorable(task, samples)
-        order = np.array(sorted(range(len(indices)), key=lambda i: samples[indices[i]].id), int)
-        indices, labels = np.array(indices, int)[order], np.array(classes, int)[order]
+        scorable, classes, _ = label_tasks.scorable(task, samples)
+        order = np.array(sorted(range(len(scorable)), key=lambda i: samples[scorable[i]].id), int)
+        indices, labels = np.array(scorable, int)[order], np.array(classes, int)[order]
         of_training_split = indices < len(train.samples)
         self._check_classes(task, labels[of_training_split])
         names = [samples[i].group_key for i in indices]
@@ -137,16 +140,16 @@ class _Probes:
         if validation is None:
             if groups.max() + 1 < splits.NUM_FOLDS:
                 raise UserError(
-                    f"task {task.name!r}: {groups.max() + 1} groups in {self._train.name!r}, at "
-                    f"least {splits.NUM_FOLDS} are needed to hold out a validation part"
+                    f"task {task.name!r}: {self._train.name!r} has {groups.max() + 1} groups; "
+                    f"holding out a validation part needs at least {splits.NUM_FOLDS}"
                 )
-            # sorted by name, so that the order in which a task lists its classes does not matter
+            # by sorted names, so that the order of the classes in the task does not matter
             by_name = np.argsort(np.argsort(task.classes))[labels]
             held_out = splits.validation_part(by_name, groups, self._settings.seed)
-        tested, test_labels, num_left_out = label_tasks.scorable(task, test.samples)
-        if not tested:
+        scored, test_labels, num_left_out = label_tasks.scorable(task, test.samples)
+        if not scored:
             raise UserError(f"task {task.name!r} can score no sample of split {self._test.name!r}")
-        test_groups = tuple(test.samples[i].group_key for i in tested)
+        test_groups = tuple(test.samples[i].group_key for i in scored)
         known = set(names)
         return _Data(
             task=task,
@@ -159,12 +162,12 @@ class _Probes:
             test=ClassificationResult(
                 task=task.name,
                 classes=task.classes,
-                ids=tuple(test.samples[i].id for i in tested),
+                ids=tuple(test.samples[i].id for i in scored),
                 labels=np.array(test_labels, np.int32),
-                logits=np.zeros((len(tested), len(task.classes))),
+                logits=np.zeros((len(scored), len(task.classes))),
                 num_left_out=num_left_out,
             ),
-            test_features=test.vectors[tested],
+            test_features=test.vectors[scored],
             test_groups=test_groups,
             num_seen=sum(name in known for name in test_groups),
         )
@@ -178,9 +181,9 @@ class _Probes:
             )
 
     def _splits(self, data: _Data) -> tuple[TaskSplits, dict[str, str]]:
-        """The ids of every draw, and the reasons for budgets without any."""
+        """The ids of each draw, and the reasons why budgets have none."""
         if self._given is not None:
-            return self._given_splits(data), {}
+            return self._given_splits(self._given, data), {}
         subsets, not_run = {}, {}
         drawable = np.flatnonzero(data.drawable)
         for budget in self._budgets:
@@ -202,14 +205,14 @@ class _Probes:
         validation = tuple(data.ids[i] for i in np.flatnonzero(data.validation))
         return TaskSplits(data.task.classes, validation, subsets), not_run
 
-    def _given_splits(self, data: _Data) -> TaskSplits:
+    def _given_splits(self, splits_of: Mapping[str, TaskSplits], data: _Data) -> TaskSplits:
         file, name = self._settings.splits, data.task.name
-        given = self._given.get(name)
+        given = splits_of.get(name)
         if given is None:
-            raise UserError(f"{file} has no task {name!r}, only {', '.join(self._given)}")
+            raise UserError(f"{file} has no task {name!r}, only {', '.join(splits_of)}")
         if given.classes != data.task.classes:
             raise UserError(
-                f"{file}: task {name!r} has the classes {', '.join(given.classes)}, here they are "
+                f"{file}: task {name!r} has the classes {', '.join(given.classes)}; expected "
                 f"{', '.join(data.task.classes)}"
             )
         known = set(data.ids)
@@ -219,13 +222,13 @@ class _Probes:
         ):
             if unknown := [i for i in ids if i not in known]:
                 raise UserError(
-                    f"{file}: task {name!r}: {unknown[0]!r} is not in the training data, or the "
-                    "task cannot score it"
+                    f"{file}: task {name!r}: sample {unknown[0]!r} is not in the training data, "
+                    "or the task cannot score it"
                 )
-        wanted = [budget.name for budget in self._budgets]
-        if missing := [b for b in wanted if b not in given.subsets]:
-            raise UserError(f"{file}: task {name!r} has no {missing[0]}; leave it out")
-        return TaskSplits(given.classes, given.validation, {b: given.subsets[b] for b in wanted})
+        names = [budget.name for budget in self._budgets]
+        if missing := [b for b in names if b not in given.subsets]:
+            raise UserError(f"{file}: task {name!r} has no {missing[0]}; remove that budget")
+        return TaskSplits(given.classes, given.validation, {b: given.subsets[b] for b in names})
 
     def _fit(self, data: _Data, used: TaskSplits, not_run: Mapping[str, str]) -> TaskResult:
         index_of = {sample_id: i for i, sample_id in enumerate(data.ids)}
@@ -261,23 +264,23 @@ class _Probes:
         )
 
     def _file(self, used: Mapping[str, TaskSplits]) -> str:
-        made = {
+        settings = {
             "corpus": self._train.manifest.name,
             "fingerprint": self._train.manifest.fingerprint,
             "train_split": self._settings.train_split,
             "validation_split": self._settings.validation_split,
             "seed": self._settings.seed,
         }
-        return splits.to_json(used, made)
+        return splits.to_json(used, settings)
 
 
 class LinearProbe(_Probes):
     """Evaluator ``kind='linear_probe'``: logistic regression on shares of the training split."""
 
-    DEFAULTS: Mapping[str, Any] = {**_SETTINGS, "percentages": (1.0, 10.0, 100.0)}
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {**_SETTINGS, "percentages": (1.0, 10.0, 100.0)}
 
     def __init__(self, name: str, settings: ConfigDict, embedder: CorpusEmbedder) -> None:
-        """Reads manifests, tasks and splits. Raises UserError if one is not what it should be."""
+        """Reads manifests, tasks and splits. Raises UserError if one is invalid."""
         budgets = splits.percentages(settings.percentages)
         super().__init__(name, settings, embedder, "Linear probe", budgets)
 
@@ -285,10 +288,10 @@ class LinearProbe(_Probes):
 class FewShot(_Probes):
     """Evaluator ``kind='few_shot'``: logistic regression on k samples of every class."""
 
-    DEFAULTS: Mapping[str, Any] = {**_SETTINGS, "shots": (1, 2, 4, 8, 16)}
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {**_SETTINGS, "shots": (1, 2, 4, 8, 16)}
 
     def __init__(self, name: str, settings: ConfigDict, embedder: CorpusEmbedder) -> None:
-        """As `LinearProbe`."""
+        """Reads manifests, tasks and splits. Raises UserError if one is invalid."""
         budgets = splits.shots(settings.shots)
         super().__init__(name, settings, embedder, "Few-shot probe", budgets)
 

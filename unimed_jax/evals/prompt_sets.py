@@ -1,13 +1,13 @@
-"""Prompt sets: which classes a zero-shot task has and with which sentences each is described.
+"""Prompt sets: the classes of zero-shot tasks and the sentences that describe them.
 
-A prompt set is a versioned JSON file; packaged ones lie in `unimed_jax/evals/prompts/NAME.json`:
+A prompt set is a versioned JSON file; packaged sets are ``unimed_jax/evals/prompts/NAME.json``:
 
     {"name": "phantoms", "version": 1, "tasks": {
       "modality": {"field": "modality", "classes": {"xray": ["a chest X-ray", ...], ...}},
       "busi": {"field": "label", "source": "busi", "classes": {"benign": [...], ...}}}}
 
-`field` says which field of a sample holds the true class; `source`, if given, restricts the task to
-the samples of that source. The order of the classes in the file is the order of the logits.
+``field`` is the field of a sample that holds the true class; ``source``, if given, restricts the
+task to the samples of that source. The order of the classes is the order of the logits.
 """
 
 import hashlib
@@ -26,24 +26,24 @@ from unimed_jax.evals.label_tasks import FIELDS, LabelTask
 
 @dataclass(frozen=True)
 class PromptTask(LabelTask):
-    """One zero-shot task; `prompts[c]` are the sentences that describe `classes[c]`."""
+    """One zero-shot task; the sentences ``prompts[c]`` describe ``classes[c]``."""
 
     prompts: tuple[tuple[str, ...], ...]
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """All P prompts, class after class."""
+        """All P prompts, class by class."""
         return tuple(sentence for group in self.prompts for sentence in group)
 
     @property
     def class_index(self) -> tuple[int, ...]:
-        """The class of each of the P `sentences`, as `classification.class_embeddings` takes it."""
+        """Class of each of the P sentences, for ``classification.class_embeddings``."""
         return tuple(c for c, group in enumerate(self.prompts) for _ in group)
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """A validated prompt file. `sha256` is that of the file's bytes; results record it."""
+    """A validated prompt set; ``sha256`` is the hash of the file, recorded in results."""
 
     name: str
     version: int
@@ -52,7 +52,7 @@ class PromptSet:
 
 
 def packaged_names() -> tuple[str, ...]:
-    """Names of the prompt sets that are installed with the package."""
+    """Names of the packaged prompt sets."""
     files = (importlib.resources.files("unimed_jax.evals") / "prompts").iterdir()
     return tuple(sorted(Path(f.name).stem for f in files if f.name.endswith(".json")))
 
@@ -61,10 +61,10 @@ def load_prompts(name_or_path: str | os.PathLike[str]) -> PromptSet:
     """Reads and validates a prompt set.
 
     Args:
-      name_or_path: name of a packaged set such as 'phantoms', or the path of a '.json' file.
+      name_or_path: name of a packaged set such as 'phantoms', or path of a '.json' file.
 
     Raises:
-      ConfigError: no such set or file, or its content breaks the schema; the message names the file
+      ConfigError: the set or file does not exist or violates the schema; the message names the file
         and the key.
     """
     name = os.fspath(name_or_path)
@@ -76,15 +76,15 @@ def load_prompts(name_or_path: str | os.PathLike[str]) -> PromptSet:
         return parse_prompts(content, name)
     if name not in packaged_names():
         raise ConfigError(
-            f"no prompt set is called {name!r}; packaged are {_list(packaged_names())}, and a "
-            "path ending in .json names a file of your own"
+            f"there is no packaged prompt set {name!r}; valid: {_list(packaged_names())}, or the "
+            "path of a .json file"
         )
     resource = importlib.resources.files("unimed_jax.evals") / "prompts" / f"{name}.json"
     return parse_prompts(resource.read_bytes(), f"{name}.json")
 
 
 def parse_prompts(content: bytes, file: str) -> PromptSet:
-    """Validates the bytes of a prompt file; `file` is its name in error messages."""
+    """Parses and validates a prompt file; ``file`` is its name in error messages."""
     try:
         data = json.loads(content, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
@@ -95,24 +95,24 @@ def parse_prompts(content: bytes, file: str) -> PromptSet:
 
     def mapping(value: Any, key: str, required: set[str], optional: set[str]) -> Mapping[str, Any]:
         if not isinstance(value, dict):
-            raise fail(key, f"must be an object, is {type(value).__name__}")
+            raise fail(key, f"must be an object, got {type(value).__name__}")
         if missing := sorted(required - value.keys()):
-            raise fail(key, f"misses {_list(missing)}")
+            raise fail(key, f"lacks {_list(missing)}")
         if unknown := sorted(value.keys() - required - optional):
             known = _list(sorted(required | optional))
-            raise fail(key, f"has unknown key {_list(unknown)}; known are {known}")
+            raise fail(key, f"has unknown key {_list(unknown)}; valid: {known}")
         return value
 
     def text(value: Any, key: str) -> str:
         if not isinstance(value, str) or not value.strip():
-            raise fail(key, f"must be a non-empty string, is {value!r}")
+            raise fail(key, f"must be a non-empty string, got {value!r}")
         return value
 
     def task(name: str, value: Any) -> PromptTask:
         key = f"tasks.{name}"
         fields = mapping(value, key, {"field", "classes"}, {"source"})
         if fields["field"] not in FIELDS:
-            raise fail(f"{key}.field", f"is {fields['field']!r}, must be one of {_list(FIELDS)}")
+            raise fail(f"{key}.field", f"must be one of {_list(FIELDS)}, got {fields['field']!r}")
         classes = fields["classes"]
         if not isinstance(classes, dict) or len(classes) < 2:
             raise fail(f"{key}.classes", "must map at least two classes to lists of prompts")
@@ -132,7 +132,7 @@ def parse_prompts(content: bytes, file: str) -> PromptSet:
 
     top = mapping(data, "", {"name", "version", "tasks"}, set())
     if type(top["version"]) is not int:
-        raise fail("version", f"must be an integer, is {top['version']!r}")
+        raise fail("version", f"must be an integer, got {top['version']!r}")
     if not isinstance(top["tasks"], dict) or not top["tasks"]:
         raise fail("tasks", "must be an object with at least one task")
     return PromptSet(
@@ -144,7 +144,7 @@ def parse_prompts(content: bytes, file: str) -> PromptSet:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuses a repeated key, which json would settle silently in favour of the last."""
+    """Rejects duplicate keys, of which json would silently use the last."""
     data = dict(pairs)
     if len(data) < len(pairs):
         keys = [key for key, _ in pairs]

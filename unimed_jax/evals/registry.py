@@ -1,16 +1,14 @@
-"""The evaluators by name: to add one is to write its class and to add a line here.
+"""The evaluators by name; to add one, write its class and add it here.
 
-Evaluators are grouped by what they need of a task; a task takes those of one group. A class has
-``DEFAULTS``, the keys of its entries in ``config.evals`` with their default values, and is built
-from (name of the entry, settings, context), the context being that of its group. It may have
-``CHOICES``, the valid values of a key, and ``ENTRY_DEFAULTS``, the keys of each entry of a key that
-maps names to entries.
+Evaluators are grouped by the context they are built from; a task supports one group. A class may
+also have ``CHOICES``, the valid values of keys, and ``ENTRY_DEFAULTS``, the default entries of keys
+that map names to entries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from ml_collections import ConfigDict
 
@@ -21,9 +19,25 @@ from unimed_jax.evals.retrieval import Retrieval
 from unimed_jax.evals.segmentation.image_evaluator import ImageEvaluator
 from unimed_jax.evals.segmentation.volume_evaluator import VolumeEvaluator
 from unimed_jax.evals.zero_shot import ZeroShot
-from unimed_jax.training.task import Evaluator
+from unimed_jax.models.functional import Params
+from unimed_jax.training.task import Evaluation, Evaluator
 
-Registry = Mapping[str, type]
+
+class RegisteredEvaluator(Protocol):
+    """An evaluator with settings in ``config.evals``.
+
+    Attributes:
+      DEFAULTS: keys of its entry in ``config.evals`` with their default values.
+    """
+
+    DEFAULTS: ClassVar[Mapping[str, Any]]
+
+    def __init__(self, name: str, settings: ConfigDict, context: Any) -> None: ...
+
+    def __call__(self, params: Params) -> Evaluation: ...
+
+
+Registry = Mapping[str, type[RegisteredEvaluator]]
 """Name -> evaluator class; the first is the default where a config has no evaluators."""
 
 # built from a CorpusEmbedder
@@ -119,7 +133,7 @@ def create(
     Raises:
       UserError: a setting or a corpus is not what it should be.
     """
-    made = {}
+    made: dict[str, Evaluator] = {}
     for name, given in evals.items():
         settings = complete(name, given, evaluators)
         made[name] = evaluators[settings.kind](name, settings, context)

@@ -1,4 +1,4 @@
-"""The results of a run: tables on the terminal, results.json, report.html."""
+"""Writes the results of evaluators: tables on the terminal, results.json, report.html."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ def evaluate(evaluators: Mapping[str, Evaluator], params: Any) -> dict[str, Eval
 
 
 def named_metrics(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
-    """``<evaluator>/<metric>`` -> value, as in metrics.jsonl and results.json."""
+    """``EVALUATOR/METRIC`` -> value, as in metrics.jsonl and results.json."""
     return {
         f"{name}/{metric}": value
         for name, evaluation in evaluations.items()
@@ -44,15 +44,15 @@ def write_results(
     history: Sequence[Mapping[str, Any]] = (),
     charts: Sequence[html_report.Chart] = (),
 ) -> None:
-    """Prints the tables; writes results.json, report.html, and the files of the evaluators.
+    """Logs the tables; writes results.json, report.html and the files of the evaluators.
 
     Args:
-      directory: receives the files.
-      title: the title of the report.
-      config: the resolved config, shown in the report.
-      evaluations: evaluator name -> result; results.json has them as EVALUATOR/METRIC: value.
+      directory: output directory.
+      title: title of the report.
+      config: resolved config, shown in the report.
+      evaluations: evaluator -> result; results.json holds them as EVALUATOR/METRIC: value.
       history: rows of metrics.jsonl for the training curves; empty outside training.
-      charts: the task's training curves, besides those that every run has.
+      charts: training curves of the task, in addition to those of every run.
     """
     results = {k: metrics.finite_or_name(v) for k, v in named_metrics(evaluations).items()}
     content = json.dumps(results, indent=2, sort_keys=True) + "\n"

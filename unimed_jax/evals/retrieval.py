@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -28,7 +28,7 @@ class Retrieval:
     others of equal cosine are ranked higher, so that constant embeddings score nothing.
     """
 
-    DEFAULTS: Mapping[str, Any] = {
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
         "path": ".",  # corpus directory, relative to data.root
         "split": "val",
         "source": "",  # the only source; empty: all

@@ -1,7 +1,7 @@
-"""Which training samples a probe sees: a validation part, and subsets by share or per class.
+"""Training data of probes: a validation part, and subsets by share or by samples per class.
 
-Everything is a function of (labels, groups, seed): the samples are given in an order of their own
-(sorted ids), not in that of the files. Groups are patients or studies. Shapes: N samples.
+Everything is a function of (labels, groups, seed). Samples are sorted by id, so the order of the
+files does not matter. Groups are patients or studies. Shape letters: N samples, C classes.
 """
 
 import json
@@ -16,11 +16,11 @@ from input_pipeline.io.files import reason, to_path
 
 Array = np.ndarray
 
-NUM_FOLDS = 5  # one of them is the validation part
+NUM_FOLDS = 5  # one fold is the validation part
 
 
 class TooFewError(ValueError):
-    """A class, by its index `label`, has too few samples for a budget; the message says how."""
+    """The class with index ``label`` has too few samples for a budget."""
 
     def __init__(self, label: int, message: str) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class TooFewError(ValueError):
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of a training part a probe sees: a share of every class, or samples per class."""
+    """Training samples of a probe: a share of each class, or a number of samples per class."""
 
     name: str
     share: float | None = None
@@ -37,28 +37,30 @@ class Budget:
 
     def counts(self, labels: Array) -> Array:
         """(C,) samples per class."""
-        there = np.bincount(labels)
+        available = np.bincount(labels)
         if self.per_class is not None:
-            return np.full(len(there), self.per_class)
-        return np.floor(self.share * there + 0.5).astype(int)
+            return np.full(len(available), self.per_class)
+        assert self.share is not None, "a budget has a share or a number per class"
+        return np.floor(self.share * available + 0.5).astype(int)
 
     @property
     def is_everything(self) -> bool:
+        """Whether the budget covers all samples."""
         return self.share == 1.0
 
 
 def percentages(values: Sequence[float]) -> list[Budget]:
-    """'1pct', '10pct', '0.1pct', ..."""
+    """Budgets '1pct', '10pct', '0.1pct', ... from percentages."""
     return [Budget(f"{value:g}pct", share=value / 100) for value in values]
 
 
 def shots(values: Sequence[int]) -> list[Budget]:
-    """'1shot', '2shot', ..."""
+    """Budgets '1shot', '2shot', ... from samples per class."""
     return [Budget(f"{value}shot", per_class=value) for value in values]
 
 
 def validation_part(labels: Array, groups: Array, seed: int) -> Array:
-    """(N,) bool: about a fifth of every class, whole groups. At least five groups in all."""
+    """(N,) bool: about a fifth of each class, in complete groups; needs at least five groups."""
     folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=seed)
     _, chosen = next(folds.split(np.zeros(len(labels)), labels, groups))
     mask = np.zeros(len(labels), bool)
@@ -69,42 +71,45 @@ def validation_part(labels: Array, groups: Array, seed: int) -> Array:
 def subset(
     budget: Budget, labels: Array, groups: Array, validation: Array, seed: Sequence[int]
 ) -> Array:
-    """Sorted places of the samples of one draw; of one seed, larger budgets hold smaller ones.
+    """Draws a subset; with the same seed, larger budgets contain smaller ones.
 
-    Groups are shuffled. A share takes samples group by group, as if few patients had been seen;
-    samples per class are of as many groups as there are. Those of the validation part come last:
-    they are drawn only where all others are.
+    Groups are shuffled. A share takes samples group by group, as in a study of few patients;
+    samples per class come from as many groups as possible. Samples of the validation part are drawn
+    only after all others.
 
     Args:
-      budget: how many.
-      labels: (N,) class indices; every one of 0..C-1 occurs.
-      groups: (N,) indices from 0.
-      validation: (N,) bool.
-      seed: of this draw.
+      budget: size of the subset.
+      labels: (N,) class indices; each of 0..C-1 must occur.
+      groups: (N,) group indices from 0.
+      validation: (N,) bool, the validation part.
+      seed: seed of this draw.
+
+    Returns:
+      Sorted indices of the samples.
 
     Raises:
-      TooFewError: a class has fewer samples than the budget asks for, or would have none.
+      TooFewError: a class has fewer samples than the budget needs, or would get none.
     """
-    counts, there = budget.counts(labels), np.bincount(labels)
+    counts, available = budget.counts(labels), np.bincount(labels)
     if not counts.all():
         raise TooFewError(int(np.argmin(counts)), "would have no sample")
-    if (counts > there).any():
-        label = int(np.argmax(counts - there))
-        raise TooFewError(label, f"has only {there[label]} samples")
+    if (counts > available).any():
+        label = int(np.argmax(counts - available))
+        raise TooFewError(label, f"has only {available[label]} samples")
     rng = np.random.default_rng(seed)
     num_groups = int(groups.max()) + 1
-    place = rng.permutation(num_groups)[groups]
+    position = rng.permutation(num_groups)[groups]
     shuffle = rng.permutation(len(labels))
     if budget.per_class is not None:
-        order = np.lexsort((place, _rank_in_group(labels, groups, shuffle), validation))
+        order = np.lexsort((position, _rank_in_group(labels, groups, shuffle), validation))
     else:
-        order = np.lexsort((shuffle, place, validation))
+        order = np.lexsort((shuffle, position, validation))
     taken = [order[labels[order] == c][:n] for c, n in enumerate(counts)]
     return np.sort(np.concatenate(taken))
 
 
 def _rank_in_group(labels: Array, groups: Array, shuffle: Array) -> Array:
-    """(N,) 0 for the first sample of a class in its group by `shuffle`, 1 for the second, ..."""
+    """(N,) rank of each sample, by ``shuffle``, among those of its class and group."""
     order = np.lexsort((shuffle, labels, groups))
     pair = np.stack([groups[order], labels[order]])
     starts = np.flatnonzero(np.r_[True, (pair[:, 1:] != pair[:, :-1]).any(0)])
@@ -116,12 +121,12 @@ def _rank_in_group(labels: Array, groups: Array, shuffle: Array) -> Array:
 
 @dataclass(frozen=True)
 class TaskSplits:
-    """The ids that one task trains and validates on.
+    """The sample ids that one task trains and validates on.
 
     Attributes:
-      classes: of the task.
-      validation: ids by which the regularisation is chosen.
-      subsets: budget -> the ids of every draw.
+      classes: class names of the task.
+      validation: ids of the validation part, which selects the regularization.
+      subsets: budget -> ids of each draw.
     """
 
     classes: tuple[str, ...]
@@ -130,7 +135,7 @@ class TaskSplits:
 
 
 def to_json(splits: Mapping[str, TaskSplits], settings: Mapping[str, object]) -> str:
-    """A file of splits: `settings` says how they were made."""
+    """Splits as JSON text, together with the settings that produced them."""
     tasks = {
         name: {
             "classes": list(task.classes),
@@ -145,10 +150,10 @@ def to_json(splits: Mapping[str, TaskSplits], settings: Mapping[str, object]) ->
 
 
 def load(path: str) -> dict[str, TaskSplits]:
-    """Reads what `to_json` wrote.
+    """Reads a file of splits, written with ``to_json``.
 
     Raises:
-      UserError: it cannot be read, or is something else.
+      UserError: the file cannot be read or is not a file of splits.
     """
     try:
         content = json.loads(to_path(path).read_text("utf-8"))

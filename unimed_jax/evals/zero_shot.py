@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -19,11 +20,11 @@ _GALLERY_PER_CLASS, _GALLERY_PER_TASK, _GALLERY_SIDE = 1, 6, 160
 class ZeroShot:
     """Evaluator ``kind='zero_shot'``: balanced accuracy and AUC by prompt ensembling.
 
-    The class embedding is the renormalised mean of the normalised prompt embeddings; the prediction
+    The class embedding is the renormalized mean of the normalized prompt embeddings; the prediction
     is the class of highest cosine (CLIP, arXiv 2103.00020, section 3.1).
     """
 
-    DEFAULTS: Mapping[str, object] = {
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
         "path": ".",  # corpus directory, relative to data.root
         "split": "val",
         "prompts": "",  # a packaged name or a JSON file, see evals/prompt_sets.py

@@ -1,9 +1,9 @@
-"""A network's output for a whole volume, window by window, with memory for one slab of windows.
+"""Sliding-window inference over whole volumes, with memory for one slab of windows.
 
-Windows overlap and are averaged with Gaussian weights. They are processed along the depth, and
-slices that no later window covers are yielded at once: besides the batch of windows on the devices,
-only the probabilities of one window's depth are in memory, however deep the volume is. Positions
-and weights are MONAI's, as is the padding with 0 of a volume smaller than a window.
+Overlapping windows are averaged with Gaussian weights. They are processed along the depth, and
+slices that no later window covers are yielded immediately. Besides the batch of windows on the
+devices, only the probabilities of one window depth are in memory, for volumes of any depth. The
+positions, the weights and the zero padding of volumes smaller than a window are those of MONAI.
 """
 
 import itertools
@@ -18,14 +18,14 @@ _SMALLEST_WEIGHT = 1e-3
 
 
 def starts(length: int, window: int, overlap: float) -> list[int]:
-    """First voxels of the windows along an axis: evenly spaced; the last ends at the border."""
+    """First voxels of the windows along an axis, evenly spaced; the last ends at the border."""
     step = max(int(window * (1 - overlap)), 1)
     last = max(length - window, 0)
     return [*range(0, last, step), last]
 
 
 def weights(window: Shape) -> np.ndarray:
-    """float32 of the window's shape: exp(-r^2 / 2 sigma^2) from its centre, at least 1e-3."""
+    """Weights exp(-r^2 / 2 sigma^2) around the center, at least 1e-3; float32 (D, H, W)."""
     axes = []
     for size in window:
         offset = np.arange(size, dtype=np.float32) - (size - 1) / 2
@@ -44,18 +44,18 @@ def probabilities(
     overlap: float,
     batch_size: int,
 ) -> Iterator[np.ndarray]:
-    """The averaged outputs, from the top to the bottom of the volume.
+    """Predicts a volume, slab by slab from top to bottom.
 
     Args:
-      read: (start, stop) -> these slices of the volume, float32 (d, H, W).
+      read: (start, stop) -> slices of the volume, float32 (d, H, W).
       shape: (D, H, W) of the volume.
-      window: voxels of the input of ``predict``.
+      window: size of the windows in voxels.
       predict: float32 (batch_size, *window, 1) -> float32 (batch_size, *window, outputs).
-      overlap: of neighbouring windows, as a share of the window, in [0, 1).
-      batch_size: windows that are predicted together.
+      overlap: overlap of adjacent windows, as a share of a window, in [0, 1).
+      batch_size: number of windows that are predicted together.
 
     Yields:
-      float32 (d, H, W, outputs), slab after slab; their depths add up to D.
+      Probabilities of the next slab, float32 (d, H, W, outputs); the depths add up to D.
     """
     padded = _by_axis(max, shape, window)
     before = _by_axis(lambda p, n: (p - n) // 2, padded, shape)

@@ -1,4 +1,4 @@
-"""Labels of whole volumes in their original grid, from a network that takes crops of another."""
+"""Segmentation of whole volumes in their original grid by a network for crops of another grid."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Volume(Protocol):
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        """mm along these axes."""
+        """Voxel spacing along these axes in mm."""
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """These slices, float32 (d, H, W) in 0..1."""
+        """Slices of the volume, float32 (d, H, W) in 0..1."""
 
 
 class Resampled:
-    """A volume in another grid; only the slices that are read are computed."""
+    """A volume resampled to another grid; slices are computed when they are read."""
 
     def __init__(self, volume: Volume, spacing: tuple[float, ...]) -> None:
         self._volume = volume
@@ -44,6 +44,7 @@ class Resampled:
         self._plane = [_weights(self.shape[axis], volume.shape[axis]) for axis in (1, 2)]
 
     def read(self, start: int, stop: int) -> np.ndarray:
+        """Slices of the resampled volume, float32 (d, h, w)."""
         weights = _rows(start, stop, self.shape[0], self._volume.shape[0])
         first, last = _used(weights)
         slices = self._volume.read(first, last)
@@ -56,12 +57,12 @@ def _rows(start: int, stop: int, num_out: int, num_in: int) -> np.ndarray:
 
 
 def _weights(num_out: int, num_in: int) -> np.ndarray | None:
-    """The weights of a whole axis; None if its length stays the same."""
+    """Weights of a complete axis; None if its length stays the same."""
     return None if num_out == num_in else _rows(0, num_out, num_out, num_in)
 
 
 def _used(weights: np.ndarray) -> tuple[int, int]:
-    """The range of input voxels that have a weight in any row."""
+    """Range of the input voxels with a weight in any row."""
     columns = np.flatnonzero(weights.any(axis=0))
     return int(columns[0]), int(columns[-1]) + 1
 
@@ -77,18 +78,18 @@ def _resampled(slices: np.ndarray, plane: list[np.ndarray | None]) -> np.ndarray
 def in_original_grid(
     slabs: Iterator[np.ndarray], depth: int, shape: Shape, plane_shape: tuple[int, int]
 ) -> Iterator[np.ndarray]:
-    """Slabs of a resampled volume, (d, h, w, C), interpolated linearly to the grid of ``shape``.
+    """Interpolates slabs of a resampled volume linearly to the grid of ``shape``.
 
-    A slab is yielded as soon as its slices are complete.
+    Slices are yielded as soon as they are complete.
 
     Args:
-      slabs: from the top to the bottom of the resampled volume.
-      depth: depth of all slabs together.
+      slabs: slabs (d, h, w, C), from top to bottom of the resampled volume.
+      depth: total depth of the slabs.
       shape: (D, H, W) of the result.
       plane_shape: (h, w) of the slabs.
 
     Yields:
-      float32 (d', H, W, C); their depths add up to D.
+      The next slab, float32 (d', H, W, C); the depths add up to D.
     """
     plane = [_weights(shape[axis], plane_shape[axis - 1]) for axis in (1, 2)]
     weights = _rows(0, shape[0], shape[0], depth)
@@ -111,7 +112,7 @@ def in_original_grid(
 
 
 class Segmenter:
-    """Probabilities and labels of volumes; windows are divided over the devices of a mesh."""
+    """Predicts probabilities and labels of volumes; a mesh shares the windows of a batch."""
 
     def __init__(
         self,
@@ -124,19 +125,19 @@ class Segmenter:
         batch_size: int,
         section: str = "inference",
     ) -> None:
-        """Every process calls it with the same volumes.
+        """Creates a segmenter. All processes must segment the same volumes.
 
         Args:
           predict: (parameters, float32 (B, *window, 1)) -> probabilities (B, *window, outputs).
-          window: voxels (D, H, W) of the network's input.
-          spacing: mm of the network's grid; 0 for the volume's spacing.
-          mesh: over the devices of all processes.
-          overlap: of neighbouring windows, as a share of a window, in [0, 1).
-          batch_size: windows on all devices together.
-          section: of the config that the settings come from, for messages.
+          window: size (D, H, W) of the network's input in voxels.
+          spacing: spacing of the network's grid in mm; 0 for the spacing of the volume.
+          mesh: mesh over the devices of all processes.
+          overlap: overlap of adjacent windows, as a share of a window, in [0, 1).
+          batch_size: number of windows on all devices together.
+          section: config section of the settings, for messages.
 
         Raises:
-          ConfigError: a setting is not possible.
+          ConfigError: a setting is invalid.
         """
         sharding.check_batch_size(f"{section}.batch_size", batch_size, mesh)
         require(0 <= overlap < 1, f"{section}.overlap", overlap, "in [0, 1)")
@@ -151,7 +152,7 @@ class Segmenter:
         )
 
     def probabilities(self, params: Any, volume: Volume) -> Iterator[np.ndarray]:
-        """Slabs float32 (d, H, W, outputs) in the volume's original grid, from the top."""
+        """Yields slabs float32 (d, H, W, outputs) in the original grid, from top to bottom."""
         resampled = Resampled(volume, self._spacing)
         rows = self._batch_size // jax.process_count()
         local = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
@@ -173,6 +174,6 @@ class Segmenter:
         return in_original_grid(slabs, resampled.shape[0], volume.shape, resampled.shape[1:])
 
     def labels(self, params: Any, volume: Volume) -> Iterator[np.ndarray]:
-        """Slabs uint8 (d, H, W): the most probable output; 0 is the background."""
+        """Yields slabs uint8 (d, H, W) of the most probable output; 0 is the background."""
         for slab in self.probabilities(params, volume):
             yield np.argmax(slab, axis=-1).astype(np.uint8)

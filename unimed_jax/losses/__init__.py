@@ -1,1 +1,1 @@
-"""Losses as pure functions of arrays; `registry` lists them by name."""
+"""Losses as pure functions of arrays; ``registry`` lists them by name."""

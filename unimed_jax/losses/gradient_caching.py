@@ -1,9 +1,9 @@
-"""A function of a batch's rows, some rows at a time, so that memory is that of a few rows.
+"""Maps a function over a batch in microbatches, with the memory of one microbatch.
 
-This is gradient caching (GradCache, arXiv 2101.06983) when a loss over all rows follows: forwards,
-only the results of the rows are kept; the gradient of the loss with respect to these is exact; and
-backwards every microbatch is computed again and differentiated, its part of the parameters'
-gradient being added up. Nothing is approximated: only the order of sums differs from one batch.
+Followed by a loss over all rows, this is gradient caching (GradCache, arXiv 2101.06983). The
+forward pass keeps only the results of the rows, so the gradient of the loss with respect to them is
+exact. The backward pass recomputes and differentiates one microbatch after the other and sums their
+gradients. Nothing is approximated; only the order of summation differs from that of one batch.
 """
 
 from collections.abc import Callable
@@ -16,17 +16,17 @@ import jax.numpy as jnp
 def map_rows(
     function: Callable[[Any, jax.Array], Any], rows: Any, rng: jax.Array, count: int
 ) -> Any:
-    """``function(rows, rng)`` computed in ``count`` microbatches, each with a key of its own.
+    """Computes ``function(rows, rng)`` in ``count`` microbatches, each with its random key.
 
-    Microbatch a holds the rows a, a + count, a + 2 count, ...: they are taken with a stride, so
-    that each device finds its share of every microbatch among its own rows.
+    Microbatch a holds the rows a, a + count, a + 2 count, ...: with a stride, so that each device
+    already holds its share of every microbatch.
 
     Args:
-      function: (tree of (n, ...) arrays, key) -> tree of (n, ...) arrays; row by row, each result
-        depends on its row and the key alone. It may close over parameters.
+      function: (tree of (n, ...) arrays, key) -> tree of (n, ...) arrays. Each row of the result
+        may depend only on the same row of the input and on the key. It may close over parameters.
       rows: tree of (B, ...) arrays.
-      rng: key of the whole batch.
-      count: divides B. 1: an ordinary call, whose activations are kept for the backward pass.
+      rng: random key of the batch.
+      count: number of microbatches, a divisor of B; 1: an ordinary call that keeps its activations.
 
     Returns:
       Tree of (B, ...) arrays, in the order of ``rows``.
@@ -40,10 +40,10 @@ def map_rows(
     def join(x: jax.Array) -> jax.Array:
         return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
 
-    # inside a loop nothing can be merged with the forward pass, so no barrier is needed
-    again = jax.checkpoint(function, prevent_cse=False)
+    # inside a loop, XLA cannot merge the recomputation with the forward pass: no barrier needed
+    rematerialized = jax.checkpoint(function, prevent_cse=False)
     keys = jax.random.split(rng, count)
     _, results = jax.lax.scan(
-        lambda _, inputs: (None, again(*inputs)), None, (jax.tree.map(split, rows), keys)
+        lambda _, inputs: (None, rematerialized(*inputs)), None, (jax.tree.map(split, rows), keys)
     )
     return jax.tree.map(join, results)

@@ -1,4 +1,4 @@
-"""The text tower: BERT (arXiv 1810.04805), its [CLS] state projected to the shared space."""
+"""The text tower: BERT (arXiv 1810.04805) with a projection of its [CLS] state."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from unimed_jax.models.config import ModelConfig
 from unimed_jax.models.dropout import Dropout
 from unimed_jax.models.layers import (
     TRANSFORMER_BLOCK_AXES,
+    LayerKwargs,
     LayerNorm,
     Mlp,
     SelfAttention,
@@ -26,7 +27,11 @@ class BertBlock(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         sizes = config.text
         self.dropout = sizes.dropout
-        dtypes = {"dtype": config.compute_dtype, "param_dtype": config.param_dtype, "rngs": rngs}
+        dtypes: LayerKwargs = {
+            "dtype": config.compute_dtype,
+            "param_dtype": config.param_dtype,
+            "rngs": rngs,
+        }
         norm = (sizes.width, sizes.layer_norm_eps, config.param_dtype, rngs)
         self.attn = SelfAttention(
             sizes.width,
@@ -56,7 +61,7 @@ class BertBlock(nnx.Module):
         dropout_key: jax.Array | None,
         num_queries: int | None,
     ) -> jax.Array:
-        """(B, T, D) -> (B, Q, D), Q being `num_queries` or T."""
+        """(B, T, D) -> (B, Q, D), where Q is ``num_queries`` or T."""
         keys = (None,) * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
         attended = self.attn(x, num_queries=num_queries, mask=mask, dropout_key=keys[0])
         x = self.ln_1(x[:, :num_queries] + Dropout(self.dropout, keys[1])(attended))
@@ -64,7 +69,7 @@ class BertBlock(nnx.Module):
 
 
 class MlpProjection(nnx.Module):
-    """W_b GELU(W_a x), no biases, ⌊(D + E)/2⌋ hidden features, GELU by erf."""
+    """W_b GELU(W_a x) with exact GELU, without biases; ⌊(D + E)/2⌋ hidden features."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         width, embed_dim = config.text.width, config.embed_dim
@@ -84,7 +89,7 @@ def _projection(
         num_inputs,
         num_outputs,
         use_bias=False,
-        kernel_init=_init.variance_scaling(1 / 3, "fan_in", "uniform"),  # torch's default
+        kernel_init=_init.variance_scaling(1 / 3, "fan_in", "uniform"),  # the default of torch
         dtype=config.compute_dtype,
         param_dtype=config.param_dtype,
         rngs=rngs,
@@ -92,7 +97,7 @@ def _projection(
 
 
 class Bert(nnx.Module):
-    """Token ids to un-normalised embeddings."""
+    """Maps token ids to unnormalized embeddings."""
 
     parameter_axes = (
         *TRANSFORMER_BLOCK_AXES,
@@ -124,6 +129,7 @@ class Bert(nnx.Module):
         self.token_type_embeddings = embed(sizes.num_token_types)
         self.ln_embeddings = LayerNorm(sizes.width, sizes.layer_norm_eps, config.param_dtype, rngs)
         self.blocks = stack_blocks(lambda rngs: BertBlock(config, rngs), sizes.layers, rngs)
+        self.proj: MlpProjection | nnx.Linear | None
         match sizes.projection:
             case "mlp":
                 self.proj = MlpProjection(config, rngs)
@@ -133,7 +139,15 @@ class Bert(nnx.Module):
                 self.proj = None
 
     def __call__(self, ids: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-        """int32 (B, T), T ≤ max_positions -> float32 (B, E); tokens equal to pad_id are masked."""
+        """int32 (B, T), T ≤ max_positions -> float32 (B, E).
+
+        Args:
+          ids: token ids; tokens equal to ``pad_id`` are masked.
+          dropout_key: dropout key; None disables dropout.
+
+        Raises:
+          ValueError: the ids have the wrong rank or too many tokens.
+        """
         config = self.config
         if ids.ndim != 2 or ids.shape[1] > config.text.max_positions:
             raise ValueError(

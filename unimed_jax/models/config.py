@@ -1,4 +1,4 @@
-"""The `model` section of a config as frozen dataclasses, checked before anything is compiled."""
+"""The ``model`` section of a config as frozen dataclasses, validated before compilation."""
 
 import dataclasses
 import math
@@ -18,12 +18,14 @@ VisualVariant = Literal["clip", "timm"]
 
 @dataclasses.dataclass(frozen=True)
 class VisualConfig:
-    """The image tower; the defaults are ViT-B/16. Lengths are in pixels or features.
+    """The image tower; the defaults are ViT-B/16.
 
     Attributes:
-        architecture: an entry of `registry.IMAGE_TOWERS`.
-        variant: "clip" has a norm before the blocks and patches without bias, "timm" (as in
-            BiomedCLIP) no such norm and biased patches.
+      image_size: side of the images in pixels.
+      patch_size: side of a patch in pixels.
+      variant: "clip" has a norm before the blocks and a patch embedding without bias; "timm" (as in
+        BiomedCLIP) has no such norm and a bias.
+      architecture: a key of ``registry.IMAGE_TOWERS``.
     """
 
     image_size: int = 224
@@ -48,8 +50,8 @@ class TextConfig:
     """The text tower; the defaults are BERT-base with the projection of UniMed-CLIP.
 
     Attributes:
-        context_length: number of tokens that the tokenizer pads to.
-        architecture: an entry of `registry.TEXT_TOWERS`.
+      context_length: number of tokens that the tokenizer pads to.
+      architecture: a key of ``registry.TEXT_TOWERS``.
     """
 
     vocab_size: int = 30522
@@ -70,15 +72,16 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole dual encoder; the defaults are UniMed-CLIP's ViT-B/16 with BiomedBERT-base.
+    """A dual encoder; the defaults are UniMed-CLIP's ViT-B/16 with BiomedBERT-base.
 
     Attributes:
-        logit_bias_init: None where there is no bias (softmax loss); -10 in SigLIP.
-        remat: what the backward pass computes again: "full" keeps only the input of each block,
-            "dots" the products with weights as well.
-        attention_impl: "auto": in train steps on TPU by a kernel that keeps the scores on the chip;
-            "plain": never.
-        scan_layers: False unrolls the blocks: slower to compile, sometimes faster to run.
+      logit_scale_init: initial value of the logarithm of the logit scale.
+      logit_bias_init: initial logit bias (-10 in SigLIP); None: no bias (softmax loss).
+      remat: rematerialization: "full" stores only the input of each block, "dots" also the products
+        with weights; "none" stores everything.
+      attention_impl: "auto" uses a fused kernel in train steps on TPU, "plain" never does.
+      scan_layers: loop over the blocks; False unrolls them, which compiles more slowly and
+        sometimes runs faster.
     """
 
     embed_dim: int = 512
@@ -96,10 +99,11 @@ class ModelConfig:
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
-        """Reads and checks a nested mapping (dict, ConfigDict); keys that it lacks have defaults.
+        """Reads and validates a nested mapping (dict, ConfigDict); missing keys get defaults.
 
-        Raises ConfigError naming the key for an unknown key, a wrong type, a value out of range or
-        two values that contradict each other.
+        Raises:
+          ConfigError: a key is unknown, has a wrong type or is out of range, or two keys contradict
+            each other; the message names the key.
         """
         config = _read(cls, mapping, "model")
         _check(config)
@@ -125,7 +129,7 @@ def _read(cls: type, mapping: Any, prefix: str) -> Any:
 
 
 def _value(hint: Any, value: Any, key: str) -> Any:
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _read(hint, value, key)
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
@@ -139,12 +143,12 @@ def _value(hint: Any, value: Any, key: str) -> Any:
     optional = hint == float | None
     if optional and value is None:
         return None
-    wanted = float if optional else hint
-    # bool is an int to Python, and an int is a fine float; neither the other way round.
-    accepted = (int, float) if wanted is float else wanted
-    if not isinstance(value, accepted) or (isinstance(value, bool) and wanted is not bool):
-        raise ConfigError(f"{key}: expected {wanted.__name__}, got {value!r}")
-    return wanted(value)
+    expected = float if optional else hint
+    # Python counts bool as int, which a config must not; an int is a valid float.
+    accepted = (int, float) if expected is float else expected
+    if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
+        raise ConfigError(f"{key}: expected {expected.__name__}, got {value!r}")
+    return expected(value)
 
 
 def _check(config: ModelConfig) -> None:
@@ -154,7 +158,7 @@ def _check(config: ModelConfig) -> None:
         if not condition:
             raise ConfigError(message)
 
-    positive = {"model.embed_dim": config.embed_dim}
+    positive: dict[str, float] = {"model.embed_dim": config.embed_dim}
     for name, tower in (("visual", visual), ("text", text)):
         for field in dataclasses.fields(tower):
             value = getattr(tower, field.name)

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Dropout:
-    """Zeroes each element with probability `rate` and scales the rest by `scale`, 1/(1 - rate).
+    """Zeroes each element with probability ``rate`` and scales the rest by ``scale``, 1/(1 - rate).
 
-    The rate is rounded to a multiple of 2⁻¹⁶, and the scale with it, so that the expectation is
-    exact: two decisions share one 32-bit random word, which halves the cost of the generator. The
-    mask is a function of key and shape alone, hence the same on every mesh (jax's partitionable
-    threefry).
+    Two elements share one 32-bit random word, which halves the cost of the generator. The rate is
+    therefore rounded to a multiple of 2⁻¹⁶; the scale follows the rounded rate, so that the
+    expectation is exact. The mask depends on key and shape alone and so is the same on every mesh
+    (partitionable threefry).
 
     Attributes:
-        key: None means no dropout.
+      rate: dropout probability, in [0, 1).
+      key: random key; None disables dropout.
     """
 
     rate: float
@@ -29,25 +30,29 @@ class Dropout:
 
     @property
     def scale(self) -> float:
+        """Factor of the elements that are kept."""
         return 1.0 / (1.0 - self._threshold / 2**16)
 
     def _halves(self, shape: Sequence[int]) -> list[jax.Array] | None:
-        """What stays of the first and the second half of the features, bool (..., ⌈n/2⌉) each."""
+        """Masks of the first and the second half of the features, bool (..., ⌈n/2⌉) each."""
         if self.key is None or self._threshold == 0:
             return None
         words = jax.random.bits(self.key, (*shape[:-1], -(-shape[-1] // 2)), jnp.uint32)
-        # The low halves decide the first features, the high halves the others: to take them in
-        # turns, as a bitcast would, moves every number to another lane of a TPU (docs/log/tpu.md).
+        # The low halves are for the first half of the features, the high halves for the second.
+        # Interleaving them, as a bitcast would, moves every number to another lane of a TPU
+        # (docs/log/tpu.md).
         return [half >= self._threshold for half in (words & 0xFFFF, words >> 16)]
 
     def keep(self, shape: Sequence[int]) -> jax.Array | None:
-        """Bool, True at what stays; None where everything does."""
+        """The mask, bool of the given shape, True where kept; None if nothing is dropped."""
         halves = self._halves(shape)
         return None if halves is None else jnp.concatenate(halves, axis=-1)[..., : shape[-1]]
 
     def packed(self, shape: Sequence[int]) -> jax.Array | None:
-        """As `keep`, int8 (..., ⌈n/2⌉): bit 0 for the first half of the features, bit 1 for the
-        second."""
+        """The mask of ``keep`` as int8 (..., ⌈n/2⌉).
+
+        Bit 0 is for the first half of the features, bit 1 for the second.
+        """
         halves = self._halves(shape)
         if halves is None:
             return None

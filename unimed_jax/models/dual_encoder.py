@@ -13,9 +13,9 @@ from unimed_jax.models.functional import Functional, Params, axes_under
 
 
 class DualEncoder:
-    """An image tower and a text tower with one embedding space.
+    """An image tower and a text tower with a joint embedding space.
 
-    Nothing here holds parameters: `init` returns them and every other method takes them. They are
+    The model holds no parameters: ``init`` returns them and the other methods take them. They are
     {"visual": ..., "text": ..., "logit_scale": (), ["logit_bias": ()]}.
     """
 
@@ -38,9 +38,9 @@ class DualEncoder:
         )
 
     def init(self, key: jax.Array) -> Params:
-        """Parameters of dtype `param_dtype` (the logit scalars float32), a function of `key` alone.
+        """Random parameters of dtype ``param_dtype`` (the logit scalars: float32).
 
-        Pure, as `Functional.init`.
+        A pure function of ``key``, like ``Functional.init``.
         """
         visual_key, text_key = jax.random.split(key)
         params: Params = {
@@ -53,27 +53,27 @@ class DualEncoder:
         return params
 
     def encode_image(self, params: Params, images: jax.Array) -> jax.Array:
-        """uint8 RGB (B, S, S, 3) -> float32 (B, E), not normalised.
+        """RGB images, uint8 (B, S, S, 3) -> float32 (B, E), not normalized.
 
-        Pixels are scaled to (x/255 - mean)/std in float32 here, on the device.
+        Pixels are scaled to (x/255 - mean)/std in float32 on the device.
         """
         return self._visual.bind(params["visual"])(images)
 
     def encode_text(
         self, params: Params, ids: jax.Array, *, dropout_rng: jax.Array | None = None
     ) -> jax.Array:
-        """int32 (B, T) -> float32 (B, E), not normalised.
+        """int32 (B, T) -> float32 (B, E), not normalized.
 
         Args:
-          params: the parameters; at least the text tower.
-          ids: [CLS] first, padded with `pad_id`; T is at most `max_positions`.
-          dropout_rng: key of dropout in this step; None switches dropout off.
+          params: parameters, at least of the text tower.
+          ids: token ids, [CLS] first, padded with ``pad_id``; T is at most ``max_positions``.
+          dropout_rng: dropout key of this step; None disables dropout.
         """
         return self._text.bind(params["text"])(ids, dropout_rng)
 
 
 def build(model_config: Mapping[str, Any] | ModelConfig) -> DualEncoder:
-    """The model of a config's `model` section. Raises ConfigError naming the offending key."""
+    """Builds the model of a ``model`` section. Raises ConfigError naming the offending key."""
     if not isinstance(model_config, ModelConfig):
         model_config = ModelConfig.from_mapping(model_config)
     return DualEncoder(model_config)

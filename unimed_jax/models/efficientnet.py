@@ -1,4 +1,4 @@
-"""EfficientNet (arXiv 1905.11946) as an encoder; the stages are those of B2."""
+"""EfficientNet (arXiv 1905.11946) as an encoder, with the stages of B2."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from flax import nnx
 from unimed_jax.models.conv import BatchNorm, Conv, Padding
 from unimed_jax.models.dropout import Dropout
 
-_KEEP, _EPSILON = 0.99, 1e-3
+_MOMENTUM, _EPSILON = 0.99, 1e-3
 STEM_WIDTH = 32
 
 
 @dataclass(frozen=True)
 class MBConvStage:
-    """Blocks of one shape; only the first has the stride."""
+    """A stage of equal blocks; only the first block has the stride."""
 
     blocks: int
     kernel: int
@@ -36,7 +36,7 @@ B2_STAGES = (
 
 
 class MBConv(nnx.Module):
-    """Inverted bottleneck with squeeze and excitation: expand 1 x 1, depthwise, excite, project."""
+    """Inverted bottleneck with squeeze-and-excitation (arXiv 1801.04381, arXiv 1709.01507)."""
 
     def __init__(
         self,
@@ -52,15 +52,15 @@ class MBConv(nnx.Module):
         self.expands = stage.expansion > 1
         if self.expands:
             self.expand_conv = Conv(inputs, hidden, 1, rngs)
-            self.expand_bn = BatchNorm(hidden, rngs, _KEEP, _EPSILON)
+            self.expand_bn = BatchNorm(hidden, rngs, _MOMENTUM, _EPSILON)
         self.depthwise_conv = Conv(
             hidden, hidden, stage.kernel, rngs, stride=stride, padding=padding, groups=hidden
         )
-        self.depthwise_bn = BatchNorm(hidden, rngs, _KEEP, _EPSILON)
+        self.depthwise_bn = BatchNorm(hidden, rngs, _MOMENTUM, _EPSILON)
         self.squeeze = Conv(hidden, squeezed, 1, rngs, bias=True)
         self.excite = Conv(squeezed, hidden, 1, rngs, bias=True)
         self.project_conv = Conv(hidden, stage.width, 1, rngs)
-        self.project_bn = BatchNorm(stage.width, rngs, _KEEP, _EPSILON)
+        self.project_bn = BatchNorm(stage.width, rngs, _MOMENTUM, _EPSILON)
         self.adds, self.drop = stride == 1 and inputs == stage.width, drop
 
     def __call__(self, x: jax.Array, train: bool, key: jax.Array | None) -> jax.Array:
@@ -73,13 +73,13 @@ class MBConv(nnx.Module):
         y = self.project_bn(self.project_conv(y), train)
         if not self.adds:
             return y
-        # whole branches are dropped (stochastic depth): one decision per image
+        # stochastic depth: the branch is dropped for whole images
         kept = Dropout(self.drop, key if train else None)(jnp.ones((len(y), 1, 1, 1), y.dtype))
         return x + y * kept
 
 
 class EfficientNetEncoder(nnx.Module):
-    """Features of 1/2, 1/4, 1/8, 1/16 and 1/32 of the side; the head convolution is left out."""
+    """Features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the input size, without the head."""
 
     def __init__(
         self,
@@ -90,13 +90,20 @@ class EfficientNetEncoder(nnx.Module):
         same: bool,
         rngs: nnx.Rngs,
     ) -> None:
-        """`drop`: probability that the last block is dropped, growing linearly from 0 at the first.
-        `same`: TensorFlow's padding, as the published weights have it, or torch's symmetric one.
+        """Creates an encoder.
+
+        Args:
+          in_channels: channels of the images.
+          stages: the stages of blocks.
+          stem_width: output channels of the stem.
+          drop: drop probability of the last block; it grows linearly from 0 at the first.
+          same: pad as TensorFlow does, which the published weights expect; else symmetrically.
+          rngs: random keys.
         """
         self.stem_conv = Conv(
             in_channels, stem_width, 3, rngs, stride=2, padding="SAME" if same else None
         )
-        self.stem_bn = BatchNorm(stem_width, rngs, _KEEP, _EPSILON)
+        self.stem_bn = BatchNorm(stem_width, rngs, _MOMENTUM, _EPSILON)
         total = sum(stage.blocks for stage in stages)
         inputs, index = stem_width, 0
         taps, widths = [], [stem_width]
@@ -109,11 +116,11 @@ class EfficientNetEncoder(nnx.Module):
                     MBConv(inputs, stage, stride, drop * index / total, same, rngs),
                 )
                 inputs, index = stage.width, index + 1
-            # the deepest features of each size
+            # the deepest features of each resolution
             if number + 1 == len(stages) or stages[number + 1].stride > 1:
                 taps.append(index - 1)
                 widths.append(stage.width)
-        # the first group of stages keeps the stem's size: there the stem is the skip
+        # the first stages keep the resolution of the stem, which is the skip at that resolution
         self.taps, self.widths = tuple(taps[1:]), (stem_width, *widths[2:])
         self.num_blocks = total
 
@@ -122,12 +129,12 @@ class EfficientNetEncoder(nnx.Module):
         return self.stem_conv(x)
 
     def features(self, stem: jax.Array, train: bool, key: jax.Array | None) -> list[jax.Array]:
-        """Five feature maps, the largest first; their widths are ``widths``."""
+        """Five feature maps from high to low resolution, with ``widths`` channels."""
         keys = [None] * self.num_blocks if key is None else jax.random.split(key, self.num_blocks)
         x = nnx.swish(self.stem_bn(stem, train))
-        found = [x]
+        maps = [x]
         for index in range(self.num_blocks):
             x = getattr(self, f"block{index}")(x, train, keys[index])
             if index in self.taps:
-                found.append(x)
-        return found
+                maps.append(x)
+        return maps

@@ -1,6 +1,6 @@
 """Flax NNX modules as pure functions of a nested dict of arrays; NNX ends here.
 
-A model outside this package is a set of pure functions: `init` returns the parameters and every
+A model outside this package is a set of pure functions: ``init`` returns the parameters and every
 other function takes them. Running statistics, where a module has them, are leaves of the same dict.
 """
 
@@ -44,8 +44,8 @@ class Functional:
     def init(self, key: jax.Array) -> Params:
         """Random parameters and initial statistics, a function of the key alone.
 
-        Pure: `jax.eval_shape(functional.init, key)` gives the shapes without memory, and
-        `jax.jit(functional.init, out_shardings=...)` creates each array on its devices.
+        Pure: ``jax.eval_shape(functional.init, key)`` gives the shapes without memory, and
+        ``jax.jit(functional.init, out_shardings=...)`` creates each array on its devices.
         """
         return nnx.to_pure_dict(nnx.state(self._make(random_streams(key))))
 

@@ -1,15 +1,16 @@
-"""The parts that both towers are made of: activations, attention, MLP, a stack of blocks.
+"""Layers shared by both towers: activations, attention, MLP, a stack of blocks.
 
 Shape letters: B batch, T tokens, Q query tokens, D width, H heads, K head width, M MLP width.
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from unimed_jax.models.attention import by_groups, can_fuse, fused, plain
 from unimed_jax.models.config import AttentionImpl, Remat
@@ -27,19 +28,27 @@ TRANSFORMER_BLOCK_AXES = (
     (r"blocks/mlp/c_proj/bias$", ("layers", "embed")),
     (r"blocks/ln_[12]/(scale|bias)$", ("layers", "embed")),
 )
-"""Logical axes of the parameters of `stack_blocks`: (regex over the path, an axis or None per dim).
+"""Logical axes of the parameters of a stack of blocks: (path regex, an axis or None per dim).
 
-A path joins the keys of the parameter dict with "/", such as `blocks/attn/qkv/kernel`. Because of
-the layer axis, of split heads and of fused projections, the rank of an array here is not that of
-the torch tensor it corresponds to: rules on the rank (weight decay) must go by name. Every module
-class declares `parameter_axes` relative to itself; the first match wins.
+A path joins the keys of the parameter dict with "/", for example ``blocks/attn/qkv/kernel``. The
+layer axis, split heads and fused projections give an array here another rank than the
+corresponding torch tensor has, so rules that depend on the rank (weight decay) must go by name.
+Every module class declares ``parameter_axes`` relative to itself; the first match wins.
 """
 
 Initializer = jax.nn.initializers.Initializer
 
 
-# The activations are marked for recomputation: otherwise the forward pass keeps, besides the input,
-# one or two more arrays of the MLP's width per block for the derivative (a quarter of all memory).
+class LayerKwargs(TypedDict):
+    """Keyword arguments that all layers take."""
+
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+    rngs: nnx.Rngs
+
+
+# The activation functions are recomputed in the backward pass: otherwise the forward pass would
+# keep one or two more arrays of the MLP's width per block (a quarter of all memory).
 
 
 @jax.checkpoint
@@ -52,7 +61,7 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 def gelu(x: jax.Array) -> jax.Array:
     """φ(x) = x · ½(1 + erf(x/√2)) (arXiv 1606.08415).
 
-    `jax.nn.gelu` goes through erfc, which the CPU computes about as slowly as two erfs.
+    ``jax.nn.gelu`` uses erfc, which costs about as much as two erfs on CPU.
     """
     return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
 
@@ -71,9 +80,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class LayerNorm(nnx.LayerNorm):
-    """Layer normalisation in float32 whatever the input's dtype, which the output gets back."""
+    """Layer normalization, computed in float32 and cast back to the dtype of the input."""
 
-    def __init__(self, width: int, epsilon: float, param_dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, epsilon: float, param_dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         super().__init__(
             width,
             epsilon=epsilon,
@@ -83,15 +92,15 @@ class LayerNorm(nnx.LayerNorm):
             rngs=rngs,
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return super().__call__(x).astype(x.dtype)
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        return super().__call__(x, mask=mask).astype(x.dtype)
 
 
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with one fused input projection (arXiv 1706.03762).
 
-    Parameters: `qkv` (D, 3, H, K), index 1 being query, key, value; `out` (H, K, D); both biased,
-    unless `qkv_bias` is False.
+    Parameters: ``qkv`` (D, 3, H, K), where axis 1 is query, key, value; ``out`` (H, K, D). Both
+    have a bias, except ``qkv`` where ``qkv_bias`` is False.
     """
 
     def __init__(
@@ -103,8 +112,8 @@ class SelfAttention(nnx.Module):
         out_init: Initializer,
         dropout: float,
         implementation: AttentionImpl,
-        dtype: jnp.dtype,
-        param_dtype: jnp.dtype,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
         rngs: nnx.Rngs,
         qkv_bias: bool = True,
     ) -> None:
@@ -124,40 +133,43 @@ class SelfAttention(nnx.Module):
         mask: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """x (B, T, D) -> (B, Q, D).
+        """(B, T, D) -> (B, Q, D).
 
         Args:
-            num_queries: Q, attend only from the first Q tokens; None for all T.
-            mask: bool (B, T), False at tokens nobody may attend to.
-            dropout_key: drops attention weights; None for none.
+          x: the tokens.
+          num_queries: Q, the number of leading tokens that attend; None for all T.
+          mask: bool (B, T), False at tokens that must not be attended to.
+          dropout_key: key for attention dropout; None disables it.
         """
         dropout = Dropout(self.dropout, dropout_key)
         *_, heads, head_dim = self.qkv.kernel.shape
         if num_queries is None:
             if self.implementation == "auto" and can_fuse(x.shape[1], heads, head_dim):
                 return self._fused(x, mask, dropout)
-            # Heads move before tokens once, so that both products in `plain` are batched ones:
-            # copies took a fifth of a training step on a CPU when each had to do it by itself.
+            # Heads are moved before tokens once, so that both products in `plain` are batched.
+            # Separate copies for each took a fifth of a training step on CPU.
             q, k, v = self.qkv(x).transpose(2, 0, 3, 1, 4)
         else:
-            kernel, bias = self.qkv.kernel[...].astype(x.dtype), self.qkv.bias[...].astype(x.dtype)
+            kernel, bias = _kernel_and_bias(self.qkv, x.dtype)
             q = jnp.einsum("bqd,dhk->bqhk", x[:, :num_queries], kernel[:, 0]) + bias[0]
             kv = jnp.einsum("btd,dshk->btshk", x, kernel[:, 1:]) + bias[1:]
             q, (k, v) = q.transpose(0, 2, 1, 3), kv.transpose(2, 0, 3, 1, 4)
         return self.out(plain(q, k, v, mask, dropout))
 
     def _fused(self, x: jax.Array, mask: jax.Array | None, dropout: Dropout) -> jax.Array:
-        """Heads stay side by side, which is how the kernel reads and writes them: no copies."""
-        into, into_bias, out_of, out_of_bias = (
-            param[...].astype(x.dtype)
-            for layer in (self.qkv, self.out)
-            for param in (layer.kernel, layer.bias)
-        )
-        # Behind a barrier the order stays apart from the product, whose gradient would otherwise be
+        """Keeps the heads side by side, as the kernel reads and writes them, to avoid copies."""
+        qkv_kernel, qkv_bias = _kernel_and_bias(self.qkv, x.dtype)
+        out_kernel, out_bias = _kernel_and_bias(self.out, x.dtype)
+        # The barrier keeps the reordering out of the product: its gradient would otherwise be
         # computed in the order of the parameters, from a copy of a whole activation.
-        qkv = x @ jax.lax.optimization_barrier(by_groups(into)) + by_groups(into_bias)
-        out = fused(qkv, mask, dropout, heads=into.shape[2])
-        return out @ out_of.reshape(-1, x.shape[-1]) + out_of_bias
+        qkv = x @ jax.lax.optimization_barrier(by_groups(qkv_kernel)) + by_groups(qkv_bias)
+        out = fused(qkv, mask, dropout, heads=qkv_kernel.shape[2])
+        return out @ out_kernel.reshape(-1, x.shape[-1]) + out_bias
+
+
+def _kernel_and_bias(layer: nnx.LinearGeneral, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
+    assert layer.bias is not None
+    return layer.kernel[...].astype(dtype), layer.bias[...].astype(dtype)
 
 
 class Mlp(nnx.Module):
@@ -171,11 +183,11 @@ class Mlp(nnx.Module):
         activation: str,
         kernel_init: Initializer,
         bias_init: Callable[[int], Initializer],
-        dtype: jnp.dtype,
-        param_dtype: jnp.dtype,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
-        """`bias_init` gets the number of inputs of the layer, on which torch's default depends."""
+        """``bias_init`` takes the number of inputs, on which the default of torch depends."""
         self.activation = ACTIVATIONS[activation]
         linear = functools.partial(
             nnx.Linear, kernel_init=kernel_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
@@ -189,15 +201,15 @@ class Mlp(nnx.Module):
 
 
 def _rows(x: jax.Array) -> jax.Array:
-    """On CPUs (B, T, D) -> (B·T, D): the gradient of a weight sums over rows, and XLA transposes
-    the hidden features in memory if that means two axes. On TPUs to merge them is itself a copy.
+    """(B, T, D) -> (B·T, D) on CPU, where XLA would transpose the hidden features in memory to sum
+    the gradient of a weight over two axes. Left alone on TPU, where merging the axes is a copy.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return x.reshape(-1, x.shape[-1]) if device and device.platform == "cpu" else x
 
 
 class Block(Protocol):
-    """One transformer layer, as `apply_blocks` calls it."""
+    """One transformer layer, as ``apply_blocks`` calls it."""
 
     def __call__(
         self,
@@ -210,7 +222,7 @@ class Block(Protocol):
 
 
 def stack_blocks(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`layers` independent blocks as one module whose parameters have a leading layer axis."""
+    """Makes one module of ``layers`` independent blocks; parameters get a leading layer axis."""
     keys = jax.random.split(rngs.params(), layers)
     return nnx.vmap(lambda key: make(random_streams(key)))(keys)
 
@@ -230,18 +242,21 @@ def apply_blocks(
     remat: Remat,
     scan_layers: bool,
 ) -> jax.Array:
-    """Runs a stack of blocks and returns the first token of the last one: (B, T, D) -> (B, D).
+    """Runs a stack of blocks and returns the first token of its output: (B, T, D) -> (B, D).
 
     Both towers pool the first token, so the last block computes keys and values for all tokens and
-    everything else for that one only: the same numbers with 10/12 of that block's work left out.
+    everything else for the first token only. That saves 10/12 of the block's work and gives the
+    same numbers.
 
     Args:
-        blocks: what `stack_blocks` made.
-        mask: bool (B, T), False at tokens that are padding.
-        dropout_key: None for no dropout.
-        remat: what the backward pass computes again: "none", "full" (all of a block) or "dots" (all
-            but products with weights).
-        scan_layers: one compiled block in a loop instead of a copy per layer; the same numbers.
+      blocks: a stack from ``stack_blocks``.
+      x: input of the first block.
+      mask: bool (B, T), False at padding tokens.
+      dropout_key: dropout key; None disables dropout.
+      remat: rematerialization in the backward pass: "none", "full" (recomputes each block) or
+        "dots" (recomputes everything but products with weights).
+      scan_layers: compile one block and loop over the layers instead of unrolling them; the
+        numbers are the same.
     """
     graphdef, params = nnx.split(blocks)
     layers = jax.tree.leaves(params)[0].shape[0]
@@ -253,7 +268,7 @@ def apply_blocks(
         return block(x, mask=mask, dropout_key=key, num_queries=num_queries)
 
     if remat != "none":
-        # Inside a loop nothing can be merged with the forward pass, so no barrier is needed.
+        # inside a loop, XLA cannot merge the recomputation with the forward pass: no barrier
         apply = jax.checkpoint(
             apply,
             policy=_CHECKPOINT_POLICIES[remat],
@@ -273,12 +288,12 @@ def apply_blocks(
 def block_outputs(
     blocks: nnx.Module, x: jax.Array, call: Callable[[nnx.Module, jax.Array], jax.Array]
 ) -> jax.Array:
-    """What leaves every block of a stack: (B, T, D) -> (layers, B, T, D).
+    """Outputs of every block of a stack: (B, T, D) -> (layers, B, T, D).
 
     Args:
-        blocks: from `stack_blocks`.
-        x: what enters the first.
-        call: a block on its input.
+      blocks: a stack from ``stack_blocks``.
+      x: input of the first block.
+      call: applies one block to its input.
     """
     graphdef, params = nnx.split(blocks)
 
@@ -290,9 +305,10 @@ def block_outputs(
 
 
 def _split(tree: Any, sizes: Sequence[int]) -> list[Any]:
-    """Parts of every array along its first axis.
+    """Splits every array along its first axis.
 
-    The gradient joins those of the parts; that of slices would pad each to the whole and add.
+    The gradient of a split is a concatenation; that of slices would pad every part to full size
+    and add them up.
     """
     leaves, structure = jax.tree.flatten(tree)
     parts = zip(*(jax.lax.split(leaf, sizes) for leaf in leaves), strict=True)

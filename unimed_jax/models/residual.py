@@ -1,4 +1,4 @@
-"""The residual block that both volumetric networks are made of (MONAI's DynUNet block)."""
+"""Residual blocks of the volumetric networks (the DynUNet block of MONAI)."""
 
 import jax
 from flax import nnx
@@ -10,14 +10,15 @@ _POINT = (1, 1, 1)
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:
+    """Leaky ReLU with slope 0.01."""
     return nnx.leaky_relu(x, 0.01)
 
 
 class ResidualBlock(nnx.Module):
     """lrelu(norm(conv(lrelu(norm(conv(x))))) + shortcut(x)), 3 x 3 x 3 convolutions without bias.
 
-    The norm is by instance without parameters, the shortcut a normalised 1 x 1 x 1 convolution
-    where the width changes.
+    The norm is an instance norm without parameters. The shortcut is a normalized 1 x 1 x 1
+    convolution where the width changes, else the identity.
     """
 
     def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> None:
@@ -33,7 +34,7 @@ class ResidualBlock(nnx.Module):
 
 
 class BatchNormResidualBlock(nnx.Module):
-    """The same with batch normalisation, the width kept."""
+    """The same block with batch normalization and a constant width."""
 
     def __init__(self, width: int, rngs: nnx.Rngs) -> None:
         self.conv1 = Conv(width, width, _CUBE, rngs)

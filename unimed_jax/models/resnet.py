@@ -1,4 +1,4 @@
-"""ResNet of basic blocks (arXiv 1512.03385) as an encoder; ResNet-34 by default."""
+"""ResNet with basic blocks (arXiv 1512.03385) as an encoder, with the sizes of ResNet-34."""
 
 import jax
 from flax import nnx
@@ -10,7 +10,7 @@ RESNET34_WIDTHS = (64, 128, 256, 512)
 
 
 class BasicBlock(nnx.Module):
-    """relu(BN(conv(relu(BN(conv(x))))) + shortcut(x)), 3 x 3 convolutions."""
+    """relu(BN(conv(relu(BN(conv(x))))) + shortcut(x)) with 3 x 3 convolutions."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, rngs: nnx.Rngs) -> None:
         self.conv1 = Conv(inputs, outputs, 3, rngs, stride=stride)
@@ -31,9 +31,9 @@ class BasicBlock(nnx.Module):
 
 
 class ResNetEncoder(nnx.Module):
-    """Features of 1/2, 1/4, 1/8, 1/16 and 1/32 of the side.
+    """Features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the input size.
 
-    The stem's convolution and the rest are called apart, because channel prompts sit between them.
+    ``stem`` and ``features`` are separate because channel prompts apply between them.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class ResNetEncoder(nnx.Module):
         return self.conv1(x)
 
     def features(self, stem: jax.Array, train: bool) -> list[jax.Array]:
-        """Five feature maps, the largest first; their widths are ``widths``."""
+        """Five feature maps from high to low resolution, with ``widths`` channels."""
         x = nnx.relu(self.bn1(stem, train))
-        found = [x]
+        maps = [x]
         x = max_pool(x, 3, 2, 1)
         for names in self.names:
             for name in names:
                 x = getattr(self, name)(x, train)
-            found.append(x)
-        return found
+            maps.append(x)
+        return maps

@@ -26,12 +26,13 @@ _PROJECTOR_AXES = (
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SegmentationOutput:
-    """The result of a forward pass.
+    """Output of a forward pass.
 
     Attributes:
       logits: float32 (B, H, W, outputs).
-      tokens: (B, P, text_dim), the deepest features in the text space, row-major; or None.
-      stem: (B, h, w, C), the first features, before they are split.
+      tokens: (B, P, text_dim), the deepest features in the text space, row-major; None without a
+        text projector.
+      stem: (B, h, w, C), the first features before they are split into content and style.
     """
 
     logits: jax.Array
@@ -40,7 +41,7 @@ class SegmentationOutput:
 
 
 class StyleProjector(nnx.Module):
-    """First features -> one unit vector, to compare content and style of two views."""
+    """Projects first features to a unit vector, to compare content and style of two views."""
 
     parameter_axes = _PROJECTOR_AXES
 
@@ -57,7 +58,7 @@ class StyleProjector(nnx.Module):
 
 
 class TextProjector(nnx.Module):
-    """One linear layer from the deepest features to the text space."""
+    """Projects the deepest features to the text space by one linear layer."""
 
     parameter_axes = _PROJECTOR_AXES
 
@@ -82,9 +83,10 @@ class _Network(nnx.Module):
 
 
 class SegmentationModel:
-    """A 2-D network and its projectors. Nothing here holds parameters: `init` returns them.
+    """A 2-D network and its projectors.
 
-    Running statistics are leaves of the same dict; their paths match `conv.STATISTICS`. A call in
+    The model holds no parameters: ``init`` returns them and the other methods take them. Running
+    statistics are leaves of the same dict, with paths that match ``conv.STATISTICS``; a call in
     training returns new ones.
     """
 
@@ -100,22 +102,22 @@ class SegmentationModel:
         )
 
     def init(self, key: jax.Array) -> Params:
-        """Random parameters and initial statistics, float32; a function of the key alone."""
+        """Random parameters and initial statistics, float32, as a pure function of the key."""
         return self._functional.init(key)
 
     def apply(
         self, params: Params, images: jax.Array, *, train: bool, key: jax.Array | None = None
     ) -> tuple[SegmentationOutput, Params]:
-        """A forward pass.
+        """Runs a forward pass.
 
         Args:
-          params: from `init`.
-          images: float32 (B, H, W, in_channels), normalised.
-          train: normalise by the batch, and drop paths with ``key``.
-          key: random key of this pass.
+          params: parameters and statistics, as from ``init``.
+          images: float32 (B, H, W, in_channels), normalized.
+          train: normalize by the batch and enable stochastic depth.
+          key: random key of stochastic depth; None disables it.
 
         Returns:
-          The output, and the statistics after it, a sub-tree of ``params``.
+          The output, and the new statistics as a sub-tree of ``params``.
         """
         module = self._functional.bind(params)
         logits, deepest, stem = module.network(images, train, key)
@@ -125,10 +127,12 @@ class SegmentationModel:
     def content_and_style(
         self, params: Params, stem: jax.Array
     ) -> tuple[jax.Array, jax.Array, Params]:
-        """Projected content and style (B, 1024) of first features, and the statistics after it.
+        """Projects the content and the style of first features.
 
-        The gradient reaches the channel prompts and the projector, but not the layers below the
-        first features.
+        Gradients reach the channel prompts and the projector, but not the stem.
+
+        Returns:
+          Content (B, 1024), style (B, 1024), and the new statistics.
         """
         module = self._functional.bind(params)
         share = module.network.content_share()

@@ -1,9 +1,9 @@
 """U-Nets for 2-D segmentation.
 
-Two host networks (docs/guides/segmentation.md): a ResNet whose first features are split by channel
-prompts into content and style (CCSDG, MICCAI 2023), and an EfficientNet with the decoder of
-segmentation-models (SLAug, arXiv 2211.05868). A third is built on the image tower of a dual
-encoder, which may be pretrained.
+Two host networks (docs/guides/segmentation.md): a ResNet with channel prompts, which split its
+first features into content and style (CCSDG, MICCAI 2023), and an EfficientNet with the decoder of
+segmentation-models (SLAug, arXiv 2211.05868). The third uses the image tower of a dual encoder,
+which may be pretrained.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from unimed_jax.models.resnet import RESNET34_BLOCKS, RESNET34_WIDTHS, ResNetEnc
 from unimed_jax.models.vit import VisionTransformer
 
 _PROMPT_TEMPERATURE = 0.1
-_NUM_SKIPS = 3  # of the network on an image tower
+_NUM_SKIPS = 3  # of ViTUNet
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """A network and its size.
+    """A 2-D network and its sizes.
 
     Attributes:
-      network: an entry of `registry.NETWORKS_2D`.
+      network: a key of ``registry.NETWORKS_2D``.
       image_size: side of the input in pixels, a multiple of the network's stride.
       in_channels: channels of the input.
       num_outputs: channels of the logits.
       text_dim: width of the text vectors; 0: no projector and no tokens.
-      width_factor: scales all channel counts but the outputs'; the results are multiples of 8.
+      width_factor: factor of all channel counts but ``num_outputs``, rounded to multiples of 8.
       blocks: blocks in each of the four stages of the ResNet.
       channel_prompts: split the first features of the ResNet into content and style.
       drop_path: see EfficientNetEncoder.
       same_padding: see EfficientNetEncoder.
-      tower: image tower of "vit"; its image_size is replaced by the one above, and width_factor
-        does not apply to it.
+      tower: image tower of "vit"; ``image_size`` above replaces its image size, and
+        ``width_factor`` does not apply to it.
     """
 
     network: str = "resnet34"
@@ -75,12 +75,12 @@ class UNetConfig:
 
 
 class UNet(nnx.Module):
-    """What every 2-D network is: an encoder, a decoder, and what tasks must know about it.
+    """Base class of 2-D networks: an encoder and a decoder.
 
     Attributes:
-      parameter_axes: logical axes of its parameters and statistics, relative to the network.
-      has_image_tower: the encoder is the image tower of a dual encoder, for RGB images.
-      has_channel_prompts: the network can split its first features into content and style.
+      parameter_axes: logical axes of the parameters and statistics, relative to the network.
+      has_image_tower: whether the encoder is the image tower of a dual encoder, for RGB images.
+      has_channel_prompts: whether the network can split its first features into content and style.
       deepest_width: channels of the deepest features.
     """
 
@@ -89,31 +89,34 @@ class UNet(nnx.Module):
     has_channel_prompts: ClassVar[bool] = False
     deepest_width: int
 
+    def __init__(self, config: UNetConfig, rngs: nnx.Rngs) -> None:
+        raise NotImplementedError
+
     @staticmethod
     def stride(config: UNetConfig) -> int:
-        """Side, in pixels, of the patch that one position of the deepest features stands for."""
+        """Downsampling factor of the deepest features, in pixels."""
         del config
         return 32
 
     def __call__(
         self, x: jax.Array, train: bool, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """A forward pass.
+        """Runs a forward pass.
 
         Args:
-          x: float32 (B, H, W, in_channels), normalised.
-          train: normalise by the batch.
-          key: for what is random in training.
+          x: images, float32 (B, H, W, in_channels), normalized.
+          train: normalize by the batch and enable stochastic depth.
+          key: random key of stochastic depth; None disables it.
 
         Returns:
-          logits (B, H, W, outputs), deepest features (B, h, w, deepest_width), and the first
-          features (B, h', w', C) before they are split.
+          Logits (B, H, W, outputs), the deepest features (B, h, w, deepest_width), and the first
+          features (B, h', w', C) before they are split into content and style.
         """
         raise NotImplementedError
 
 
 class SumDecoderBlock(nnx.Module):
-    """CCSDG's block: BN(relu([up(x), conv1x1(skip)])), half of the channels from each."""
+    """The decoder block of CCSDG: BN(relu([up(x), conv1x1(skip)])), half of the channels each."""
 
     def __init__(self, inputs: int, skip: int, outputs: int, rngs: nnx.Rngs) -> None:
         self.up = UpConv(inputs, outputs // 2, rngs)
@@ -126,7 +129,7 @@ class SumDecoderBlock(nnx.Module):
 
 
 class ConcatDecoderBlock(nnx.Module):
-    """The block of segmentation-models: nearest x 2, concatenation, twice relu(BN(conv 3 x 3))."""
+    """The decoder block of segmentation-models: upsample, concatenate, two 3 x 3 convolutions."""
 
     def __init__(self, inputs: int, skip: int, outputs: int, rngs: nnx.Rngs) -> None:
         self.conv1 = Conv(inputs + skip, outputs, 3, rngs)
@@ -142,7 +145,7 @@ class ConcatDecoderBlock(nnx.Module):
 
 
 class ResNetUNet(UNet):
-    """ResNet encoder, channel prompts, light decoder."""
+    """ResNet encoder with channel prompts and a light decoder (CCSDG)."""
 
     parameter_axes = ((r"^channel_prompt$", (None, None)), *CONV_2D_AXES)
     has_channel_prompts = True
@@ -173,12 +176,12 @@ class ResNetUNet(UNet):
         return self.head(x), deepest, stem
 
     def content_share(self) -> jax.Array:
-        """Per channel of the first features, the share (C,) that is content; the rest is style."""
+        """Share of content in each channel of the first features, (C,); the rest is style."""
         return jax.nn.softmax(self.channel_prompt[...] / _PROMPT_TEMPERATURE, axis=0)[0]
 
 
 class EfficientUNet(UNet):
-    """EfficientNet encoder and the decoder of segmentation-models."""
+    """EfficientNet encoder with the decoder of segmentation-models (SLAug)."""
 
     def __init__(self, config: UNetConfig, rngs: nnx.Rngs) -> None:
         stages = tuple(
@@ -215,8 +218,8 @@ class EfficientUNet(UNet):
 class ViTUNet(UNet):
     """The image tower of a dual encoder with the light decoder.
 
-    The skips are the outputs after a quarter, half and three quarters of the blocks (after UNETR,
-    arXiv 2103.10504), upsampled to fit.
+    The skips are the outputs after a quarter, half and three quarters of the blocks, upsampled to
+    the resolution of the decoder, as in UNETR (arXiv 2103.10504).
     """
 
     parameter_axes = (*axes_under("encoder", VisionTransformer.parameter_axes), *CONV_2D_AXES)
@@ -224,16 +227,16 @@ class ViTUNet(UNet):
 
     @staticmethod
     def stride(config: UNetConfig) -> int:
-        """The side of a patch of the tower."""
+        """The patch size of the tower, in pixels."""
         return config.tower.patch_size
 
     def __init__(self, config: UNetConfig, rngs: nnx.Rngs) -> None:
         self.encoder = VisionTransformer(config.tower_model(), rngs)
-        del self.encoder.proj  # the projector to the text space takes its place
+        del self.encoder.proj  # replaced by the projector to the text space
         layers, width, outputs = config.tower.layers, config.tower.width, config.width(256)
         self.taps = tuple(layers * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
         inputs = self.deepest_width = width
-        for index in range(_NUM_SKIPS):  # the deepest first
+        for index in range(_NUM_SKIPS):  # deepest first
             for step in range(index + 1):
                 up = UpConv(outputs if step else width, outputs, rngs)
                 setattr(self, f"skip{index}_up{step}", up)

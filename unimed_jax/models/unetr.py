@@ -6,11 +6,13 @@ Shape letters: B batch, C channels, T tokens, width the transformer's.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from unimed_jax.distributed.sharding import ParameterAxes
 from unimed_jax.models.conv import CONV_3D_AXES, Conv, UpConv
 from unimed_jax.models.layers import (
     TRANSFORMER_BLOCK_AXES,
@@ -95,7 +97,7 @@ class TransformerBlock(nnx.Module):
 
 
 class UpBlocks(nnx.Module):
-    """Upsamples a skip to its resolution, twofold in every step (MONAI's `UnetrPrUpBlock`).
+    """Upsamples a skip to its resolution, twofold in every step (MONAI's ``UnetrPrUpBlock``).
 
     All steps but the first have a residual block.
     """
@@ -132,8 +134,8 @@ class UNETR(nnx.Module):
     width; it used neither, and neither is here.
     """
 
-    config_class = UNETRConfig
-    parameter_axes = (
+    config_class: ClassVar[type[Any]] = UNETRConfig
+    parameter_axes: ClassVar[ParameterAxes] = (
         *TRANSFORMER_BLOCK_AXES,
         (r"^patch_embedding/kernel$", ("patch", "embed")),
         (r"^positional_embedding$", ("positions", "embed")),

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from unimed_jax.config import require
+from unimed_jax.distributed.sharding import ParameterAxes
 from unimed_jax.models.conv import CONV_3D_AXES, Conv, UpConv
 from unimed_jax.models.dropout import Dropout
 from unimed_jax.models.layers import LayerNorm
@@ -195,8 +196,8 @@ class PairedAttentionStage(nnx.Module):
 class UNETRPP(nnx.Module):
     """Logits at full resolution, the stem's and half of that, and features of the four stages."""
 
-    config_class = UNETRPPConfig
-    parameter_axes = (
+    config_class: ClassVar[type[Any]] = UNETRPPConfig
+    parameter_axes: ClassVar[ParameterAxes] = (
         (r"positional_embedding$", ("positions", "embed")),
         (r"qkvv/kernel$", ("embed", None, "heads", "head_dim")),
         (r"project_(keys|values)/kernel$", ("positions", None)),
@@ -219,7 +220,8 @@ class UNETRPP(nnx.Module):
         grid = crop
         grids = []
         for index, width in enumerate(widths):
-            grid = tuple(n // s for n, s in zip(grid, stride, strict=True))
+            depth, height, width_ = (n // s for n, s in zip(grid, stride, strict=True))
+            grid = (depth, height, width_)
             grids.append(grid)
             down = Conv(inputs, width, stride, rngs, stride=stride, padding=[(0, 0)] * 3)
             setattr(self, f"down{index}", down)
@@ -247,7 +249,7 @@ class UNETRPP(nnx.Module):
     ) -> tuple[list[jax.Array], list[jax.Array]]:
         """x (B, D, H, W, C) -> logits of the three outputs, features of the four stages.
 
-        ``key`` drops attention weights and channels; ``train`` normalises by the batch.
+        ``key`` drops attention weights and channels; ``train`` normalizes by the batch.
         """
 
         def key_of(number: int) -> jax.Array | None:
@@ -264,4 +266,5 @@ class UNETRPP(nnx.Module):
             y = getattr(self, f"decoder{index}")(y, train, key_of(4 + index))
             decoded.append(y)
         full = self.decoder_full(self.up_full(y) + self.encoder1(x))
-        return [self.out1(full), self.out2(decoded[2]), self.out3(decoded[1])], stages
+        inputs = (full, decoded[2], decoded[1])
+        return [getattr(self, f"out{number}")(y) for number, y in enumerate(inputs, 1)], stages

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from unimed_jax.models.config import ModelConfig
 from unimed_jax.models.layers import (
     TRANSFORMER_BLOCK_AXES,
+    LayerKwargs,
     LayerNorm,
     Mlp,
     SelfAttention,
@@ -18,15 +20,23 @@ from unimed_jax.models.layers import (
 )
 
 _init = jax.nn.initializers
-# Uniform in ±1/√(inputs): what torch gives a fresh linear or convolution.
+# Uniform in ±1/√(inputs), the default of torch for linear layers and convolutions.
 _torch_uniform = _init.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def _torch_uniform_bias(num_inputs: int) -> jax.nn.initializers.Initializer:
     bound = num_inputs**-0.5
-    return lambda key, shape, dtype=jnp.float32, **_: jax.random.uniform(
-        key, shape, dtype, -bound, bound
-    )
+
+    def init(
+        key: jax.Array,
+        shape: Sequence[int],
+        dtype: DTypeLike | None = jnp.float32,
+        out_sharding: object = None,
+    ) -> jax.Array:
+        del out_sharding
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
 
 
 class VisionBlock(nnx.Module):
@@ -34,7 +44,11 @@ class VisionBlock(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         sizes = config.visual
-        dtypes = {"dtype": config.compute_dtype, "param_dtype": config.param_dtype, "rngs": rngs}
+        dtypes: LayerKwargs = {
+            "dtype": config.compute_dtype,
+            "param_dtype": config.param_dtype,
+            "rngs": rngs,
+        }
         norm = (sizes.width, sizes.layer_norm_eps, config.param_dtype, rngs)
         self.ln_1 = LayerNorm(*norm)
         self.attn = SelfAttention(
@@ -64,7 +78,7 @@ class VisionBlock(nnx.Module):
         dropout_key: jax.Array | None,
         num_queries: int | None,
     ) -> jax.Array:
-        """(B, T, D) -> (B, Q, D), Q being `num_queries` or T."""
+        """(B, T, D) -> (B, Q, D), where Q is ``num_queries`` or T."""
         attended = self.attn(
             self.ln_1(x), num_queries=num_queries, mask=mask, dropout_key=dropout_key
         )
@@ -73,7 +87,7 @@ class VisionBlock(nnx.Module):
 
 
 class VisionTransformer(nnx.Module):
-    """uint8 images to un-normalised embeddings."""
+    """Maps uint8 images to unnormalized embeddings."""
 
     parameter_axes = (
         *TRANSFORMER_BLOCK_AXES,
@@ -90,7 +104,7 @@ class VisionTransformer(nnx.Module):
         sizes = config.visual
         scaled_normal = _init.normal(sizes.width**-0.5)
         param_dtype = jnp.dtype(config.param_dtype)
-        # Rows in the order of `_patches`: pixel row, pixel column, channel.
+        # The rows of the kernel follow `_patches`: pixel row, pixel column, channel.
         self.patch_embedding = nnx.Linear(
             sizes.patch_size**2 * 3,
             sizes.width,
@@ -113,7 +127,11 @@ class VisionTransformer(nnx.Module):
         )
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """uint8 (B, S, S, 3), RGB -> float32 (B, E)."""
+        """RGB images, uint8 (B, S, S, 3) -> float32 (B, E).
+
+        Raises:
+          ValueError: the shape or dtype of the images is wrong.
+        """
         config = self.config
         size = config.visual.image_size
         if images.shape[1:] != (size, size, 3) or images.dtype != jnp.uint8:
@@ -130,29 +148,27 @@ class VisionTransformer(nnx.Module):
         return (self.ln_post(x) @ self.proj[...].astype(x.dtype)).astype(jnp.float32)
 
     def features(self, pixels: jax.Array, layers: Sequence[int]) -> list[jax.Array]:
-        """What leaves some of the blocks, for dense prediction.
+        """Outputs of selected blocks as feature maps, for dense prediction.
 
         Args:
-            pixels: float32 (B, S, S, 3), normalised.
-            layers: of the blocks, from 0; the last block's passes the final norm.
+          pixels: float32 (B, S, S, 3), normalized.
+          layers: block indices, from 0; the final norm is applied to the output of the last block.
 
         Returns:
-            (B, S/P, S/P, D) for each of the layers; the class token is left out.
+          One (B, S/P, S/P, D) feature map per layer, without the class token.
         """
         outputs = block_outputs(
             self.blocks,
             self._embed(pixels),
             lambda block, x: block(x, mask=None, dropout_key=None, num_queries=None),
         )
-        last, grid = (
-            len(outputs) - 1,
-            self.config.visual.image_size // self.config.visual.patch_size,
-        )
-        found = (self.ln_post(outputs[i]) if i == last else outputs[i] for i in layers)
-        return [x[:, 1:].reshape(len(x), grid, grid, -1) for x in found]
+        last = len(outputs) - 1
+        grid = self.config.visual.image_size // self.config.visual.patch_size
+        selected = (self.ln_post(outputs[i]) if i == last else outputs[i] for i in layers)
+        return [x[:, 1:].reshape(len(x), grid, grid, -1) for x in selected]
 
     def _embed(self, pixels: jax.Array) -> jax.Array:
-        """Normalised pixels -> what enters the first block, (B, T, D)."""
+        """Normalized pixels -> input of the first block, (B, T, D)."""
         config = self.config
         patches = _patches(pixels, config.visual.patch_size).astype(config.compute_dtype)
         x = self.patch_embedding(patches)
@@ -165,10 +181,10 @@ class VisionTransformer(nnx.Module):
 
 
 def _patches(pixels: jax.Array, patch_size: int) -> jax.Array:
-    """(B, S, S, 3) -> (B, (S/P)², P·P·3): patches row by row, each (row, column, channel).
+    """(B, S, S, 3) -> (B, (S/P)², P·P·3): patches in row-major order, each (row, column, channel).
 
-    A product with a (P·P·3, D) matrix then equals the stride-P convolution whose kernel of shape
-    (D, 3, P, P) was transposed to (P, P, 3, D).
+    Multiplying by a (P·P·3, D) matrix then equals a convolution with stride P whose kernel
+    (D, 3, P, P) has been transposed to (P, P, 3, D).
     """
     batch, size, _, channels = pixels.shape
     grid = size // patch_size

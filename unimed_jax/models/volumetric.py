@@ -1,7 +1,7 @@
 """3-D segmentation networks as pure functions: logits, and the permutation of sub-volumes.
 
-The network is UNETR or UNETR++ (`registry.NETWORKS_3D`); four linear heads on its encoder predict
-which sub-volume is at which position (learnable weight initialisation, arXiv 2306.09320). Volumes
+The network is UNETR or UNETR++ (``registry.NETWORKS_3D``); four linear heads on its encoder predict
+which sub-volume is at which position (learnable weight initialization, arXiv 2306.09320). Volumes
 are (B, D, H, W, C).
 """
 
@@ -27,13 +27,13 @@ class VolumetricConfig:
     """A network, its input and its outputs.
 
     Attributes:
-      network: an entry of `registry.NETWORKS_3D`.
+      network: an entry of ``registry.NETWORKS_3D``.
       sizes: an instance of the ``config_class`` of the network.
       crop: voxels (D, H, W) of the input.
       in_channels: channels of the input.
       num_outputs: channels of every output.
       num_sub_volumes: sub-volumes whose permutation the heads predict; 0: no heads.
-      permutation_grouping: see `pool_positions`.
+      permutation_grouping: see ``pool_positions``.
     """
 
     network: str
@@ -111,7 +111,7 @@ class _Network(nnx.Module):
 
 
 class VolumetricModel:
-    """A network with or without permutation heads. Nothing here holds parameters: `init` returns
+    """A network with or without permutation heads. Nothing here holds parameters: ``init`` returns
     them."""
 
     def __init__(self, config: VolumetricConfig) -> None:
@@ -132,9 +132,9 @@ class VolumetricModel:
         """A forward pass.
 
         Args:
-          params: from `init`.
+          params: from ``init``.
           volumes: float32 (B, D, H, W, in_channels).
-          train: normalise by the batch.
+          train: normalize by the batch.
           key: random key of this pass, for dropout; None: nothing is dropped.
 
         Returns:

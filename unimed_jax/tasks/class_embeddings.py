@@ -1,4 +1,4 @@
-"""One vector per class from descriptions of what it looks like, cached with where it came from."""
+"""Text vectors of classes from descriptions of their appearance, cached with their provenance."""
 
 import dataclasses
 import hashlib
@@ -21,11 +21,11 @@ _BAG_WIDTH = 64
 
 @dataclasses.dataclass(frozen=True)
 class TextVectors:
-    """Unit vectors of the classes of a task.
+    """Unit text vectors of the classes of a task.
 
     Attributes:
       vectors: float32 (K, D), in the order of the classes.
-      provenance: what they are a function of: classes, sentences and tower.
+      provenance: the inputs they were computed from: classes, sentences and tower.
     """
 
     vectors: np.ndarray
@@ -33,46 +33,52 @@ class TextVectors:
 
     @property
     def sha256(self) -> str:
-        """Of the vectors and their provenance."""
+        """Hash of the vectors and their provenance."""
         digest = hashlib.sha256(json.dumps(self.provenance, sort_keys=True).encode())
         digest.update(np.ascontiguousarray(self.vectors, "<f4").tobytes())
         return digest.hexdigest()
 
     def save(self, directory: PathLike) -> None:
-        """Writes ``text_vectors.json``."""
+        """Writes ``text_vectors.json`` into a directory."""
         content = {"provenance": dict(self.provenance), "vectors": self.vectors.tolist()}
         write_text_atomically(to_path(directory) / FILE_NAME, json.dumps(content) + "\n")
 
 
 def descriptions(file: str, modality: str, classes: Sequence[str]) -> dict[str, list[str]]:
-    """The sentences of every class.
+    """Reads the sentences that describe each class.
 
     Args:
-      file: a packaged name (``segmentation``) or the path of a JSON of captions, as
-        tools/caption_labels.py writes it (docs/guides/captions.md).
-      modality: whose captions are taken.
-      classes: names, as they stand among the labels of the file.
+      file: name of packaged descriptions (``segmentation``), or path of a JSON file of captions
+        written by tools/caption_labels.py (docs/guides/captions.md).
+      modality: modality of the captions to use.
+      classes: class names, as spelled in the labels of the file.
+
+    Returns:
+      Class -> sentences.
 
     Raises:
-      ConfigError: there is no such file, or a class has no sentence.
+      ConfigError: the file does not exist, or a class has no sentence.
     """
     if file.endswith(".json"):
         templates = caption_templates.load(to_path(file))
     else:
         packaged = importlib.resources.files("unimed_jax.tasks") / "descriptions" / f"{file}.json"
         if not packaged.is_file():
-            raise ConfigError(f"no descriptions are called {file!r}; a path must end in .json")
+            raise ConfigError(
+                f"there are no packaged descriptions {file!r}; a path must end in .json"
+            )
         with importlib.resources.as_file(packaged) as path:
             templates = caption_templates.load(path)
-    found = {
+    sentences = {
         name: [caption.text for caption in templates.captions_of("", modality, (name,))]
         for name in classes
     }
-    if absent := [name for name, sentences in found.items() if not sentences]:
+    if missing := [name for name, texts in sentences.items() if not texts]:
         raise ConfigError(
-            f"descriptions {file!r} say nothing of class {absent[0]!r} in modality {modality!r}"
+            f"descriptions {file!r} have no sentence for class {missing[0]!r} in modality "
+            f"{modality!r}"
         )
-    return found
+    return sentences
 
 
 def get(
@@ -81,15 +87,15 @@ def get(
     cache: PathLike,
     locate: Callable[[str], AnyPath],
 ) -> TextVectors:
-    """The vectors of the classes: those of the cache if they were made from the same, else new.
+    """Text vectors of the classes, from the cache if its provenance is the same.
 
-    A vector is the renormalised mean of the unit vectors of the sentences.
+    A vector is the normalized mean of the unit vectors of the sentences of a class.
 
     Args:
       sentences: class -> sentences.
-      tower: ``bag_of_words``, or anything with a text tower that ``unimed_jax.load`` reads.
+      tower: ``bag_of_words``, or weights with a text tower that ``unimed_jax.load`` can read.
       cache: directory that may hold ``text_vectors.json``.
-      locate: local path of a URI.
+      locate: maps a URI to a local path.
 
     Raises:
       WeightsError, UserError: the tower cannot be read.
@@ -113,10 +119,13 @@ def get(
 
 
 def bag_of_words(texts: Sequence[str]) -> np.ndarray:
-    """Unit vectors (N, 64) that need no weights: the sum of a random vector per word.
+    """Text vectors that need no weights: the normalized sum of a random vector per word.
 
-    Texts that share words are close; nothing is known of meaning. A word's vector is a function of
+    Texts that share words are close; meaning plays no role. The vector of a word is a function of
     its spelling.
+
+    Returns:
+      float64 (N, 64), rows of unit length.
     """
 
     def vector(word: str) -> np.ndarray:
@@ -137,7 +146,7 @@ def _encode(path: AnyPath, texts: Sequence[str]) -> np.ndarray:
     pretrained = open_weights(path)
     overrides = {}
     text = pretrained.parts.get("text")
-    if text is not None and text.layout is layouts.BERT:  # a bare language model: its own space
+    if text is not None and text.layout is layouts.BERT:  # a language model without a joint space
         overrides = {"text.projection": "none", "embed_dim": text.config["width"]}
     config = pretrained.model_config(overrides)
     return dual_encoder.from_pretrained(pretrained, config).encode_text(texts)

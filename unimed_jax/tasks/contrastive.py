@@ -43,7 +43,7 @@ RENAMED_KEYS = {
     "model.visual.form": "model.visual.variant",
     "model.attention": "model.attention_impl",
 }
-"""Keys of configs that older versions wrote -> their names now; see `config.from_json`."""
+"""Keys in configs of older versions -> current keys; see ``config.from_json``."""
 
 
 def default_config() -> dict[str, Any]:
@@ -51,28 +51,29 @@ def default_config() -> dict[str, Any]:
     model = dataclasses.asdict(ModelConfig()) | {"logit_bias_init": placeholder(float)}
     return {
         "model": model,
-        # a directory or file with tokenizer.json or vocab.txt; also pkg:PACKAGE/PATH, hf:ORG/NAME,
-        # or root:PATH relative to data.root
+        # a directory or file with tokenizer.json or vocab.txt, or a URI: pkg:PACKAGE/PATH,
+        # hf:ORG/NAME, or root:PATH relative to data.root
         "tokenizer": "hf:microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
         "loss": {
             "name": "softmax",  # or "sigmoid"
             "logit_scale_max": 100.0,  # exp(logit_scale) is clamped to [1, this] after every step
         },
         "augmentation": {"min_area": 0.9},  # random resized crop: area in [min_area, 1]
-        # weights to start from, each a file, a directory or a URI as above, of any kind that
-        # docs/guides/weights.md lists; what stays empty is random
+        # weights to start from, each a file, a directory or a URI as above, in any format of
+        # docs/guides/weights.md; parts that stay empty are initialized at random
         "init": {
-            "model": "",  # everything that it has; the towers named below come from elsewhere
+            "model": "",  # all parts, except those set below
             "visual": "",
             "text": "",
             "logits": "",  # logit_scale and logit_bias
-            "expected": (),  # regular expressions: tensors that may be missing, extra or misshapen
+            # regular expressions over tensors that may be missing, extra or of another shape
+            "expected": (),
         },
     }
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises ConfigError naming the first key of this task that is not possible."""
+    """Raises ConfigError naming the first invalid key of this task."""
     from input_pipeline import caption_sampling
 
     evaluator_registry.validate(config.evals, Contrastive.evaluator_classes)
@@ -96,7 +97,7 @@ def validate(config: ConfigDict) -> None:
 
 
 class Contrastive:
-    """The contrastive Task; see training/task.py for what each method does."""
+    """The contrastive task; ``training.task.Task`` documents the methods."""
 
     record_schema = records.SCHEMA.name
     evaluator_classes = evaluator_registry.DUAL_ENCODER
@@ -117,23 +118,25 @@ class Contrastive:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The run's own copy if it has one, so that a finished run needs no other file.
+        """The tokenizer: the copy in the work directory if there is one, else ``config.tokenizer``.
 
-        Read when it is first asked for: to compile the step, or to evaluate an image tower alone,
-        no file is needed.
+        It is read on first use: compiling the step, or evaluating an image tower alone, needs no
+        file.
+
+        Raises:
+          ConfigError: the tokenizer contradicts ``config.model.text``.
         """
         text = self._config.model.text
-        own = to_path(self._workdir) / "tokenizer"
-        where = own
-        if not own.is_dir():
+        path = to_path(self._workdir) / "tokenizer"
+        if not path.is_dir():
             uri = self._config.tokenizer
-            where = locate(uri, self._config, self._workdir, weights=False)
-        tokenizer = Tokenizer(where, text.context_length)
-        for key, found in (("vocab_size", tokenizer.vocab_size), ("pad_id", tokenizer.pad_id)):
-            if text[key] != found:
+            path = locate(uri, self._config, self._workdir, weights=False)
+        tokenizer = Tokenizer(path, text.context_length)
+        for key, value in (("vocab_size", tokenizer.vocab_size), ("pad_id", tokenizer.pad_id)):
+            if text[key] != value:
                 raise ConfigError(
-                    f"config.model.text.{key}={text[key]} contradicts the tokenizer {where}, "
-                    f"which has {found}"
+                    f"config.model.text.{key}={text[key]} contradicts the tokenizer {path}, "
+                    f"which has {value}"
                 )
         return tokenizer
 
@@ -174,7 +177,7 @@ class Contrastive:
         def texts_of(ids: jax.Array, rng: jax.Array) -> jax.Array:
             return normalize(self.model.encode_text(params, ids, dropout_rng=rng))
 
-        # one tower after the other: the activations of both are never needed at once
+        # one tower after the other, so that the activations of both are never in memory at once
         count = self._config.optimizer.accumulate_steps
         images = map_rows(images_of, batch["image"], rng, count)
         texts = map_rows(texts_of, batch["text"], rng, count)

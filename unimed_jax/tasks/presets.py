@@ -115,8 +115,9 @@ def image_domains(
         raise ConfigError(f"this recipe has no target={target} for source={origin}; take another")
     targets = [d for d in domains if d != origin] if target == "all" else [target]
     with edit(config):
-        for domain in (origin, *targets) if raw else ():
-            config.data.raw[domain] = ConfigDict(raw[domain])
+        if raw:
+            for domain in (origin, *targets):
+                config.data.raw[domain] = ConfigDict(raw[domain])
         config.data.sources[origin] = source(path=origin)
         config.evals.segmentation = evaluator(
             "segmentation",
@@ -130,7 +131,7 @@ def image_domains(
 
 
 def domain_choices(domains: Sequence[str]) -> dict[str, Sequence[str]]:
-    """The arguments ``source`` and ``target`` of a recipe, see `config.parse_variant`."""
+    """The arguments ``source`` and ``target`` of a recipe, see ``config.parse_variant``."""
     return {"source": tuple(domains), "target": ("all", *domains)}
 
 
@@ -142,7 +143,7 @@ VOLUMETRIC_CHOICES: Mapping[str, Sequence[str]] = {
     "only": ("all", "init"),  # all stages, or the pretext stage alone
     "smoke": ("off", "on"),
 }
-"""Arguments of every volumetric recipe, see `config.parse_variant`."""
+"""Arguments of every volumetric recipe, see ``config.parse_variant``."""
 
 
 def task_of(chosen: Mapping[str, str]) -> str:
@@ -271,7 +272,7 @@ def volumetric_run(
     """Source, evaluator and stages of a volumetric recipe; called after all other keys are set.
 
     Args:
-      config: of the task `task_of` (``chosen``).
+      config: of the task ``task_of`` (``chosen``).
       name: corpus directory.
       chosen: the arguments of the recipe.
       intensity_window: values of NIfTI files that become 0 and 1.
@@ -295,7 +296,7 @@ def volumetric_run(
 
 
 def _pretext_stage(config: ConfigDict, network: str) -> ConfigDict:
-    """Entry of ``config.stages`` for `volumetric_init`."""
+    """Entry of ``config.stages`` for ``volumetric_init``."""
     count, cube = 4, (4, 4, 4)
     if network == "unetr":
         count, cube = config.data.crop_size[0] // 16, (16, 16, 16)

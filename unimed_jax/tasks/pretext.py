@@ -1,6 +1,6 @@
 """The pretext task on volumes: shuffled sub-volumes, masked cubes, and the losses of both.
 
-Learnable weight initialisation for volumetric segmentation (arXiv 2306.09320): a network gets a
+Learnable weight initialization for volumetric segmentation (arXiv 2306.09320): a network gets a
 crop whose T slabs along the depth are shuffled and of which cubes are masked. Its output is trained
 to be the shuffled crop without the mask, its encoder to predict the permutation of the slabs.
 Functions named ``draw_*`` take a key; all others are the formulas. Volumes are (D, H, W, C).
@@ -31,7 +31,7 @@ def num_masked(grid: Sequence[int], ratio: float) -> int:
 
 
 def draw_mask(key: jax.Array, grid: Sequence[int], ratio: float) -> jax.Array:
-    """Which cubes are masked, bool (grid); exactly `num_masked` of them."""
+    """Which cubes are masked, bool (grid); exactly ``num_masked`` of them."""
     count = math.prod(grid)
     ranks = jax.random.permutation(key, count)
     return (ranks < num_masked(grid, ratio)).reshape(tuple(grid))
@@ -54,7 +54,7 @@ def permutation_loss(logits: Sequence[jax.Array], permutation: jax.Array) -> jax
 
     Args:
       logits: (B, T, T) of each head: position, sub-volume.
-      permutation: int (B, T), from `draw_permutation`.
+      permutation: int (B, T), from ``draw_permutation``.
     """
     total = jnp.zeros(())
     for head in logits:

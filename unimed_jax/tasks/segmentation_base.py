@@ -15,6 +15,7 @@ from input_pipeline.io.files import AnyPath
 from unimed_jax import config as config_lib
 from unimed_jax.evals import registry
 from unimed_jax.evals.segmentation.evaluator import SegmentationContext
+from unimed_jax.losses.segmentation import Head
 from unimed_jax.models.conv import STATISTICS
 from unimed_jax.models.functional import Params
 from unimed_jax.models.segmentation import SegmentationModel
@@ -27,7 +28,7 @@ class RngStream(enum.IntEnum):
     """Constants folded into the key of one draw of a record, one for each purpose.
 
     Changing a value changes the numbers of every run. The 3-D tasks start at 1000, because they
-    pass the same key to `augmentation.volumes`, which has its own.
+    pass the same key to ``augmentation.volumes``, which has its own.
     """
 
     WARP = 0
@@ -80,7 +81,10 @@ class SegmentationTask:
       config: the whole config.
       workdir: work directory of the run.
       model: the network as pure functions.
+      head: maps logits to masks, in tasks with evaluators.
     """
+
+    head: Head
 
     record_schema = segmentation_records.SCHEMA.name
     asset_fingerprints: Mapping[str, Any] = {}
@@ -100,6 +104,14 @@ class SegmentationTask:
 
     def constrain(self, params: Params) -> Params:
         return params
+
+    def predict(self, params: Params, images: jax.Array) -> jax.Array:
+        """Images or crops (B, *space, C) -> probabilities (B, *space, outputs).
+
+        Raises:
+          NotImplementedError: the task does not segment.
+        """
+        raise NotImplementedError(f"{type(self).__name__} predicts no masks")
 
     def evaluators(self, mesh: Mesh, cache: AnyPath | None = None) -> dict[str, Evaluator]:
         """The evaluators of ``config.evals``. ``cache`` is unused: predictions are not kept."""

@@ -1,6 +1,6 @@
 """Segmentation trained on one domain for others, with features aligned to class descriptions.
 
-Language-guided domain generalisation (LG-SDG, arXiv 2404.01272): a U-Net sees every image in one or
+Language-guided domain generalization (LG-SDG, arXiv 2404.01272): a U-Net sees every image in one or
 more views of another style (location-scale, fused by saliency, Fourier), and the deepest features
 of every patch are pulled towards the text vectors of the classes in it. Texts are used in training
 only. docs/guides/segmentation.md lists the published settings and the differences.
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _UNUSED_WEIGHTS = (r"^(visual\.)?(proj|head\.proj\.weight)$",)  # the projection of an image tower
 _DERIVED_KEYS = ("num_outputs", "text_dim")  # set from the classes and the text vectors
 RENAMED_KEYS = {"model.tower.form": "model.tower.variant"}
-"""Keys of configs that older versions wrote -> their names now; see `config.from_json`."""
+"""Keys of configs that older versions wrote -> their names now; see ``config.from_json``."""
 
 LOCATION_SCALE = ("none", "global", "global_local")
 
@@ -133,7 +133,7 @@ def _tower(config: ConfigDict) -> VisualConfig:
     return ModelConfig.from_mapping({"visual": settings}).visual
 
 
-def _unet_config(config: ConfigDict, **derived: int) -> UNetConfig:
+def _unet_config(config: ConfigDict, num_outputs: int, text_dim: int) -> UNetConfig:
     """The network of a config.
 
     The tower is checked only where the network has one: the image size of another network need not
@@ -141,13 +141,20 @@ def _unet_config(config: ConfigDict, **derived: int) -> UNetConfig:
     """
     network = model_registry.NETWORKS_2D[config.model.network]
     tower = _tower(config) if network.has_image_tower else VisualConfig()
-    settings = {**config.model, "blocks": tuple(config.model.blocks), "tower": tower}
-    return UNetConfig(**settings, **derived)
+    settings: dict[str, Any] = {
+        **config.model,
+        "blocks": tuple(config.model.blocks),
+        "tower": tower,
+        "num_outputs": num_outputs,
+        "text_dim": text_dim,
+    }
+    return UNetConfig(**settings)
 
 
 class TextGuidedSegmentation(SegmentationTask):
     """The Task; see training/task.py for what each method does."""
 
+    model: SegmentationModel
     evaluator_classes = evaluator_registry.IMAGE_SEGMENTATION
     charts = (
         Chart("Dice", "segmentation/*/dice", (0.0, 1.0)),
@@ -254,7 +261,7 @@ class TextGuidedSegmentation(SegmentationTask):
                 [stems[name] for name in ("plain", "fourier", "global")],
                 self.config.content_style_weight,
             )
-        total = sum(passes.terms.values())
+        total = sum(passes.terms.values(), jnp.asarray(0.0))
         return total, {**passes.terms, "statistics": passes.statistics}
 
     # --- data -------------------------------------------------------------------------------------
@@ -414,8 +421,8 @@ class _ForwardPasses:
             styles.append(style)
         for name, sign, vectors in (("content", 2, contents), ("style", -2, styles)):
             pairs = ((0, 1), (0, 2), (1, 2))
-            distance = sum(jnp.mean(jnp.abs(vectors[i] - vectors[j])) for i, j in pairs)
-            self.terms[name] = weight * sign * distance
+            distances = (jnp.mean(jnp.abs(vectors[i] - vectors[j])) for i, j in pairs)
+            self.terms[name] = weight * sign * sum(distances, jnp.asarray(0.0))
 
     def _forward(
         self, params: Params, view: jax.Array, key: jax.Array
@@ -425,6 +432,7 @@ class _ForwardPasses:
         segmentation = self._head.loss(output.logits, self._labels)
         alignment = None
         if self._text_vectors is not None:
+            assert output.tokens is not None, "the model has no text projector"
             alignment = self._guidance_weight * text_alignment_loss(
                 output.tokens, self._text_vectors, self._present
             )

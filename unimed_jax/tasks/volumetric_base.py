@@ -40,7 +40,7 @@ RENAMED_KEYS = {
     "spacing": "data.spacing",
     "augmentation.turn": "augmentation.rot90",
 }
-"""Keys of configs written by older versions -> their names now; see `config.from_json`."""
+"""Keys of configs written by older versions -> their names now; see ``config.from_json``."""
 
 
 def shared_config() -> dict[str, Any]:
@@ -54,7 +54,7 @@ def shared_config() -> dict[str, Any]:
         "data": {
             "crop_size": (64, 128, 128),  # voxels (depth, height, width) of the network's input
             "crops_per_volume": 1,  # crops of every volume in a batch
-            "foreground_probability": 0.5,  # of a crop centred on a voxel of some class
+            "foreground_probability": 0.5,  # probability of a crop centered on a voxel of a class
             "spacing": (0.0, 0.0, 0.0),  # mm, grid that crops are cut from; 0: the volume's own
         },
         "model": {"network": "unetr_pp", **sizes},
@@ -123,15 +123,24 @@ class VolumetricTask(SegmentationTask):
         Chart("Segmentation loss", "segmentation_*"),
     )
 
+    model: VolumetricModel
+
     def __init__(
-        self, config: ConfigDict, workdir: str, num_outputs: int, **permutation_heads: int | str
+        self,
+        config: ConfigDict,
+        workdir: str,
+        num_outputs: int,
+        num_sub_volumes: int = 0,
+        permutation_grouping: str = "depth",
     ) -> None:
-        """
+        """Creates the task.
+
         Args:
           config: the whole config.
           workdir: work directory of the run.
           num_outputs: channels of the logits.
-          permutation_heads: ``num_sub_volumes`` and ``permutation_grouping`` of a model with heads.
+          num_sub_volumes: see ``VolumetricConfig``.
+          permutation_grouping: see ``VolumetricConfig``.
         """
         self.crop_size = tuple(config.data.crop_size)
         model = VolumetricModel(
@@ -140,7 +149,8 @@ class VolumetricTask(SegmentationTask):
                 sizes=_sizes(config),
                 crop=self.crop_size,
                 num_outputs=num_outputs,
-                **permutation_heads,
+                num_sub_volumes=num_sub_volumes,
+                permutation_grouping=permutation_grouping,
             )
         )
         super().__init__(config, workdir, model)

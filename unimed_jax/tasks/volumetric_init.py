@@ -1,8 +1,8 @@
-"""Self-supervised initialisation: a volumetric network is pretrained on the volumes of the run.
+"""Self-supervised initialization: a volumetric network is pretrained on the volumes of the run.
 
 Sub-volumes of a crop are shuffled and cubes of it masked; the network restores the masked voxels,
-and linear heads on its encoder predict the permutation (learnable weight initialisation, arXiv
-2306.09320). The next stage is `volumetric_segmentation`; docs/guides/volumetric.md lists the
+and linear heads on its encoder predict the permutation (learnable weight initialization, arXiv
+2306.09320). The next stage is ``volumetric_segmentation``; docs/guides/volumetric.md lists the
 differences from the published code.
 """
 
@@ -30,7 +30,7 @@ RENAMED_KEYS = {
     "weights.order": "pretext.loss_weights.permutation",
     "order_grouping": "pretext.permutation_grouping",
 }
-"""Keys of configs written by older versions -> their names now; see `config.from_json`."""
+"""Keys of configs written by older versions -> their names now; see ``config.from_json``."""
 
 
 def default_config() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Segmentation of volumes: Dice and cross-entropy at every resolution of the network's outputs.
 
-A run may start from the weights of `volumetric_init` (``config.init.network``); see
+A run may start from the weights of ``volumetric_init`` (``config.init.network``); see
 docs/guides/volumetric.md.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from unimed_jax import config as config_lib
@@ -21,7 +22,7 @@ from unimed_jax.tasks import volumetric_base
 from unimed_jax.tasks.volumetric_base import VolumetricTask
 
 RENAMED_KEYS = {**volumetric_base.RENAMED_KEYS, "window": "inference.intensity_window"}
-"""Keys of configs written by older versions -> their names now; see `config.from_json`."""
+"""Keys of configs written by older versions -> their names now; see ``config.from_json``."""
 
 
 def default_config() -> dict[str, Any]:
@@ -33,7 +34,7 @@ def default_config() -> dict[str, Any]:
             "outputs": (1.0, 0.5, 0.25),  # weight of each output, divided by their sum
         },
         "inference": {  # of whole volumes: evaluators and unimed_jax.segment
-            "overlap": 0.5,  # of neighbouring windows, as a share of a window
+            "overlap": 0.5,  # overlap of adjacent windows, as a share of a window
             "batch_size": 2,  # windows on all devices together
             # values of NIfTI files that become 0 and 1 (input_pipeline/io/intensity_windows.py);
             # a corpus was windowed when it was converted
@@ -76,7 +77,8 @@ class VolumetricSegmentation(VolumetricTask):
         output, statistics = self.forward(params, images, rng)
         # a network with fewer outputs ignores the remaining weights
         weights = tuple(self.config.loss.outputs)[: len(output.logits)]
-        total, terms = 0.0, {}
+        total = jnp.asarray(0.0)
+        terms: dict[str, jax.Array] = {}
         for number, (weight, logits) in enumerate(zip(weights, output.logits, strict=False), 1):
             if not weight:
                 continue

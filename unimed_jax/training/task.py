@@ -1,4 +1,4 @@
-"""The interface between the trainer and a task."""
+"""The interface between the trainer and the tasks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from input_pipeline.io.files import AnyPath
 from unimed_jax.distributed.sharding import ParameterAxes
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of an evaluator.
+    """Result of an evaluator.
 
     Attributes:
       metrics: name -> value, logged as ``<evaluator>/<name>``.
       table: a plain-text table for the terminal.
-      sections: makes the parts of the HTML report; called only when a report is written.
-      files: folder -> JSON text, written beside the results as FOLDER/EVALUATOR.json.
+      sections: creates the sections of the HTML report; called only when a report is written.
+      files: folder -> JSON text, written next to the results as FOLDER/EVALUATOR.json.
     """
 
     metrics: Mapping[str, float]
@@ -41,74 +42,82 @@ Evaluator = Callable[[Params], Evaluation]
 
 
 class Task(Protocol):
-    """A model with its loss, data and evaluators; the trainer knows nothing else about it.
+    """A model with its loss, data and evaluators, as the trainer sees it.
 
-    A task is created from (config, workdir) on every host and holds no parameters. Its constructor
-    and ``batch_spec`` read only files on which the shapes of the parameters depend, so that its
-    step can be compiled without data and tokenizer. Its module also has ``default_config() ->
-    dict`` (the keys that only this task has) and ``validate(config)``.
+    Every host creates the task from (config, workdir). A task holds no parameters. Its constructor
+    and ``batch_spec`` read only files that determine the shapes of the parameters, so that the
+    train step can be compiled without data and tokenizer. The module of a task also has
+    ``default_config() -> dict`` (the keys of this task alone) and ``validate(config)``.
     """
+
+    def __init__(self, config: ConfigDict, workdir: str) -> None:
+        """Creates the task from a whole config and the work directory of the run."""
 
     @property
     def record_schema(self) -> str:
-        """Name of the schema of the records that ``decode`` reads (``records.Schema.name``)."""
+        """Schema of the records that ``decode`` reads (``records.Schema.name``)."""
 
     @property
     def parameter_axes(self) -> ParameterAxes:
-        """(regular expression over the path, logical axis of each dim) pairs; see sharding.py."""
+        """(path regex, logical axis of each dim) for all parameters; see ``sharding``."""
 
     evaluator_classes: ClassVar[Mapping[str, type]]
-    """Evaluators that ``config.evals`` may name; the first is used where it names none."""
+    """Evaluators that ``config.evals`` may name; the first is the default."""
 
     @property
     def asset_fingerprints(self) -> Mapping[str, Any]:
-        """Hashes of files that the weights depend on (a tokenizer, say); kept in checkpoints."""
+        """Hashes of files that the weights depend on, such as a tokenizer; for checkpoints."""
 
     @property
     def charts(self) -> Sequence[Chart]:
-        """Training curves of this task's metrics in the report, after the loss."""
+        """Training curves of this task in the report, after the loss."""
 
     def save_assets(self, workdir: str) -> None:
-        """Copies the files that a finished run needs, besides checkpoints, into the workdir."""
+        """Copies files that a finished run needs besides its checkpoints into ``workdir``."""
 
     def init(self, key: jax.Array) -> Params:
-        """Random parameters, a nested dict of arrays. Pure: it is jitted and sharded."""
+        """Random parameters, a nested dict of arrays. Must be pure: it is jitted and sharded."""
 
     def pretrained(self, abstract_params: Params) -> Params:
-        """Host arrays for a sub-tree of the parameters (possibly empty), from ``config.init``."""
+        """Pretrained weights of ``config.init``: host arrays for a sub-tree, possibly empty."""
 
     def loss(
         self, params: Params, batch: Mapping[str, jax.Array], rng: jax.Array
     ) -> tuple[jax.Array, dict[str, Any]]:
-        """Loss and metrics (scalars) of the global batch; ``rng`` belongs to this step.
+        """Loss and scalar metrics of the global batch.
 
-        With ``config.optimizer.accumulate_steps`` = A > 1, the loss is the same, but only the
-        activations of 1/A of the rows are in memory (``gradient_caching.map_rows``); a task that
-        does not support this rejects the key.
+        With ``config.optimizer.accumulate_steps`` = A > 1, the loss stays the same, but only the
+        activations of 1/A of the rows are in memory (``gradient_caching.map_rows``); a task without
+        support for this rejects the key.
 
-        A model keeps running statistics among its parameters, names them in ``optimizer.frozen``,
-        and returns their new values as the metric ``statistics``, a sub-tree of the parameters.
+        Running statistics are part of the parameters and are listed in ``optimizer.frozen``; their
+        new values are returned as the metric ``statistics``, a sub-tree of the parameters.
+
+        Args:
+          params: the parameters.
+          batch: arrays as in ``batch_spec``.
+          rng: random key of this step.
         """
 
     def constrain(self, params: Params) -> Params:
-        """Projects the parameters after an update (e.g. a clamp); the identity for most."""
+        """Projects the parameters after an update, e.g. clamps a scalar; often the identity."""
 
     def decode(
         self, record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor
     ) -> Mapping[str, tf.Tensor]:
-        """TFRecord -> features of one training example, in-graph.
+        """TFRecord -> features of one training example, as TensorFlow ops.
 
         Args:
           record: string (), a serialized Example.
-          seed: int64 (2,), belongs to this draw of this record; all randomness derives from it.
+          seed: int64 (2,), the seed of this draw of the record, the only source of randomness.
           source: int64 (), index into ``config.data.sources`` in sorted order.
 
         Returns:
-          Tensors of fixed shape, among them ``id`` (string).
+          Tensors of fixed shapes, including ``id`` (string).
         """
 
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Stacked features of this host -> arrays as in ``batch_spec``, on the host."""
+        """Stacked features of this host -> host arrays as in ``batch_spec``."""
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the global batch that ``loss`` takes."""
@@ -117,6 +126,6 @@ class Task(Protocol):
         """The evaluators of ``config.evals`` by name.
 
         Args:
-          mesh: over the devices of all hosts.
-          cache: folder of files that other processes can reuse; None: no cache.
+          mesh: mesh over the devices of all hosts.
+          cache: directory of results that later runs can reuse; None: no cache.
         """

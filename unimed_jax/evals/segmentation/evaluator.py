@@ -75,7 +75,7 @@ class Domain:
         Args:
           name: of the domain.
           root: directory that ``path`` is relative to.
-          settings: see `DOMAIN_DEFAULTS`.
+          settings: see ``DOMAIN_DEFAULTS``.
           classes: those of the task.
 
         Raises:
@@ -139,7 +139,7 @@ class SegmentationEvaluator(abc.ABC):
 
         Args:
           context: the task and its run.
-          domains: name -> settings of a `Domain`.
+          domains: name -> settings of a ``Domain``.
           source: name of the domain of the training data, for the tables.
 
         Raises:
@@ -174,7 +174,7 @@ class SegmentationEvaluator(abc.ABC):
         )
 
     def _files(self) -> Mapping[str, str]:
-        """Files beside the results, see `Evaluation`."""
+        """Files beside the results, see ``Evaluation``."""
         return {}
 
     def _score(self, domain: Domain, units: Iterator[ScoredUnit]) -> DomainScores:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -87,7 +87,7 @@ class ImageEvaluator(SegmentationEvaluator):
     are in the pixels, or mm, of the original.
     """
 
-    DEFAULTS: Mapping[str, Any] = {
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
         "targets": {},  # name of a domain -> {"path", "splits"}; at least one
         "source": "",  # the domain of the training data, for the tables
         "unit": "image",  # or "volume": slices of one group are stacked and scored in 3-D
@@ -151,7 +151,7 @@ class _Stack:
 
 
 def resized(probabilities: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """(h, w, C) -> (*shape, C), linear between pixel centres."""
+    """(h, w, C) -> (*shape, C), linear between pixel centers."""
     if probabilities.shape[:-1] == tuple(shape):
         return probabilities
     height, width = shape

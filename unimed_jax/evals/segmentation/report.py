@@ -39,7 +39,7 @@ class DomainScores:
 
     def metrics(self) -> dict[str, float]:
         """``<domain>/<class>/dice`` and so on, with the interval; ``mean`` over the classes."""
-        metrics = {}
+        metrics: dict[str, float] = {}
         for score, per_class in (("dice", self.dice), (self.distance, self.hd95)):
             means = []
             for name, values in per_class.items():
@@ -77,7 +77,7 @@ _HEADER = ("source → target", "class", "n", "Dice", "95 % interval", "HD95", "
 
 
 def _rows(scores: Sequence[DomainScores], source: str) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for domain in scores:
         metrics = domain.metrics()
         for name, values in domain.dice.items():
@@ -139,12 +139,12 @@ def outlined(item: Overlay) -> np.ndarray:
     """uint8 (H, W, 3): the image with the outlines of all classes."""
     image = item.image.copy()
     target, prediction = (_outline(masks) for masks in (item.target, item.prediction))
-    for where, colour in (
+    for where, color in (
         (target, _TARGET_COLOUR),
         (prediction, _PREDICTION_COLOUR),
         (target & prediction, _BOTH_COLOUR),
     ):
-        image[where] = colour
+        image[where] = color
     return image
 
 

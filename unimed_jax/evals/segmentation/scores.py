@@ -1,6 +1,6 @@
 """Overlap and surface distance of two masks.
 
-Masks are bool arrays of any number of dims; ``spacing`` is the distance between neighbours along
+Masks are bool arrays of any number of dims; ``spacing`` is the distance between neighbors along
 each of them, in mm (or 1 for pixels).
 """
 
@@ -21,7 +21,7 @@ def dice(prediction: np.ndarray, target: np.ndarray) -> float:
 def hausdorff95(prediction: np.ndarray, target: np.ndarray, spacing: Sequence[float]) -> float:
     """The larger of the two directed 95th percentiles of the distances between the surfaces.
 
-    The surface of a mask is what an erosion by the direct neighbours removes. NaN if the target is
+    The surface of a mask is what an erosion by the direct neighbors removes. NaN if the target is
     empty. If only the prediction is empty, the diagonal of the image, the largest possible
     distance: a miss is not ignored.
     """

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ from unimed_jax.evals.segmentation.evaluator import (
 )
 from unimed_jax.evals.segmentation.report import Overlay
 from unimed_jax.evals.segmentation.scores import dice
-from unimed_jax.inference.volume_segmenter import Segmenter
+from unimed_jax.inference.volume_segmenter import Segmenter, Shape
 from unimed_jax.models.functional import Params
 
 _SLICES_SHOWN = (0.3, 0.5, 0.7)  # share of the range of slices that have any label
@@ -30,16 +31,19 @@ _SLICES_SHOWN = (0.3, 0.5, 0.7)  # share of the range of slices that have any la
 
 @dataclass(frozen=True)
 class ArrayVolume:
-    """A volume in memory, see `volume_segmenter.Volume`."""
+    """A volume in memory; see ``volume_segmenter.Volume``."""
 
     values: np.ndarray
     spacing: tuple[float, ...]
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
+    def shape(self) -> Shape:
+        """(D, H, W)."""
+        depth, height, width = self.values.shape
+        return depth, height, width
 
     def read(self, start: int, stop: int) -> np.ndarray:
+        """Slices of the volume."""
         return self.values[start:stop]
 
 
@@ -67,7 +71,7 @@ class SlidingWindowPredictor:
 class VolumeEvaluator(SegmentationEvaluator):
     """Scores whole volumes in their original grid, on one corpus or on several domains."""
 
-    DEFAULTS: Mapping[str, Any] = {
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
         **DOMAIN_DEFAULTS,  # the only domain, unless there are targets
         "targets": {},  # name of a domain -> {"path", "splits"}, in place of the above
         "overlap": -1.0,  # of windows; negative: config.inference.overlap
@@ -108,7 +112,7 @@ class VolumeEvaluator(SegmentationEvaluator):
             yield ScoredUnit(
                 sample.group or sample.id,
                 sample.spacing,
-                lambda k, labels=labels, target=target: (labels == k + 1, target == k + 1),
+                functools.partial(_masks, labels, target),
             )
 
     def _files(self) -> Mapping[str, str]:
@@ -120,14 +124,14 @@ class VolumeEvaluator(SegmentationEvaluator):
         self, sample: SegmentationSample, labels: np.ndarray, target: np.ndarray
     ) -> Iterator[Overlay]:
         image = sample.pixels()
-        labelled = np.flatnonzero(target.any(axis=(1, 2)))
-        if not len(labelled):
+        labeled = np.flatnonzero(target.any(axis=(1, 2)))
+        if not len(labeled):
             return
         for share in _SLICES_SHOWN:
-            index = int(labelled[0] + share * (labelled[-1] - labelled[0]))
+            index = int(labeled[0] + share * (labeled[-1] - labeled[0]))
             # radiological convention: anterior at the top, the patient's right on the left
-            grey, *maps = (v[index, ::-1, ::-1] for v in (image, labels, target))
-            grey = (255 * np.clip(grey.astype(np.float32), 0, 1)).astype(np.uint8)
+            gray, *maps = (v[index, ::-1, ::-1] for v in (image, labels, target))
+            gray = (255 * np.clip(gray.astype(np.float32), 0, 1)).astype(np.uint8)
             prediction_masks, target_masks = (self._task.head.masks_of_labels(m) for m in maps)
             scores = [
                 dice(prediction_masks[..., k], target_masks[..., k])
@@ -136,8 +140,15 @@ class VolumeEvaluator(SegmentationEvaluator):
             yield Overlay(
                 title=sample.group or sample.id,
                 id=f"{sample.id}, slice {index}",
-                image=np.repeat(grey[..., None], 3, -1),
+                image=np.repeat(gray[..., None], 3, -1),
                 prediction=prediction_masks,
                 target=target_masks,
                 dice=np.array(scores),
             )
+
+
+def _masks(
+    labels: np.ndarray, target: np.ndarray, class_index: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and target mask of a class; label 0 is the background."""
+    return labels == class_index + 1, target == class_index + 1
