@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from input_pipeline.io.files import AnyPath
+from input_pipeline.io.files import AnyPath, local_copy
 from unimed_jax import config as config_lib
 from unimed_jax.distributed import sharding
 from unimed_jax.training.task import Params, Task
@@ -71,7 +71,7 @@ def open_model(uri: str, out: AnyPath, model: Mapping[str, Any]) -> ModelUnderTe
             parts=tuple(reader.meta["parts"]) if "parts" in reader.meta else None,
             read=reader.params,
         )
-    pretrained = formats.open_pretrained(path)
+    pretrained = formats.open_pretrained(local_copy(path))
     model_config = pretrained.model_config(model)
     config = config_lib.base_config("contrastive")
     config.model.update(dataclasses.asdict(model_config))

@@ -30,5 +30,5 @@ def random_streams(key: jax.Array) -> nnx.Rngs:
       key: a typed key, as ``jax.random.key`` makes it.
     """
     rngs = nnx.Rngs(key)
-    rngs.default = _CountedStream(key)
+    rngs.default = _CountedStream(key)  # type: ignore[attr-defined]  # streams are attributes
     return rngs
