@@ -130,7 +130,7 @@ def test_a_missing_file_is_named(tmp_path):
             edited("tasks.busi.classes.benign", ["x", ""]),
             r"tasks.busi.classes.benign\[1\]: must be a non-empty",
         ),
-        (edited("tasks.busi.classes.benign", [7]), r"tasks.busi.classes.benign\[0\]: .* is 7"),
+        (edited("tasks.busi.classes.benign", [7]), r"tasks.busi.classes.benign\[0\]: .*, got 7"),
     ],
 )
 def test_a_broken_file_is_refused_with_file_and_key(content, message):
