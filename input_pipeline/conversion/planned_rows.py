@@ -96,7 +96,7 @@ class SampleWithNotes:
 def rejecting_invalid(row: Any) -> Iterator[None]:
     """Turns a ValueError about a row into RejectedSample.
 
-    A UserError passes through: a missing package, or a bucket that does not answer, is not the
+    A UserError passes through: a missing package, or a bucket that does not respond, is not the
     row's fault.
 
     Args:

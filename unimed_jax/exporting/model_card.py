@@ -87,7 +87,7 @@ def text(pretrained: Pretrained, config: ModelConfig, out: Path) -> str:
 
 def _source(pretrained: Pretrained) -> str:
     if "step" in pretrained.record:
-        return f"step {pretrained.record['step']} of a run of its own"
+        return f"step {pretrained.record['step']} of a training run"
     return f"`{Path(pretrained.source).name}` ({pretrained.kind})"
 
 

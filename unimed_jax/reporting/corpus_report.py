@@ -113,8 +113,8 @@ def _summary(inspection: Inspection) -> Section:
         figures[f"Captions over {inspection.context_length} tokens"] = f"{share:.2%}"
     figures["Rows rejected"] = f"{sum(inspection.rejections.values()):,}"
     if inspection.burned_in:
-        found = sum(bool(text.texts) for text in inspection.burned_in.values())
-        figures["Examined images with text"] = f"{found:,} of {len(inspection.burned_in):,}"
+        with_text = sum(bool(text.texts) for text in inspection.burned_in.values())
+        figures["Examined images with text"] = f"{with_text:,} of {len(inspection.burned_in):,}"
     return summary_section(figures)
 
 
@@ -122,22 +122,22 @@ def _parts(inspection: Inspection) -> Section:
     images, doubled = inspection.images, _in_groups(inspection)
     rows = []
     for part, members in _by_part(images).items():
-        own = [images[index] for index in members]
-        splits = collections.Counter(image.split or "-" for image in own)
-        lengths = [length for image in own for length in image.caption_lengths]
+        part_images = [images[index] for index in members]
+        splits = collections.Counter(image.split or "-" for image in part_images)
+        lengths = [length for image in part_images for length in image.caption_lengths]
         row = [
             part,
-            ", ".join(sorted({image.modality for image in own})),
-            f"{len(own):,}",
+            ", ".join(sorted({image.modality for image in part_images})),
+            f"{len(part_images):,}",
             ", ".join(f"{name} {count:,}" for name, count in sorted(splits.items())),
-            f"{len({label for image in own for label in image.labels}):,}",
-            f"{len(lengths) / len(own):.1f}",
+            f"{len({label for image in part_images for label in image.labels}):,}",
+            f"{len(lengths) / len(part_images):.1f}",
             f"{np.median(lengths):.0f}" if lengths else "—",
         ]
         if inspection.context_length:
-            row.append(f"{truncated_share(own, inspection.context_length):.2%}")
-        side = np.median([min(image.width, image.height) for image in own])
-        row += [f"{side:.0f}", f"{sum(i in doubled for i in members) / len(own):.1%}"]
+            row.append(f"{truncated_share(part_images, inspection.context_length):.2%}")
+        side = np.median([min(image.width, image.height) for image in part_images])
+        row += [f"{side:.0f}", f"{sum(i in doubled for i in members) / len(part_images):.1%}"]
         rows.append(row)
     header = ["Part", "Modality", "Images", "Splits", "Labels", "Captions / image"]
     header.append(f"Median {inspection.length_unit}")
@@ -209,20 +209,20 @@ def _duplicates(inspection: Inspection) -> Section:
     images = inspection.images
     if not inspection.groups:
         return Section("Duplicates", '<p class="empty">No two images are alike.</p>')
-    kinds: dict[str, list[Group]] = {}
+    by_parts: dict[str, list[Group]] = {}
     for group in inspection.groups:
         parts = " + ".join(sorted({images[index].source for index in group.members}))
-        kinds.setdefault(parts, []).append(group)
+        by_parts.setdefault(parts, []).append(group)
     rows = [
         [
             parts,
-            f"{len(found):,}",
-            f"{sum(group.exact for group in found):,}",
-            f"{sum(len(group.members) for group in found):,}",
-            f"{max(len(group.members) for group in found):,}",
-            f"{sum(len({images[i].labels for i in g.members}) > 1 for g in found):,}",
+            f"{len(duplicates):,}",
+            f"{sum(group.exact for group in duplicates):,}",
+            f"{sum(len(group.members) for group in duplicates):,}",
+            f"{max(len(group.members) for group in duplicates):,}",
+            f"{sum(len({images[i].labels for i in g.members}) > 1 for g in duplicates):,}",
         ]
-        for parts, found in sorted(kinds.items(), key=lambda item: -len(item[1]))
+        for parts, duplicates in sorted(by_parts.items(), key=lambda item: -len(item[1]))
     ]
     header = ["Parts", "Groups", "Identical files", "Images", "Largest", "With different labels"]
     shown = [
@@ -342,8 +342,8 @@ def _sheets(inspection: Inspection) -> Section:
     for index in inspection.samples:
         image = images[index]
         caption = " · ".join(filter(None, [", ".join(image.labels), image.split]))
-        picture = _thumbnail(inspection.pixels[index], image, caption)
-        parts.setdefault(image.source, []).append(picture)
+        thumbnail = _thumbnail(inspection.pixels[index], image, caption)
+        parts.setdefault(image.source, []).append(thumbnail)
     body = "".join(
         f'<h3>{html.escape(part)}</h3><div class="sheet">{"".join(thumbnails)}</div>'
         for part, thumbnails in sorted(parts.items())
@@ -351,11 +351,11 @@ def _sheets(inspection: Inspection) -> Section:
     return Section("Sample sheets", body)
 
 
-def _thumbnail(picture: np.ndarray, image: ScannedImage, caption: str | None = None) -> str:
+def _thumbnail(pixels: np.ndarray, image: ScannedImage, caption: str | None = None) -> str:
     if caption is None:
         where = " / ".join(filter(None, [image.source, image.split]))
         caption = " · ".join(filter(None, [", ".join(image.labels), where]))
-    uri = image_uri(picture, _PICTURE_SIDE, lossless=False)
+    uri = image_uri(pixels, _PICTURE_SIDE, lossless=False)
     return (
         f'<figure><img src="{uri}" alt="{html.escape(image.id)}" title="{html.escape(image.id)}" '
         f'loading="lazy"><figcaption>{html.escape(caption)}</figcaption></figure>'

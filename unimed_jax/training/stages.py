@@ -58,13 +58,13 @@ def derived(config: ConfigDict, name: str, corpus: AnyPath) -> ConfigDict:
 
 
 def _leaves(changes: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
+    leaves = []
     for key, value in changes.items():
         if isinstance(value, dict):
-            found += _leaves(value, f"{prefix}{key}.")
+            leaves += _leaves(value, f"{prefix}{key}.")
         else:
-            found.append((f"{prefix}{key}", value))
-    return found
+            leaves.append((f"{prefix}{key}", value))
+    return leaves
 
 
 def is_finished(stage: ConfigDict, workdir: AnyPath) -> bool:

@@ -58,9 +58,10 @@ def open_mask_table(options: MaskTableOptions) -> Conversion:
     )
     names = (columns.image, columns.mask, columns.group)
     absent = [name for name in names if name and name not in header]
-    if absent or columns.image == columns.mask:
-        wanted = absent[0] if absent else "of its own for the masks"
-        raise CorpusError(f"{options.input} has no column {wanted!r}; found {header}")
+    if absent:
+        raise CorpusError(f"{options.input} has no column {absent[0]!r}; found {header}")
+    if columns.image == columns.mask:
+        raise CorpusError(f"{options.input} needs an image and a mask column; found {header}")
     records = [
         dict(zip(header, cells, strict=True))
         for _, cells in tabular_files.csv_records(options.input)

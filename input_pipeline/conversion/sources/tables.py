@@ -72,9 +72,9 @@ def _reading(
     return OpenedSource(root, name, _table_rows(options, columns, records), metadata)
 
 
-def _columns(options: TableOptions, found: Iterable[str]) -> Mapping[str, str | None]:
+def _columns(options: TableOptions, names: Iterable[str]) -> Mapping[str, str | None]:
     """Maps the fields of a row to columns; None for an optional field without a column."""
-    found = list(found)
+    names = list(names)
     columns: dict[str, str | None] = {"image": options.image_column}
     for field in ("label", "text", "modality", "source", "split", "group", "id"):
         named = getattr(options, f"{field}_column")
@@ -87,10 +87,10 @@ def _columns(options: TableOptions, found: Iterable[str]) -> Mapping[str, str | 
         elif field in ("modality", "source"):
             columns[field] = field
         else:
-            columns[field] = field if field in found and field != "id" else None
+            columns[field] = field if field in names and field != "id" else None
     if columns["label"] is None and columns["text"] is None:
         columns["label"] = "label"  # one of the two is needed: reported as missing below
-    missing = {field: name for field, name in columns.items() if name and name not in found}
+    missing = {field: name for field, name in columns.items() if name and name not in names}
     if missing:
         field, name = next(iter(missing.items()))
         remedy = f"--{field}_column=NAME"
@@ -98,7 +98,7 @@ def _columns(options: TableOptions, found: Iterable[str]) -> Mapping[str, str | 
             remedy += f" or --{field}=VALUE"
         if field == "label" and not options.label_column:
             remedy += " or --text_column=NAME"
-        raise CorpusError(f"{options.input} has no column {name!r}; found {found}; give {remedy}")
+        raise CorpusError(f"{options.input} has no column {name!r}; found {names}; give {remedy}")
     return columns
 
 
@@ -115,8 +115,8 @@ def _table_rows(
             for field, column in columns.items()
         }
         single = {
-            field: found[0] if found else constants.get(field) or ""
-            for field, found in cells.items()
+            field: texts[0] if texts else constants.get(field) or ""
+            for field, texts in cells.items()
         }
         row_id = single["id"] or f"{single['source']}/{single['image']}"
         empty = [field for field in ("image", "modality", "source") if not single[field]]

@@ -59,8 +59,8 @@ def open_tfds(options: TfdsOptions) -> OpenedSource:
         )
     for key in (options.image_key, options.label_key, options.text_key, options.group_key):
         if key and key not in builder.info.features:
-            found = sorted(builder.info.features)
-            raise CorpusError(f"{options.dataset} has no feature {key!r}; found {found}")
+            features = sorted(builder.info.features)
+            raise CorpusError(f"{options.dataset} has no feature {key!r}; found {features}")
     name = corpus_name(options.source or builder.name)
     metadata = {
         "dataset": builder.info.full_name,
