@@ -21,7 +21,6 @@ GCS = ["gcsfs>=2026.9"]
 DEMO = ["gradio>=6.31"]
 # without bounds: Colab has versions of its own and does not bear others
 NOTEBOOKS = ["matplotlib", "pandas"]
-TYPES = ["mypy>=2.1"]
 DOCS = ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"]
 NIFTI = ["nibabel>=5.4"]
 DICOM = ["pydicom>=3.0.2", "python-gdcm>=3.2.6"]  # gdcm: JPEG lossless, JPEG-LS, JPEG 2000
