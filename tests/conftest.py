@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
-# Programs of tests run for a few steps, so most of the time would be spent in optimising them. XLA
-# optimises the graph as ever; only LLVM's expensive passes are left out, here and in the processes
-# that tests start. ``helpers.runs.full_compilation`` puts them back.
+# Programs of tests run for a few steps, so most of the time would be spent on optimizing them. XLA
+# optimizes the graph as usual; LLVM optimizes little, here and in the processes that tests start.
+# Tests marked ``parity`` compile as users do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # Many tests, and the processes that they start, compile the same program: it is compiled once.
@@ -34,6 +34,18 @@ LONGEST = ("test_hosts.py", "test_meshes.py", "test_resume.py", "test_run_in_buc
 
 if TYPE_CHECKING:
     from helpers.gcs_server import Storage
+
+
+@pytest.fixture(autouse=True)
+def parity_compiles_as_users_do(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Comparisons with independent implementations run fully optimized programs."""
+    if not request.node.get_closest_marker("parity"):
+        yield
+        return
+    from helpers.runs import full_compilation
+
+    with full_compilation():
+        yield
 
 
 @pytest.fixture(scope="session")

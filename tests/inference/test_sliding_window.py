@@ -123,6 +123,7 @@ def test_labels_do_not_depend_on_the_devices_and_are_in_the_volumes_grid():
 
 
 @pytest.mark.slow
+@pytest.mark.parity
 def test_sliding_window_agrees_with_monai_on_the_same_network(tmp_path):
     sizes = UNETRConfig(width=24, layers=12, heads=2, mlp_width=32, features=4)
     window = (16, 32, 16)

@@ -64,6 +64,7 @@ def mesh_of(shape):
 @pytest.mark.parametrize("chunk", [1024, 2, 3])
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 1)])
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parity
 def test_sharded_loss_and_gradients_equal_the_global_ones(
     embeddings, shape, kind, chunk, monkeypatch
 ):
@@ -78,6 +79,7 @@ def test_sharded_loss_and_gradients_equal_the_global_ones(
         np.testing.assert_allclose(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parity
 def test_extreme_logits_stay_finite_and_exact(embeddings):
     """The largest scale, pairs that fit perfectly, and rows that fit nothing."""
     u, _ = embeddings

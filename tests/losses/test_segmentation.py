@@ -34,6 +34,7 @@ def alignment_in_numpy(feature_map, labels, text):
 
 @pytest.mark.parametrize("num_classes", [1, 2, 5])
 @pytest.mark.parametrize(("grid", "space"), [((3, 4), (12, 8)), ((2, 3, 2), (4, 6, 10))])
+@pytest.mark.parity
 def test_alignment_is_the_formula_for_any_classes_and_dims(num_classes, grid, space):
     rng = np.random.default_rng(0)
     features = rng.normal(size=(3, *grid, 16)).astype(np.float32)
@@ -45,6 +46,7 @@ def test_alignment_is_the_formula_for_any_classes_and_dims(num_classes, grid, sp
     assert float(got) == pytest.approx(alignment_in_numpy(features, labels, text), abs=1e-6)
 
 
+@pytest.mark.parity
 def test_the_gradient_of_the_alignment_is_that_of_the_formula():
     rng = np.random.default_rng(1)
     features = rng.normal(size=(2, 2, 2, 6))
@@ -79,6 +81,7 @@ def softmax(x):
 
 
 @pytest.mark.parametrize("space", [(5, 6), (3, 4, 2)])
+@pytest.mark.parity
 def test_dice_and_cross_entropy_are_the_formulas(space):
     rng = np.random.default_rng(2)
     logits, labels = rng.normal(size=(2, *space, 4)), rng.integers(0, 3, (2, *space))
@@ -122,6 +125,7 @@ def test_masks_of_exclusive_classes_are_the_label_map():
     assert (masks.sum(-1) == (labels > 0)).all()
 
 
+@pytest.mark.parity
 def test_the_dice_of_the_foreground_is_the_formula():
     rng = np.random.default_rng(3)
     logits = rng.normal(size=(2, 3, 4, 5, 3))

@@ -106,6 +106,7 @@ def random_like(abstract):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet34", "efficientnet_b2"])
+@pytest.mark.parity
 def test_encoders_agree_with_torchvision_on_copied_weights(name, tmp_path):
     if name == "resnet34":
         make = lambda: ResNetEncoder(3, RESNET34_BLOCKS, RESNET34_WIDTHS, nnx.Rngs(0))  # noqa: E731

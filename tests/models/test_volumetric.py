@@ -83,6 +83,7 @@ def test_any_crop_and_number_of_outputs(network, sizes, crop):
 
 
 @pytest.mark.slow
+@pytest.mark.parity
 def test_unetr_agrees_with_monai_on_copied_weights(tmp_path):
     sizes = UNETRConfig(width=24, layers=12, heads=2, mlp_width=32, features=4)
     config = VolumetricConfig("unetr", sizes, (32, 48, 16), num_outputs=3)
@@ -146,6 +147,7 @@ def paired_attention_by_loops(params, x, heads, layout):
 
 @pytest.mark.parametrize("layout", ["released", "tokens"])
 @pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parity
 def test_paired_attention_equals_the_formula(layout, shared):
     sizes = UNETRPPConfig(heads=3, spatial_layout=layout, shared_projection=shared)
     module = PairedAttention(sizes, 10, 12, 5, nnx.Rngs(0))

@@ -87,6 +87,7 @@ def test_the_schedule_of_slaug_is_flat_and_then_linear():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+@pytest.mark.parity
 def test_the_optimizer_is_torchs(tmp_path, name):
     params = _params()
     rng = np.random.default_rng(1)

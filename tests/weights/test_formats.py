@@ -72,6 +72,7 @@ def _assert_close(got: np.ndarray, expected: np.ndarray) -> None:
         ("hf_clip", "hf_clip", "transformers CLIPModel", {}),
     ],
 )
+@pytest.mark.parity
 def test_image_towers(
     published: Path, file: str, reference: str, kind: str, overrides: dict
 ) -> None:
@@ -88,6 +89,7 @@ def test_image_towers(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["unimed.pt", "unimed_bare.pt", "biomedclip.bin"])
+@pytest.mark.parity
 def test_whole_models(published: Path, file: str) -> None:
     pretrained = open_pretrained(published / file)
     name = file.split(".")[0].removesuffix("_bare")
@@ -118,6 +120,7 @@ def test_what_a_file_does_not_tell_is_asked_for(published: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parity
 def test_position_embeddings_are_resized_as_open_clip_does(published: Path) -> None:
     pretrained = open_pretrained(published / "clip.pt")
     config = pretrained.model_config({**QUICK_GELU, "visual.image_size": 48})
@@ -286,6 +289,7 @@ needs_minilm = pytest.mark.skipif(
 
 @needs_minilm
 @pytest.mark.slow
+@pytest.mark.parity
 def test_a_real_bert_agrees_with_transformers_on_real_text(tmp_path: Path) -> None:
     model = unimed_jax.load(_MINILM)
     assert model.config.embed_dim == 384
