@@ -230,7 +230,7 @@ def webdataset(corpus: Path, batches: int) -> None:
 
 
 def run(stream: object, length: object, batches: int) -> None:
-    """Turns of so many batches each."""
+    """Serves rounds of ``batches`` batches each."""
 
     def read(count: int) -> None:
         for batch in itertools.islice(stream, count):

@@ -4,9 +4,9 @@
         [--seeds=3] [--pairs=fundus_vessels:drive,...] [--arms=full,no_guidance,...]
         [--set KEY=VALUE ...]
 
-Every arm sees the same images in the same order for the same number of optimiser steps of
-configs/lg_sdg/. Runs are made one after the other; one that is finished is not made again, one
-that was stopped goes on. Writes OUT/table.md (mean and standard deviation over seeds of Dice and
+Every arm sees the same images in the same order for the same number of optimizer steps of
+configs/lg_sdg/. Runs follow each other; a finished run is skipped, an interrupted one resumes.
+Writes OUT/table.md (mean and standard deviation over seeds of Dice and
 HD95 on every target) and OUT/runs.csv, which also has the time of a step.
 """
 

@@ -185,7 +185,7 @@ PEAK_FLOPS = 2 * PEAK_SIDE**3 * PEAK_REPEATS
 
 
 def repeat(product: Callable[[], object]) -> None:
-    """Turns of the products that the peak is measured by."""
+    """Serves rounds of the matrix products that measure the peak."""
     interleave.serve_rounds(lambda: [product() for _ in range(PEAK_REPEATS)])
 
 

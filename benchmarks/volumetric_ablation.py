@@ -4,12 +4,11 @@
         [--data=covid_ct] [--network=unetr_pp] [--fold=1] [--arms=random,both,...] [--evals=3]
         [--set KEY=VALUE ...]
 
-Every arm takes the same number of optimiser steps of configs/lwi_vms/ in all; where weights are
-learned first, a third of them are the first stage's. Runs are made one after the other, seed by
-seed; one that is finished is not made again, one that was stopped goes on, and the tables are
-written after each. Writes OUT/table.md (mean and standard deviation over seeds of Dice and HD95 on
-the patients that were held out, and the time of a step), OUT/runs.csv, and OUT/curves.html: Dice
-over the steps of both stages together. Overlays are in the report of every run.
+Every arm takes the same total number of optimizer steps of configs/lwi_vms/; with a pretext stage,
+that stage takes a third of them. Runs follow each other, seed by seed; a finished run is skipped,
+an interrupted one resumes. After each, writes OUT/table.md (mean and standard deviation over seeds
+of Dice and HD95 on held-out patients, and the time of a step), OUT/runs.csv, and OUT/curves.html
+(Dice over the steps of both stages). Overlays are in the report of every run.
 """
 
 import argparse

@@ -68,7 +68,7 @@ status=0
 # a process that fails tells the others, which end by themselves
 srun --kill-on-bad-exit=0 --wait=120 \\
   $(printf '%q ' "$python" -m unimed_jax.train --stopped_status=75 "$@")|| status=\$?
-if ((status == 0 || status == 2)); then # finished; settings that have to be mended
+if ((status == 0 || status == 2)); then # finished; settings that the user must fix
   exit \$status
 fi
 if ((\${SLURM_RESTART_COUNT:-0} >= $max_restarts)); then
