@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -28,9 +27,10 @@ RUN = "gs://bucket/run"
 @pytest.fixture(scope="module")
 def local(phantom_corpus, tmp_path_factory):
     """The work directory of the same run on a local disk."""
-    workdir = tmp_path_factory.mktemp("local") / "run"
-    train.train(tiny_config(str(phantom_corpus), CHANGES), workdir, jax.devices()[:1])
-    return workdir
+    folder = tmp_path_factory.mktemp("local")
+    recipe = write_recipe(folder / "recipe.py", phantom_corpus, **CHANGES)
+    finish(start(recipe, folder / "run"))
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")

@@ -330,7 +330,7 @@ def test_kept_splits_are_used_again(out, checkpoint, corpus, tmp_path):
     content = json.loads(file.read_text())
     content["tasks"]["shapes"]["subsets"]["1shot"][1][0] = "nobody"
     for change, message in (
-        (lambda c: c, r"splits.json: task 'shapes': 'nobody' is not in the training data"),
+        (lambda c: c, r"splits.json: task 'shapes': sample 'nobody' is not in the training data"),
         (lambda c: c["tasks"]["modality"]["classes"].reverse(), r"'modality' has the classes mri"),
         (lambda c: c["tasks"].pop("modality"), r"splits.json has no task 'modality', only shapes"),
     ):

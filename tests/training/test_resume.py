@@ -7,24 +7,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from helpers.runs import ROOT, finish, losses_of, start, wait_for_row, write_recipe
 
-from unimed_jax import train
 from unimed_jax.monitoring import metrics
 from unimed_jax.weights.checkpoint import CheckpointReader
 
 
 @pytest.fixture(scope="module")
 def finished(phantom_corpus, tmp_path_factory) -> Path:
-    """The work directory of a finished run of 30 steps on one device, saved every 4."""
-    from unimed_jax.testing import tiny_config
+    """The work directory of a finished run of 30 steps on one device, saved every 4.
 
+    It has a process of its own, as the interrupted runs do: bits depend on the number of devices
+    that a process has.
+    """
     workdir = tmp_path_factory.mktemp("finished")
     changes = {"num_train_steps": 30, "checkpoint__every_steps": 4, "checkpoint__keep": 2}
-    train.train(tiny_config(str(phantom_corpus), changes), workdir, jax.devices()[:1])
+    recipe = write_recipe(workdir.with_suffix(".py"), phantom_corpus, **changes)
+    finish(start(recipe, workdir))
     return workdir
 
 
