@@ -56,9 +56,7 @@ def parameter_table(config: ConfigDict, params: dict) -> list[str]:
         strict=True,
     ):
         name = path_string(path)
-        factor = next(
-            (f for p, f in config.optimizer.learning_rate_factors if re.search(p, name)), 1.0
-        )
+        factor = optimizer.learning_rate_factor(name, config.optimizer.learning_rate_factors)
         init = f"init={initializer(np.asarray(value))} " if isinstance(value, jax.Array) else ""
         lines.append(
             f"{name:<60} {value.shape!s:<24} {value.dtype} {init}"

@@ -35,14 +35,6 @@ def get_config(variant: str = "") -> ConfigDict:
     if chosen["smoke"] == "on":
         presets.smoke_unet(config)
     config.model.network = chosen["network"]
-    raw = {
-        domain: {
-            "kind": "masks",
-            "raw": f"brain_tumor/{domain}",
-            "modality": MODALITY,
-            "classes": ",".join(CLASSES),
-        }
-        for domain in DOMAINS
-    }
+    raw = presets.mask_folders("brain_tumor", DOMAINS, MODALITY, CLASSES)
     presets.image_domains(config, DOMAINS, chosen, raw=raw)
     return config

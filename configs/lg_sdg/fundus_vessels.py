@@ -35,14 +35,6 @@ def get_config(variant: str = "") -> ConfigDict:
     if chosen["smoke"] == "on":
         presets.smoke_unet(config)
     config.model.network = chosen["network"]
-    raw = {
-        domain: {
-            "kind": "masks",
-            "raw": f"fundus_vessels/{domain}",
-            "modality": MODALITY,
-            "classes": ",".join(CLASSES),
-        }
-        for domain in DOMAINS
-    }
+    raw = presets.mask_folders("fundus_vessels", DOMAINS, MODALITY, CLASSES)
     presets.image_domains(config, DOMAINS, chosen, raw=raw)
     return config

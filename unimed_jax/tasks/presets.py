@@ -88,6 +88,21 @@ def slaug(config: ConfigDict) -> None:
     )
 
 
+def mask_folders(
+    folder: str, domains: Sequence[str], modality: str, classes: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """Entries of data.raw for FOLDER/DOMAIN/{images,masks}, by domain."""
+    return {
+        domain: {
+            "kind": "masks",
+            "raw": f"{folder}/{domain}",
+            "modality": modality,
+            "classes": ",".join(classes),
+        }
+        for domain in domains
+    }
+
+
 def image_domains(
     config: ConfigDict,
     domains: Sequence[str],

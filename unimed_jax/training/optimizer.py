@@ -51,19 +51,22 @@ def decay_mask(params: Any, no_decay: Sequence[str]) -> Any:
     return jax.tree.map(lambda exempt: not exempt, path_mask(params, no_decay))
 
 
+def learning_rate_factor(path: str, factors: Sequence[tuple[str, float]]) -> float:
+    """The factor of the first regular expression that matches a parameter's path; 1 without one."""
+    return next((factor for pattern, factor in factors if re.search(pattern, path)), 1.0)
+
+
 def scale_by_path(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
-    """Multiplies the update of a parameter by the factor of the first expression that matches.
+    """Multiplies the update of every parameter by its ``learning_rate_factor``.
 
     Args:
-      factors: (regular expression over the path, factor); without a match the factor is 1.
+      factors: (regular expression over the path, factor).
     """
 
-    def factor(path: Any) -> float:
-        name = path_string(path)
-        return next((scale for pattern, scale in factors if re.search(pattern, name)), 1.0)
-
     def scale(updates: Any, params: Any = None) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, u: u * factor(path), updates)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, u: u * learning_rate_factor(path_string(path), factors), updates
+        )
 
     return optax.stateless(scale)
 
