@@ -138,6 +138,8 @@ class FailureDetector:
                 with self._lock:
                     self._hosts[hello["index"]] = hello["host"]
                     self._connections[hello["index"]] = connection
+                    # Only now can a report of process 0 reach it.
+                    connection.sendall(b'{"connected": true}\n')
                 self._follow(hello["index"], lines)
 
         def accept() -> None:
@@ -159,12 +161,21 @@ class FailureDetector:
                 f"process {self._index} cannot reach process 0 at {host}:{address['port']} "
                 f"({error.strerror or error}); a host of a job must reach every port of the others"
             ) from error
-        connection.settimeout(None)
         self._hosts[0] = address["host"]
         self._connections[0] = _watched(connection)
         hello = {"token": address["token"], "index": self._index, "host": self._hosts[self._index]}
         self._send_to_all(hello)
         lines = connection.makefile("r", encoding="utf-8")
+        try:
+            answer = lines.readline()
+        except OSError:
+            answer = ""
+        if not answer:
+            raise UserError(
+                f"process {self._index} reached {host}:{address['port']}, but process 0 did not "
+                "answer; start all processes again"
+            )
+        connection.settimeout(None)
         threading.Thread(
             target=self._follow, args=(0, lines), name="failure_detector", daemon=True
         ).start()
