@@ -165,23 +165,20 @@ def _index(
     num_rejected, first_rejection = 0, None
     with (directory / _REJECTED_FILE).open("wb") as rejected:
         for row in rows:
-            rejection = row if isinstance(row, Rejection) else _duplicate(index, row)
+            rejection = row if isinstance(row, Rejection) else _unusable(index, row)
             if rejection or isinstance(row, Rejection):
                 pickle.dump(rejection, rejected)
                 num_rejected += 1
                 first_rejection = first_rejection or rejection
                 continue
-            if not re.fullmatch(r"\w+", row.split):
-                raise CorpusError(
-                    f"row {row.number}: split {row.split!r} is not letters, digits and _"
-                )
             size = sizes[row.split]
             # A hash, because NumPy does not guarantee the same permutation in every version.
             rank = _digest(f"{seed}/{row.split}/{size.num_rows}")
             stored = index.execute("INSERT INTO rows VALUES (?)", (pickle.dumps(row.row),))
             index.execute("INSERT INTO ranks VALUES (?, ?, ?)", (row.split, rank, stored.lastrowid))
             if row.group:
-                key = (_digest(repr(row.group)), row.split, str(row.group[-1]))
+                shown = str(row.group[-1]).encode("utf-8", "backslashreplace").decode()
+                key = (_digest(repr(row.group)), row.split, shown)
                 index.execute("INSERT OR IGNORE INTO groups VALUES (?, ?, ?)", key)
             size.num_rows += 1
             size.num_bytes += row.num_bytes
@@ -193,13 +190,20 @@ def _index(
     return sizes, num_rejected
 
 
-def _duplicate(index: sqlite3.Connection, row: PlannedRow) -> Rejection | None:
-    digest = _digest(row.id)
+def _unusable(index: sqlite3.Connection, row: PlannedRow) -> Rejection | None:
+    """Why a row cannot be planned; None if it can."""
+    where = (row.number, row.id, row.image)
+    if not re.fullmatch(r"\w+", row.split):
+        return Rejection(f"a split is letters, digits and _, not {row.split!r}", *where)
+    try:
+        digest = _digest(row.id)
+    except UnicodeEncodeError:  # a file name in another encoding
+        return Rejection("the name is not UTF-8: rename the file", *where)
     inserted = index.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (digest, row.number))
     if inserted.rowcount:
         return None
     (first,) = index.execute("SELECT number FROM ids WHERE digest = ?", (digest,)).fetchone()
-    return Rejection(f"duplicate id, first in row {first}", row.number, row.id, row.image)
+    return Rejection(f"duplicate id, first in row {first}", *where)
 
 
 def _name_shards(

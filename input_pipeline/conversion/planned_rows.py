@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 from collections.abc import Hashable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -92,19 +93,45 @@ class SampleWithNotes:
     notes: tuple[str, ...]
 
 
+_MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
 @contextlib.contextmanager
 def rejecting_invalid(row: Any) -> Iterator[None]:
-    """Turns a ValueError about a row into RejectedSample.
+    """Turns whatever goes wrong with a row into RejectedSample, so that it never ends the job.
 
-    A UserError passes through: a missing package, or a bucket that does not respond, is not the
-    row's fault.
+    What is not the row's fault passes through: a UserError (a missing package, a bucket that does
+    not respond) and an OSError of the machine (a full disk), also as the cause of another error.
 
     Args:
-      row: has ``row``, ``id`` and ``image``.
+      row: its ``row``, ``id`` and ``image``, if it has them, name it in the rejection.
     """
     try:
         yield
-    except UserError:
+    except (UserError, RejectedSample):
         raise
-    except ValueError as error:
-        raise RejectedSample(str(error), row=row.row, id=row.id, path=row.image) from error
+    except Exception as error:
+        if fault := _fault_of_machine(error):
+            raise OSError(fault.errno, fault.strerror, fault.filename) from error
+        raise RejectedSample(
+            _reason(error),
+            row=getattr(row, "row", None),
+            id=getattr(row, "id", ""),
+            path=getattr(row, "image", ""),
+        ) from error
+
+
+def _fault_of_machine(error: BaseException | None) -> OSError | None:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """A ValueError's text says what is wrong with a row; others need their type."""
+    text = " ".join(str(error).split())
+    if type(error) is ValueError and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -52,9 +52,10 @@ def write_rejected(
         with contextlib.closing(sqlite3.connect("")) as sorter:  # "": a temporary file
             sorter.execute("CREATE TABLE rejected (row INTEGER, id TEXT, path TEXT, line TEXT)")
             for r in rejections:
-                reasons[re.split(r"[:,(']", r.reason)[0].strip()] += 1
+                reasons[_printable(re.split(r"[:,(']", r.reason)[0].strip())] += 1
                 line = json.dumps(dataclasses.asdict(r), ensure_ascii=False)
-                sorter.execute("INSERT INTO rejected VALUES (?,?,?,?)", (r.row, r.id, r.path, line))
+                texts = map(_printable, (r.id, r.path, line))
+                sorter.execute("INSERT INTO rejected VALUES (?,?,?,?)", (r.row, *texts))
             order = "SELECT line FROM rejected ORDER BY row IS NULL, row, id, path"
             with (
                 atomic_file(path, scratch) as temporary,
@@ -64,6 +65,11 @@ def write_rejected(
     except (OSError, sqlite3.OperationalError) as error:
         raise CorpusError(f"cannot write {path}: {error}") from error
     return dict(reasons.most_common())
+
+
+def _printable(text: str) -> str:
+    """File names that are not UTF-8 hold lone surrogates, which no file can."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def write(

@@ -28,6 +28,7 @@ from input_pipeline.conversion.planned_rows import (
     Rejection,
     Row,
     SampleWithNotes,
+    rejecting_invalid,
 )
 from input_pipeline.conversion.sources.base import Conversion
 from input_pipeline.io import files
@@ -145,17 +146,19 @@ def write_shard(
     try:
         with files.atomic_file(out_dir / file, out_dir / PARTIAL) as temporary:
             with tf.io.TFRecordWriter(str(temporary)) as writer:
-                for made in map_ahead(functools.partial(_made, make_sample), rows, threads):
+                make = functools.partial(_made, make_sample, schema.encode)
+                for made in map_ahead(make, rows, threads):
                     if isinstance(made, Rejection):
                         rejections.append(made)
                         continue
-                    sample = made.sample
-                    writer.write(schema.encode(sample))
+                    noted, record = made
+                    sample = noted.sample
+                    writer.write(record)
                     num_samples += 1
                     counts["source"][sample.source] += 1
                     counts["modality"][sample.modality] += 1
                     counts["label"].update(sample.labels)
-                    remarks.update(report.count(made))
+                    remarks.update(report.count(noted))
             num_bytes, sha256 = temporary.stat().st_size, manifest_lib.file_sha256(temporary)
         shard = Shard(file, num_samples, num_bytes, sha256)
         written = _WrittenShard(shard, manifest_lib.add_counts([counts]), dict(remarks))
@@ -166,12 +169,17 @@ def write_shard(
         raise CorpusError(f"cannot write shard {out_dir / file}: {error}") from error
 
 
-def _made(make_sample: MakeSample, row: Any) -> SampleWithNotes | Rejection:
+def _made(
+    make_sample: MakeSample, encode: Callable[[Any], bytes], row: Any
+) -> tuple[SampleWithNotes, bytes] | Rejection:
+    """The sample of a row and its record, or why there is none."""
     try:
-        made = make_sample(row)
+        with rejecting_invalid(row):
+            made = make_sample(row)
+            noted = made if isinstance(made, SampleWithNotes) else SampleWithNotes(made, ())
+            return noted, encode(noted.sample)
     except RejectedSample as error:
         return error.rejection
-    return made if isinstance(made, SampleWithNotes) else SampleWithNotes(made, ())
 
 
 def _proof_file(out_dir: AnyPath, file: str) -> AnyPath:

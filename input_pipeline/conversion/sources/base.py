@@ -7,7 +7,13 @@ from typing import Any
 
 from input_pipeline.captioning.templates import CaptionTemplates
 from input_pipeline.conversion import exclude
-from input_pipeline.conversion.planned_rows import PlannedRow, Rejection, SourceRow
+from input_pipeline.conversion.planned_rows import (
+    PlannedRow,
+    RejectedSample,
+    Rejection,
+    SourceRow,
+    rejecting_invalid,
+)
 from input_pipeline.conversion.samples import MakeSample
 from input_pipeline.io import files
 from input_pipeline.io.files import AnyPath
@@ -92,6 +98,13 @@ class OpenedSource:
         """
         if isinstance(row, Rejection):
             return row
+        try:
+            with rejecting_invalid(row):
+                return self._planned_row(row)
+        except RejectedSample as error:
+            return error.rejection
+
+    def _planned_row(self, row: SourceRow) -> PlannedRow[SourceRow]:
         group = (row.source, row.labels, row.group) if row.group else None
         num_bytes = row.span[1] if row.span else _num_bytes(files.under(self.root, row.image))
         return PlannedRow(row, row.split, row.id, row.row, row.image, group, num_bytes)

@@ -1,6 +1,7 @@
 """Shards: same bytes however they are written, complete or absent, and nothing lost or doubled."""
 
 import dataclasses
+import errno
 import fcntl
 import io
 import json
@@ -59,7 +60,7 @@ class FailsWhile:
 
     def __call__(self, row):
         if row.number == 30 and self.flag.exists():
-            raise RuntimeError("broken")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return make_sample(row)
 
 
@@ -146,7 +147,7 @@ def test_broken_run_leaves_complete_shards_only_and_continues(tmp_path):
     flag, out = tmp_path / "flag", tmp_path / "out"
     write(tmp_path / "whole", make=FailsWhile(flag))
     flag.touch()
-    with pytest.raises(RuntimeError, match="broken"):
+    with pytest.raises(CorpusError, match="No space left"):
         write(out, make=FailsWhile(flag))
     assert not (out / "manifest.json").exists()
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tfrecord")}
@@ -163,7 +164,7 @@ def test_broken_run_leaves_complete_shards_only_and_continues(tmp_path):
 def test_a_shard_truncated_since_is_written_again(tmp_path):
     flag, out = tmp_path / "flag", tmp_path / "out"
     flag.touch()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(CorpusError):
         write(out, make=FailsWhile(flag))
     shard = sorted(out.glob("*.tfrecord"))[0]
     shard.write_bytes(shard.read_bytes()[:-5])
@@ -177,7 +178,7 @@ def test_unfinished_conversion_of_another_plan_is_refused(tmp_path):
     flag = tmp_path / "flag"
     flag.touch()
     out = tmp_path / "out"
-    with pytest.raises(RuntimeError):
+    with pytest.raises(CorpusError):
         write(out, make=FailsWhile(flag))
     with pytest.raises(CorpusError, match="unfinished conversion of other inputs"):
         write(out)
@@ -235,6 +236,86 @@ def test_split_of_rejected_rows_only_is_an_error_with_the_reason(tmp_path):
         write(tmp_path, rows={"train": [Row(1)], "val": [Row(4), Row(14)]}, num_shards=1)
     assert not (tmp_path / "manifest.json").exists()
     assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 2
+
+
+ERRORS = {
+    1: ValueError("the affine is degenerate"),
+    3: RuntimeError("not\na number"),
+    5: MemoryError(),
+    7: np.linalg.LinAlgError("singular"),
+    9: FileNotFoundError(errno.ENOENT, "gone", "x.nii"),
+    11: RecursionError("deep"),
+    13: AssertionError(),
+}
+
+
+def make_or_raise(row):
+    if row.number == 15:
+        return dataclasses.replace(make_sample(row), captions=("\udcff",))  # not UTF-8
+    if row.number in ERRORS:
+        raise ERRORS[row.number]
+    return make_sample(row)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_any_exception_of_a_row_rejects_this_row_alone(tmp_path, threads):
+    rows = [PlannedRow(Row(n), "train", f"s{n}", n) for n in range(20)]
+    conversion = Conversion("numbers", rows, make_or_raise, threads=threads)
+    manifest = write_corpus(tmp_path, conversion, num_shards=2)
+    assert (manifest.written, manifest.rejected) == (10, 10)
+    reasons = {json.loads(x)["reason"] for x in (tmp_path / "rejected.jsonl").open()}
+    assert {
+        "the affine is degenerate",
+        "RuntimeError: not a number",
+        "MemoryError",
+        "LinAlgError: singular",
+        "RecursionError: deep",
+        "AssertionError",
+    } <= reasons
+
+
+class NamedRow(Row):
+    row, id, image = 7, "scan 7", "scan7.nii"
+
+
+def test_the_rejection_names_the_row(tmp_path):
+    def fail(row):
+        if isinstance(row, NamedRow):
+            raise KeyError("dim")
+        return make_sample(row)
+
+    rows = [PlannedRow(Row(1), "train", "s1", 1), PlannedRow(NamedRow(7), "train", "s7", 7)]
+    write_corpus(tmp_path, Conversion("numbers", rows, fail), num_shards=1)
+    line = json.loads((tmp_path / "rejected.jsonl").read_text())
+    assert line == {"reason": "KeyError: 'dim'", "row": 7, "id": "scan 7", "path": "scan7.nii"}
+
+
+def test_a_fault_of_the_machine_behind_a_row_ends_the_job(tmp_path):
+    def fail(row):
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise ValueError("cannot unpack the volume") from error
+
+    with pytest.raises(CorpusError, match="No space left"):
+        write(tmp_path, make=fail)
+
+
+def test_rows_that_cannot_be_planned_are_rejected(tmp_path):
+    rows = [
+        PlannedRow(Row(1), "train", "s1", 1),
+        PlannedRow(Row(2), "train/a", "s2", 2),
+        PlannedRow(Row(3), "train", "s\udce9", 3, "caf\udce9.png"),
+        PlannedRow(Row(5), "train", "s5", 5, group=("a", "caf\udce9")),
+    ]
+    manifest = write_corpus(tmp_path, Conversion("numbers", rows, make_sample), num_shards=1)
+    assert (manifest.written, manifest.rejected) == (2, 2)
+    lines = [json.loads(x) for x in (tmp_path / "rejected.jsonl").open(encoding="utf-8")]
+    assert [line["reason"] for line in lines] == [
+        "a split is letters, digits and _, not 'train/a'",
+        "the name is not UTF-8: rename the file",
+    ]
+    assert lines[1]["path"] == "caf\udce9.png"
 
 
 def test_rows_rejected_before_count_as_read(tmp_path):
