@@ -1,15 +1,13 @@
 """The distinct label sets of a table of labels or of images."""
 
-import csv
 import dataclasses
 import functools
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 
 from input_pipeline.io.errors import CorpusError
-from input_pipeline.io.files import AnyPath, PathLike, open_to_read, to_path
-from input_pipeline.io.tabular_files import jsonl_records
+from input_pipeline.io.files import AnyPath, PathLike, to_path
+from input_pipeline.io.tabular_files import csv_header, csv_records, jsonl_records
 
 ATTRIBUTES = ("view", "anatomy", "severity", "laterality", "age_group")
 
@@ -94,18 +92,9 @@ def _records(path: AnyPath) -> Iterator[tuple[str, Mapping[str, object]]]:
         for number, record in jsonl_records(path):
             yield f"{path}, line {number}", record
         return
-    try:
-        with io.TextIOWrapper(open_to_read(path), "utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            for record in reader:
-                if None in record or None in record.values():
-                    raise CorpusError(
-                        f"{path}, line {reader.line_num}: not the number of fields that the "
-                        f"header has ({len(reader.fieldnames or ())})"
-                    )
-                yield f"{path}, line {reader.line_num}", record
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise CorpusError(f"cannot read {path}: {error}") from error
+    header = csv_header(path)
+    for number, cells in csv_records(path):
+        yield f"{path}, row {number}", dict(zip(header, cells, strict=True))
 
 
 def _labels(cell: object, separator: str | None, where: str) -> tuple[str, ...]:

@@ -1,7 +1,10 @@
 """Texts in the cell of a table or the value of a JSON key."""
 
 import ast
+import re
 from typing import Any
+
+_WINDOWS_ROOT = re.compile(r"[A-Za-z]:|\\\\")  # a drive, or a share of a network
 
 
 def literal_texts(cell: str) -> tuple[str, ...]:
@@ -36,3 +39,16 @@ def value_texts(value: Any) -> tuple[str, ...]:
         if item is not None and item == item:  # NaN is not equal to itself
             texts.extend(clean_texts(str(item).strip()))
     return tuple(texts)
+
+
+def path_text(cell: str) -> str:
+    """A relative path in a table, also as Windows writes it: backslashes separate folders.
+
+    Raises ValueError for a path of a Windows drive or network share.
+    """
+    cell = cell.strip()
+    if _WINDOWS_ROOT.match(cell):
+        raise ValueError(
+            f"a path of another machine: {cell[:60]}; write paths relative to the folder of images"
+        )
+    return cell.replace("\\", "/")

@@ -2,31 +2,42 @@
 
 import csv
 import io
+import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import AnyPath, open_to_read, reason
+from input_pipeline.io.text_lines import text_lines
 
 _CHUNK = 1 << 16  # characters of JSON read at a time
 _MAY_GO_ON = ("", *"+-.eE0123456789")
+_DELIMITERS = (",", ";", "\t")
+_PROBED_LINES = 20  # a header may span several lines
 MAX_FIELD = 1 << 24  # characters of one CSV field; the default of the csv module is 131,072
 
 
-def csv_header(path: AnyPath) -> list[str]:
-    """The column names of a CSV file; empty for an empty file."""
-    return next(_csv_rows(path), (0, []))[1]
+def csv_header(path: AnyPath, encoding: str = "") -> list[str]:
+    """The column names of a CSV file, without surrounding white space; empty for an empty file.
+
+    Raises CorpusError if two columns have the same name.
+    """
+    names = [name.strip() for name in next(csv_rows(path, encoding), (0, []))[1]]
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise CorpusError(f"{path} has more than one column {twice[0]!r}: rename all but one")
+    return names
 
 
-def csv_records(path: AnyPath) -> Iterator[tuple[int, Sequence[str]]]:
+def csv_records(path: AnyPath, encoding: str = "") -> Iterator[tuple[int, Sequence[str]]]:
     """(number, cells) of a CSV file with a header line; number 1 is the first after the header.
 
     Raises CorpusError for a row whose cells are not as many as the header's.
     """
-    rows = _csv_rows(path)
+    rows = csv_rows(path, encoding)
     _, header = next(rows, (0, []))
-    for number, (line, cells) in enumerate((row for row in rows if row[1]), 1):
+    for number, (line, cells) in enumerate(rows, 1):
         if len(cells) != len(header):
             raise CorpusError(
                 f"{path}, line {line}: {len(cells)} fields, but the header has {len(header)}"
@@ -34,20 +45,39 @@ def csv_records(path: AnyPath) -> Iterator[tuple[int, Sequence[str]]]:
         yield number, cells
 
 
-def _csv_rows(path: AnyPath) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of all rows, the header among them."""
+def csv_rows(path: AnyPath, encoding: str = "") -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of all rows that are not blank, the header among them.
+
+    Cells are separated by commas, semicolons or tabs: what gives the first row most cells, or what
+    a line `sep=;` before it says, as Excel writes it. ``encoding``: see ``text_lines``.
+    """
     csv.field_size_limit(MAX_FIELD)
-    reader = csv.reader((text for _, text in _lines(path)), strict=True)
+    lines = (text for _, text in text_lines(path, encoding))
+    first = list(itertools.islice(lines, _PROBED_LINES))
+    said = re.fullmatch(r"sep=(.)\s*", first[0], re.IGNORECASE) if first else None
+    first = first[1:] if said else first
+    delimiter = said[1] if said else max(_DELIMITERS, key=lambda d: _num_cells(first, d))
+    reader = csv.reader(itertools.chain(first, lines), delimiter=delimiter, strict=True)
     try:
         for cells in reader:
-            yield reader.line_num, cells
+            if cells:
+                yield reader.line_num + bool(said), cells
     except csv.Error as error:
-        raise CorpusError(f"{path}, line {reader.line_num}: {error}") from error
+        raise CorpusError(f"{path}, line {reader.line_num + bool(said)}: {error}") from error
 
 
-def jsonl_records(path: AnyPath) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSON Lines file."""
-    for number, line in _lines(path):
+def _num_cells(lines: Sequence[str], delimiter: str) -> int:
+    """Cells of the first row; 0 where it cannot be read."""
+    try:
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        return len(next(filter(None, rows), []))
+    except csv.Error:
+        return 0
+
+
+def jsonl_records(path: AnyPath, encoding: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of a JSON Lines file; ``encoding``: see ``text_lines``."""
+    for number, line in text_lines(path, encoding):
         if not line.strip():
             continue
         try:
@@ -168,18 +198,3 @@ class _JsonText:
         self._text = self._text[self._position :] + more
         self._position = 0
         return bool(more)
-
-
-def _lines(path: AnyPath) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a UTF-8 file with their line ends, without a byte order mark."""
-    try:
-        with open_to_read(path) as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise CorpusError(
-                        f"{path}, line {number}: not UTF-8 ({error.reason})"
-                    ) from error
-    except OSError as error:
-        raise CorpusError(f"cannot read {path}: {reason(error)}") from error

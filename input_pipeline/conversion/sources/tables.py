@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from input_pipeline.conversion.planned_rows import Rejection, SourceRow
 from input_pipeline.conversion.sources.base import OpenedSource, corpus_name
 from input_pipeline.io import tabular_files
-from input_pipeline.io.cell_text import clean_texts
+from input_pipeline.io.cell_text import clean_texts, path_text
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import AnyPath
 from input_pipeline.manifest import file_sha256
@@ -18,7 +18,7 @@ from input_pipeline.manifest import file_sha256
 class TableOptions:
     """Flags of the `csv` and `jsonl` sources."""
 
-    input: Annotated[AnyPath, "the table: CSV with a header line, or JSON Lines; UTF-8"]
+    input: Annotated[AnyPath, "the table: CSV with a header line, or JSON Lines"]
     image_root: Annotated[
         AnyPath | None, "folder that image paths are relative to (folder of --input)"
     ] = None
@@ -36,15 +36,16 @@ class TableOptions:
     modality: Annotated[str | None, "modality of all rows, instead of a column"] = None
     source: Annotated[str | None, "source of all rows, instead of a column"] = None
     split: Annotated[str, "split of rows without one (train)"] = "train"
+    encoding: Annotated[str, "of the table: cp1252, ... (UTF-8, or as its byte order mark says)"] = ""
 
 
 def open_csv(options: TableOptions) -> OpenedSource:
     """A CSV file with a header line; `row` 1 is the first after the header."""
-    header = tabular_files.csv_header(options.input)
+    header = tabular_files.csv_header(options.input, options.encoding)
     columns = _columns(options, header)
     records = (
         (number, dict(zip(header, cells, strict=True)))
-        for number, cells in tabular_files.csv_records(options.input)
+        for number, cells in tabular_files.csv_records(options.input, options.encoding)
     )
     return _reading(options, columns, records)
 
@@ -55,10 +56,10 @@ def open_jsonl(options: TableOptions) -> OpenedSource:
     A value may be a text, a number or null; in text and label columns also a list of texts.
     """
     # Keys may be absent from some lines: the columns are known after reading all of them.
-    keys = dict.fromkeys(
-        key for _, record in tabular_files.jsonl_records(options.input) for key in record
-    )
-    return _reading(options, _columns(options, keys), tabular_files.jsonl_records(options.input))
+    records = tabular_files.jsonl_records(options.input, options.encoding)
+    keys = dict.fromkeys(key for _, record in records for key in record)
+    records = tabular_files.jsonl_records(options.input, options.encoding)
+    return _reading(options, _columns(options, keys), records)
 
 
 def _reading(
@@ -118,6 +119,11 @@ def _table_rows(
             field: texts[0] if texts else constants.get(field) or ""
             for field, texts in cells.items()
         }
+        try:
+            single["image"] = path_text(single["image"])
+        except ValueError as error:
+            yield Rejection(str(error), number, path=single["image"])
+            continue
         row_id = single["id"] or f"{single['source']}/{single['image']}"
         empty = [field for field in ("image", "modality", "source") if not single[field]]
         if empty:

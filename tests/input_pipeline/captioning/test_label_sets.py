@@ -35,11 +35,11 @@ def test_distinct_sets_of_an_image_table(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv", "label,source\na,b\n", "line 2: no column modality; found"),
+        ("t.csv", "label,source\na,b\n", "row 1: no column modality; found"),
         ("t.csv", "modality\nct\n", "no column labels"),
         ("t.csv", "label,modality\na,\n", "labels and no modality"),
         ("t.csv", "label,modality\n,ct\n", "no row with a label"),
-        ("t.csv", "label,modality\na\n", "line 2: not the number of fields"),
+        ("t.csv", "label,modality\na\n", "line 2: 1 fields, but the header has 2"),
         ("t.jsonl", "{}\n[]\n", "line 1: no column"),
         ("t.jsonl", '{"label": {"a": 1}, "modality": "ct"}\n', "expected a text"),
         ("t.jsonl", "{\n", "line 1"),
