@@ -71,6 +71,8 @@ class Manifest:
     """Content of `manifest.json`.
 
     `plan` identifies the inputs and settings of the conversion, `fingerprint` its output.
+    `read` is the sum of `written`, `rejected` and `merged`, the rows whose captions were added to
+    the sample of an earlier row.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Manifest:
     plan: str
     schema_version: int = records.SCHEMA_VERSION
     schema: str = records.SCHEMA.name
+    merged: int = 0
 
     @functools.cached_property
     def counts(self) -> Counts:
@@ -144,6 +147,8 @@ def load(directory: PathLike) -> Manifest:
 def save(directory: PathLike, manifest: Manifest) -> None:
     """Writes the manifest atomically."""
     content = dataclasses.asdict(manifest) | {"fingerprint": manifest.fingerprint}
+    if not manifest.merged:  # earlier versions do not know the key
+        del content["merged"]
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     write_text_atomically(to_path(directory) / FILE_NAME, text)
 

@@ -120,9 +120,10 @@ def _shards_given(text: str | None) -> dict[str, int] | int | None:
 
 def _print_summary(manifest: Manifest, out: files.AnyPath, seconds: float) -> None:
     report = conversion_report.load(out / REPORT_FILE)
+    merged = f" + {manifest.merged} merged (captions of the same image)" if manifest.merged else ""
     print(
         f"{manifest.name}: {manifest.read} rows read = {manifest.written} samples written "
-        f"+ {manifest.rejected} rejected, {seconds:.1f} s -> {out}"
+        f"+ {manifest.rejected} rejected{merged}, {seconds:.1f} s -> {out}"
     )
     for name, split in manifest.splits.items():
         sources = ", ".join(f"{source} {n}" for source, n in split.counts["source"].items())

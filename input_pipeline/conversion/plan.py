@@ -38,7 +38,7 @@ PRAGMA synchronous = OFF;
 PRAGMA cache_size = -8192; -- KiB
 CREATE TABLE rows (row BLOB);
 CREATE TABLE ranks (split TEXT, rank BLOB, row INTEGER);
-CREATE TABLE ids (digest BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID;
+CREATE TABLE ids (digest BLOB PRIMARY KEY, number INTEGER, row INTEGER) WITHOUT ROWID;
 CREATE TABLE groups (digest BLOB, split TEXT, name TEXT, PRIMARY KEY (digest, split)) WITHOUT ROWID;
 """
 
@@ -52,6 +52,7 @@ class Plan:
       hash: SHA-256 (hex) over everything that determines the bytes of the corpus.
       shards: file name of a shard -> its number of rows; splits in alphabetical order.
       num_rejected: number of rows rejected during planning.
+      num_merged: number of rows whose texts were added to an earlier row of the same id.
       num_shared_groups: number of groups (patients) in more than one split.
       shared_group: one of them; empty if there is none.
     """
@@ -60,6 +61,7 @@ class Plan:
     hash: str
     shards: Mapping[str, int]
     num_rejected: int
+    num_merged: int
     num_shared_groups: int
     shared_group: str
 
@@ -114,7 +116,7 @@ def build(
         with contextlib.closing(sqlite3.connect(directory / _INDEX_FILE)) as index:
             index.executescript(_TABLES)
             rows = tqdm(rows, unit=" rows", desc=f"reading {name}", delay=1, disable=not progress)
-            sizes, num_rejected = _index(index, directory, rows, seed)
+            sizes, num_rejected, num_merged = _index(index, directory, rows, seed)
             shards = _name_shards(sizes, num_shards)
             digest = hashlib.sha256()
             settings = (name, str(schema.version), _describe(make_sample))
@@ -131,7 +133,13 @@ def build(
     except (OSError, sqlite3.OperationalError) as error:
         raise CorpusError(f"planning in {directory} failed: {error}") from error
     return Plan(
-        directory, digest.hexdigest(), shards, num_rejected, num_shared, shared[0] if shared else ""
+        directory,
+        digest.hexdigest(),
+        shards,
+        num_rejected,
+        num_merged,
+        num_shared,
+        shared[0] if shared else "",
     )
 
 
@@ -159,23 +167,36 @@ def _index(
     directory: pathlib.Path,
     rows: Iterable[PlannedRow | Rejection],
     seed: int,
-) -> tuple[dict[str, _Size], int]:
-    """Stores rows and rejections; returns the size of every split and the number of rejections."""
+) -> tuple[dict[str, _Size], int, int]:
+    """Stores rows and rejections.
+
+    Returns:
+      The size of every split, the number of rejections, and that of merged rows.
+    """
     sizes: dict[str, _Size] = collections.defaultdict(_Size)
-    num_rejected, first_rejection = 0, None
+    num_rejected, num_merged, first_rejection = 0, 0, None
     with (directory / _REJECTED_FILE).open("wb") as rejected:
         for row in rows:
-            rejection = row if isinstance(row, Rejection) else _unusable(index, row)
-            if rejection or isinstance(row, Rejection):
-                pickle.dump(rejection, rejected)
+            refused = row if isinstance(row, Rejection) else _unusable(row)
+            first = None if refused or isinstance(row, Rejection) else _first_of_id(index, row)
+            if first and isinstance(row, PlannedRow):
+                refused = _merge(index, row, *first)
+            if refused or isinstance(row, Rejection):
+                pickle.dump(refused, rejected)
                 num_rejected += 1
-                first_rejection = first_rejection or rejection
+                first_rejection = first_rejection or refused
+                continue
+            if first:
+                num_merged += 1
                 continue
             size = sizes[row.split]
             # A hash, because NumPy does not guarantee the same permutation in every version.
             rank = _digest(f"{seed}/{row.split}/{size.num_rows}")
-            stored = index.execute("INSERT INTO rows VALUES (?)", (pickle.dumps(row.row),))
-            index.execute("INSERT INTO ranks VALUES (?, ?, ?)", (row.split, rank, stored.lastrowid))
+            stored = index.execute(
+                "INSERT INTO rows VALUES (?)", (pickle.dumps(row.row),)
+            ).lastrowid
+            index.execute("INSERT INTO ranks VALUES (?, ?, ?)", (row.split, rank, stored))
+            index.execute("INSERT INTO ids VALUES (?, ?, ?)", (_digest(row.id), row.number, stored))
             if row.group:
                 shown = str(row.group[-1]).encode("utf-8", "backslashreplace").decode()
                 key = (_digest(repr(row.group)), row.split, shown)
@@ -187,23 +208,42 @@ def _index(
         if first_rejection:
             why = f"all {num_rejected} were rejected, the first: {first_rejection.reason}"
         raise CorpusError(f"there are no rows to convert: {why}")
-    return sizes, num_rejected
+    return sizes, num_rejected, num_merged
 
 
-def _unusable(index: sqlite3.Connection, row: PlannedRow) -> Rejection | None:
+def _unusable(row: PlannedRow) -> Rejection | None:
     """Why a row cannot be planned; None if it can."""
     where = (row.number, row.id, row.image)
     if not re.fullmatch(r"\w+", row.split):
         return Rejection(f"a split is letters, digits and _, not {row.split!r}", *where)
     try:
-        digest = _digest(row.id)
+        row.id.encode()
     except UnicodeEncodeError:  # a file name in another encoding
         return Rejection("the name is not UTF-8: rename the file", *where)
-    inserted = index.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (digest, row.number))
-    if inserted.rowcount:
-        return None
-    (first,) = index.execute("SELECT number FROM ids WHERE digest = ?", (digest,)).fetchone()
-    return Rejection(f"duplicate id, first in row {first}", *where)
+    return None
+
+
+def _first_of_id(index: sqlite3.Connection, row: PlannedRow) -> tuple[int, int | None] | None:
+    """Where an earlier row of the same id is stored, and its number; None if there is none."""
+    query = "SELECT row, number FROM ids WHERE digest = ?"
+    return index.execute(query, (_digest(row.id),)).fetchone()
+
+
+def _merge(
+    index: sqlite3.Connection, row: PlannedRow, stored: int, number: int | None
+) -> Rejection | None:
+    """Adds the texts of a row to an earlier one of its id; or why that is not possible."""
+    reason = f"duplicate id, first in row {number}"
+    (blob,) = index.execute("SELECT row FROM rows WHERE rowid = ?", (stored,)).fetchone()
+    first = pickle.loads(blob)
+    try:
+        merged = first.merged(row.row) if hasattr(first, "merged") else None
+    except ValueError as error:
+        merged, reason = None, f"{reason}, {error}"
+    if merged is None:
+        return Rejection(reason, row.number, row.id, row.image)
+    index.execute("UPDATE rows SET row = ? WHERE rowid = ?", (pickle.dumps(merged), stored))
+    return None
 
 
 def _name_shards(

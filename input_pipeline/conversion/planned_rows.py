@@ -40,6 +40,19 @@ class SourceRow:
     span: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
 
+    def merged(self, other: "SourceRow") -> "SourceRow | None":
+        """This row with the texts of another one of its id; None if that has no other text.
+
+        Raises ValueError, which says what differs, if the rows contradict each other.
+        """
+        names = (field.name for field in dataclasses.fields(self))
+        fixed = [name for name in names if name not in ("row", "texts", "notes")]
+        if differing := [name for name in fixed if getattr(self, name) != getattr(other, name)]:
+            joined = ": all labels of an image go into one row" * (differing[0] == "labels")
+            raise ValueError(f"which has another {differing[0].removesuffix('s')}{joined}")
+        texts = tuple(dict.fromkeys((*self.texts, *other.texts)))
+        return dataclasses.replace(self, texts=texts) if len(texts) > len(self.texts) else None
+
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRow(Generic[Row]):
@@ -47,9 +60,10 @@ class PlannedRow(Generic[Row]):
 
     Attributes:
       row: the input of ``make_sample``. Picklable; its ``repr`` must show everything that
-        determines the sample, because the plan's hash is made of it.
+        determines the sample, because the plan's hash is made of it. Rows of one id are joined if
+        it has a method ``merged``, as ``SourceRow`` does.
       split: a word of letters, digits and underscores.
-      id: id of the sample; the first row of an id is kept.
+      id: id of the sample; the first row of an id is kept, with the texts of later ones.
       number: number of the row in the input, from 1; None if rows have no numbers.
       image: location of the image, for messages.
       group: must not occur in two splits; None if unknown. Messages show its last element.

@@ -1,7 +1,7 @@
 """`conversion.json`: numbers of rows read, written and rejected, and changes to images.
 
     {
-     "name": "chexpert", "read": 223414, "written": 223401, "rejected": 13,
+     "name": "chexpert", "read": 223414, "written": 223401, "rejected": 13, "merged": 0,
      "rejected_by_reason": {"cannot read the image": 13},
      "original_captions": 0, "generated_captions": 2234010,
      "notes": {"16-bit grey scaled to 8 bit": 12},
@@ -89,6 +89,7 @@ def write(
         "read": manifest.read,
         "written": manifest.written,
         "rejected": manifest.rejected,
+        "merged": manifest.merged,
         "rejected_by_reason": reasons,
         _ORIGINAL: remarks.get(_ORIGINAL, 0),
         _GENERATED: remarks.get(_GENERATED, 0),

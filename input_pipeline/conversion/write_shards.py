@@ -217,10 +217,18 @@ def _finish(
             counts=manifest_lib.add_counts([part.counts for part in parts]),
             shards=tuple(part.shard for part in parts),
         )
-    read = sum(plan.shards.values()) + plan.num_rejected
+    planned = sum(plan.shards.values()) + plan.num_rejected
     written = sum(split.num_samples for split in splits.values())
     manifest = Manifest(
-        name, splits, read, written, read - written, plan.hash, schema.version, schema.name
+        name,
+        splits,
+        planned + plan.num_merged,
+        written,
+        planned - written,
+        plan.hash,
+        schema.version,
+        schema.name,
+        plan.num_merged,
     )
 
     def rejections() -> Iterator[Rejection]:

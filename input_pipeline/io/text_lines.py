@@ -44,13 +44,13 @@ def text_lines(path: AnyPath, encoding: str = "") -> Iterator[tuple[int, str]]:
             chosen = _encoding(path, file.read(_PROBED), encoding)
             file.seek(0)
             with io.TextIOWrapper(file, chosen, newline="") as text:
-                for number, line in enumerate(text, 1):  # noqa: B007 (used below)
+                for number, line in enumerate(text, 1):
                     yield number, line
     except UnicodeDecodeError as error:
-        line = _first_undecodable(path, number + 1, error.encoding)
+        where = _first_undecodable(path, number + 1, error.encoding)
         what = "UTF-8" if error.encoding == "utf-8" else error.encoding
         raise CorpusError(
-            f"{path}, line {line}: not {what} ({error.reason}): {_REMEDY}"
+            f"{path}, line {where}: not {what} ({error.reason}): {_REMEDY}"
         ) from error
     except OSError as error:
         raise CorpusError(f"cannot read {path}: {reason(error)}") from error
@@ -65,7 +65,9 @@ def _encoding(path: AnyPath, begin: bytes, named: str) -> str:
         try:
             named = codecs.lookup(named).name
         except LookupError as error:
-            raise UserError(f"--encoding={named}: there is none of this name; try cp1252") from error
+            raise UserError(
+                f"--encoding={named}: there is none of this name; try cp1252"
+            ) from error
     for mark, encoding in _MARKS.items():
         if begin.startswith(mark):
             family = encoding.removesuffix("-sig")

@@ -515,3 +515,39 @@ def test_killed_conversion_leaves_no_partial_shard_and_continues(tmp_path, worke
     assert len(proven) >= 2
     for name in proven:
         assert (out / name).stat().st_mtime_ns == kept[name], "a complete shard was written again"
+
+
+def test_rows_of_one_image_become_captions_of_one_sample(table, tmp_path, capsys):
+    rows = [row("images/0.img", text=t) for t in ("one", "two", "one")]
+    rows += [row("images/1.img"), row("images/1.img", label="other", text="third")]
+    write_csv(table, rows)
+    assert run("csv", table, tmp_path / "out", "--name=n") == 0
+    samples = samples_of(tmp_path / "out")
+    assert samples["src/images/0.img"].captions == ("one", "two")
+    assert samples["src/images/0.img"].num_original_captions == 2
+    assert [r["reason"] for r in rejections(tmp_path / "out")] == [
+        "duplicate id, first in row 1",
+        "duplicate id, first in row 4, which has another label: all labels of an image go into "
+        "one row",
+    ]
+    written = manifest.load(tmp_path / "out")
+    assert (written.read, written.written, written.rejected, written.merged) == (5, 2, 2, 1)
+    assert "5 rows read = 2 samples written + 2 rejected + 1 merged" in capsys.readouterr().out
+    # the same as a list of texts in one row
+    first = rows[0] | {"text": "['one', 'two']"}
+    write_csv(table, [first, rows[3]])
+    assert run("csv", table, tmp_path / "b", "--name=n") == 0
+    assert manifest.load(tmp_path / "b").fingerprint == written.fingerprint
+
+
+def test_tables_of_european_windows_give_the_same_corpus(table, tmp_path, capsys):
+    assert run("csv", table, tmp_path / "a", "--name=n") == 0
+    text = table.read_text().replace("a text", "größer als 3 cm")
+    table.write_text(text)
+    assert run("csv", table, tmp_path / "b", "--name=n") == 0
+    text = text.replace(",", ";").replace("images/", "images\\").replace("\n", "\r\n")
+    (tmp_path / "w.csv").write_bytes(text.encode("cp1252"))
+    assert "give --encoding" in error_of(capsys, "csv", tmp_path / "w.csv", tmp_path / "c")
+    assert run("csv", tmp_path / "w.csv", tmp_path / "c", "--name=n", "--encoding=latin-1") == 0
+    prints = [manifest.load(tmp_path / name).fingerprint for name in "abc"]
+    assert prints[0] != prints[1] == prints[2]
