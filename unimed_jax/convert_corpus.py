@@ -133,8 +133,8 @@ def _print_summary(manifest: Manifest, out: files.AnyPath, seconds: float) -> No
         print(f"  rejected, {reason}: {count}")
     if manifest.rejected:
         print(f"  why rows were rejected: {out / REJECTED_FILE}")
-    for note, count in report["notes"].items():
-        print(f"  {note}: {count}")
+    for what, count in (report["inputs"] | report["notes"]).items():
+        print(f"  {what}: {count}")
     if expected := report.get("expected"):
         print(
             f"  {expected['of']}: {expected['found']}, the published corpus has "

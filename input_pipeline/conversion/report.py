@@ -6,6 +6,7 @@
      "original_captions": 0, "generated_captions": 2234010,
      "notes": {"16-bit grey scaled to 8 bit": 12},
      "groups_in_several_splits": 0,
+     "inputs": {"members": 40, ...}, what the source has seen that is no row of its own
      "facts": {...},                 about the source: files read, licence, how to get the data
      "expected": {"of": "samples", "low": ..., "high": ..., "found": ..., "difference": 0}
     }
@@ -79,6 +80,7 @@ def write(
     remarks: Mapping[str, int],
     num_shared_groups: int,
     shared_group: str,
+    inputs: Mapping[str, int],
     metadata: Mapping[str, Any],
 ) -> None:
     """Writes the report; see the module docstring. ``metadata["expected"]`` is compared here."""
@@ -96,6 +98,7 @@ def write(
         "notes": {k: n for k, n in sorted(remarks.items()) if k not in (_ORIGINAL, _GENERATED)},
         "groups_in_several_splits": num_shared_groups,
         "example_of_such_a_group": shared_group,
+        "inputs": dict(sorted(inputs.items())),
         "facts": metadata,
     }
     if expected:

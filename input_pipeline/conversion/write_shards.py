@@ -98,7 +98,7 @@ def write_corpus(
             return finished
         plan = dataclasses.replace(plan, directory=out_dir / PARTIAL / ROWS)
         _write_shards(out_dir, name, plan, conversion, executor, progress)
-        manifest = _finish(out_dir, name, plan, schema, conversion.metadata)
+        manifest = _finish(out_dir, name, plan, conversion)
     return manifest
 
 
@@ -202,10 +202,10 @@ def _finish(
     out_dir: AnyPath,
     name: str,
     plan: Plan,
-    schema: records.Schema,
-    metadata: Mapping[str, Any],
+    conversion: Conversion,
 ) -> Manifest:
     """Writes the files that need all shards: report, rejections, TFDS metadata and manifest."""
+    schema = conversion.schema
     splits = {}
     remarks: collections.Counter[str] = collections.Counter()
     for split, shards in plan.splits.items():
@@ -252,7 +252,8 @@ def _finish(
         remarks,
         plan.num_shared_groups,
         plan.shared_group,
-        metadata,
+        conversion.inputs,
+        conversion.metadata,
     )
     tfds_metadata.write(out_dir, manifest, schema.tfds_features())
     manifest_lib.save(out_dir, manifest)

@@ -35,6 +35,8 @@ class Conversion:
       metadata: facts about the source for ``conversion.json``; under ``expected`` a range of
         counts, if one is known.
       threads: number of samples to make at a time; more than one where images are in a bucket.
+      inputs: what the source has seen that is no row of its own, such as members of tars: numbers
+        by what became of them, for ``conversion.json``. Complete when all rows are read.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Conversion:
     schema: Schema = SCHEMA
     metadata: Mapping[str, Any] = field(default_factory=dict)
     threads: int = 1
+    inputs: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,14 @@ class OpenedSource:
       root: the folder that image paths are relative to.
       name: name of the corpus, if the user gives none.
       rows: the rows, to be read once.
-      metadata: as of ``Conversion``.
+      metadata, inputs: as of ``Conversion``.
     """
 
     root: AnyPath
     name: str
     rows: Iterator[SourceRow | Rejection]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, int] = field(default_factory=dict)
 
     def conversion(self, captions: CaptionOptions) -> Conversion:
         """The source with captions."""
@@ -87,6 +91,7 @@ class OpenedSource:
             SCHEMA,
             self.metadata,
             threads,
+            self.inputs,
         )
 
     def _planned(self, row: SourceRow | Rejection) -> PlannedRow[SourceRow] | Rejection:

@@ -1,25 +1,25 @@
-"""The source `webdataset`: tars in which consecutive members with one stem form a sample.
+"""The source `webdataset`: tars in which members with one stem form a sample (`tar_members.py`).
 
-A stem's `.txt` is its text, or the `caption` or `text` of its `.json`; `.cls` or the `label` or
+A stem's `.txt` and the `caption` or `text` of its `.json` are its texts; `.cls` or the `label` or
 `labels` of its `.json` are its labels. Images stay in the tar: a row holds their offset. The tars
 of the published UniMed join several captions into one text; `--part` tells how (`unimed_parts.py`).
 """
 
 import json
-import tarfile
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from input_pipeline.conversion.planned_rows import Rejection, SourceRow
 from input_pipeline.conversion.sources.base import OpenedSource, corpus_name
+from input_pipeline.conversion.sources.tar_members import TarSample, tar_samples
 from input_pipeline.conversion.unimed_parts import PARTS, TarLayout
 from input_pipeline.io.cell_text import clean_texts, value_texts
 from input_pipeline.io.errors import CorpusError
-from input_pipeline.io.files import AnyPath, open_to_read, sorted_glob
+from input_pipeline.io.files import AnyPath, sorted_glob
 
-_IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif", "ppm", "dcm", "img")
-_OTHERS = ("txt", "json", "cls")
+_TEXT_KEYS = ("caption", "captions", "text", "texts")  # of a .json
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,14 @@ def open_tars(options: TarOptions) -> OpenedSource:
     if not modality:
         raise CorpusError("give --modality=NAME, or --part=KEY for the tars of a UniMed part")
     tars = sorted_glob(folder, "*.tar")
+    packed = sorted({*sorted_glob(folder, "*.tar.*"), *sorted_glob(folder, "*.tgz")})
     if not tars:
-        raise CorpusError(f"there is no .tar in {folder}")
+        also = f" ({len(packed)} are compressed: unpack them)" if packed else ""
+        raise CorpusError(f"there is no .tar in {folder}{also}")
     name = source or corpus_name(folder.resolve().name)
-    return OpenedSource(folder, name, _rows(tars, options.split, name, modality, layout), metadata)
+    inputs: Counter[str] = Counter()
+    rows = _rows(tars, packed, options.split, name, modality, layout, inputs)
+    return OpenedSource(folder, name, rows, metadata, inputs)
 
 
 def _layout(options: TarOptions) -> TarLayout:
@@ -90,31 +94,27 @@ def split_captions(text: str, layout: TarLayout) -> tuple[tuple[str, ...], tuple
     return original, generated[: layout.num_generated]
 
 
-@dataclass
-class _Sample:
-    """The members of one stem."""
-
-    stem: str
-    image: tuple[int, int] | None = None  # offset and length in the tar
-    members: dict[str, bytes] = field(default_factory=dict)  # by extension
-
-
 def _rows(
-    tars: list[AnyPath], split: str, source: str, modality: str, layout: TarLayout
+    tars: list[AnyPath],
+    packed: list[AnyPath],
+    split: str,
+    source: str,
+    modality: str,
+    layout: TarLayout,
+    inputs: Counter[str],
 ) -> Iterator[SourceRow | Rejection]:
     number = 0
     for path in tars:
-        for sample in _samples(path):
+        for sample in tar_samples(path, inputs):
             number += 1
             if isinstance(sample, str):
                 yield Rejection(sample, number, path=path.name)
                 continue
             place = f"{path.name}/{sample.stem}"
             try:
-                texts, labels = _texts_and_labels(sample)
+                texts, labels, notes = _texts_and_labels(sample)
                 original, generated = _split_all(texts, layout)
-                if sample.image is None:
-                    raise ValueError("no image in the sample")
+                span = sample.image()
             except ValueError as error:  # also not UTF-8 and not JSON
                 yield Rejection(str(error), number, path=place)
                 continue
@@ -129,8 +129,12 @@ def _rows(
                 split=split,
                 group="",
                 released=generated,
-                span=sample.image,
+                span=span,
+                notes=notes,
             )
+    for path in packed:
+        number += 1
+        yield Rejection("the tar is compressed: unpack it", number, path=path.name)
 
 
 def _split_all(
@@ -140,55 +144,23 @@ def _split_all(
     return tuple(t for o, _ in parts for t in o), tuple(t for _, g in parts for t in g)
 
 
-def _texts_and_labels(sample: _Sample) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Texts as they are, with separators, and labels. ValueError for what cannot be read."""
+def _texts_and_labels(
+    sample: TarSample,
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Texts as they are, with separators, labels and notes. ValueError for what is unreadable."""
     table: dict[str, Any] = {}
-    if "json" in sample.members:
-        table = json.loads(sample.members["json"])
+    if content := sample.text("json"):
+        table = json.loads(content)
         if not isinstance(table, dict):
             raise ValueError("the .json of the sample is not an object")
-    texts: tuple[str, ...] = (
-        (sample.members["txt"].decode("utf-8"),) if "txt" in sample.members else ()
-    )
-    if not texts:
-        texts = value_texts(table.get("caption", table.get("text")))
+    txt = (sample.text("txt") or b"").decode("utf-8-sig")
+    texts = {" ".join(txt.split()): txt}
+    texts |= {text: text for key in _TEXT_KEYS for text in value_texts(table.get(key))}
     labels = value_texts(table.get("labels", table.get("label")))
-    if "cls" in sample.members:
-        labels = clean_texts(sample.members["cls"].decode("utf-8"))
-    return texts, labels
-
-
-def _samples(path: AnyPath) -> Iterator[_Sample | str]:
-    """The samples of a tar; a text where the tar is damaged, as its last item."""
-    sample: _Sample | None = None
-    try:
-        # "r:": offsets mean nothing in a compressed tar
-        with open_to_read(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                # Otherwise all members stay in memory. Typeshed lacks the attribute.
-                tar.members.clear()  # type: ignore[attr-defined]
-                folder, _, name = member.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                if not member.isfile() or not stem:
-                    continue
-                stem = f"{folder}/{stem}" if folder else stem
-                if sample is None or stem != sample.stem:
-                    if sample:
-                        yield sample
-                    sample = _Sample(stem)
-                extension = extension.lower()
-                if extension in _IMAGES:
-                    sample.image = (member.offset_data, member.size)
-                elif extension in _OTHERS:
-                    content = tar.extractfile(member)
-                    assert content is not None, member.name  # a regular file, as checked above
-                    sample.members[extension] = content.read()
-            # tarfile takes a truncated header for the end; a true end is a block of zeros.
-            tar.fileobj.seek(tar.offset)
-            complete = tar.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
-        if sample:
-            yield sample
-        if not complete:
-            yield "the tar is cut off: it has no end mark"
-    except (tarfile.TarError, OSError) as error:
-        yield f"the tar is damaged or cut off: {error}"
+    notes: tuple[str, ...] = ()
+    if content := sample.text("cls"):
+        in_cls = clean_texts(content.decode("utf-8-sig"))
+        if labels and labels != in_cls:
+            notes = ("label of .cls taken, not that of .json",)
+        labels = in_cls
+    return tuple(text for clean, text in texts.items() if clean), labels, notes
