@@ -71,7 +71,7 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path):
         ("./", None),
         ("./x", None),
         *pairs("./x/1"),
-        ("x/1.seg.png", encoded(kind="PNG")),
+        ("x/1.seg.png", encoded(0, "PNG")),
         ("x/1.npy", b""),
         ("._1.jpg", b""),
         ("__MACOSX/x/1.jpg", b""),
