@@ -199,7 +199,7 @@ def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     features = tf.io.parse_single_example(serialized, spec)
 
     def encoded() -> tf.Tensor:
-        from input_pipeline.transforms import decode_image
+        from input_pipeline.io.training_decoder import decode_image
 
         return tf.cast(decode_image(features["image"]), tf.float32) / 255.0
 

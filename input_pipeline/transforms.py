@@ -11,16 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import resample
-
-
-def decode_image(encoded: tf.Tensor) -> tf.Tensor:
-    """JPEG, PNG, GIF (first frame) or BMP bytes -> uint8 (H, W, 3), greyscale repeated."""
-    return tf.cond(
-        tf.io.is_jpeg(encoded),
-        # libjpeg's slow, accurate inverse DCT is what Pillow uses
-        lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
-        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
-    )
+from input_pipeline.io.training_decoder import decode_image
 
 
 def random_resized_crop(

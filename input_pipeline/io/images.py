@@ -2,30 +2,48 @@
 
 The format is recognized by the bytes, not by the file name.
 
-- JPEG and PNG of 8 bits are kept as they are, byte for byte.
+- JPEG and PNG of 8 bits are kept as they are, byte for byte, if training decodes them to the pixels
+  that are verified here. What it reads otherwise (CMYK, say) becomes PNG.
 - TIFF, WebP, BMP, GIF, PPM, JPEG 2000 and DICOM become PNG, without loss for 8 bits.
-- Greyscale of more than 8 bits: the 0.5th and 99.5th percentile of the image become 0 and 255, what
-  lies between is scaled linearly. (Dropping the low byte would make 12-bit images in 16-bit files
-  black; the extremes would let one bright marker darken all else.)
+- Pictures that their EXIF data turn are stored upright, as PNG.
+- More than 8 bits: the 0.5th and 99.5th percentile of a grey image become 0 and 255, what lies
+  between is scaled linearly. (Dropping the low byte would make 12-bit images in 16-bit files black;
+  the extremes would let one bright marker darken all else.) Colour that uses 16 bits keeps its high
+  bytes; colour that uses fewer is scaled to them.
 - Of several frames, the middle one of those as large as the first is stored (the smaller levels of
   a pyramid are not frames).
 - With a bound, an image whose short side is longer is shrunk to it (Lanczos) and stored as JPEG of
   quality 95 without chroma subsampling.
+- No file makes its reader allocate more than `image_size` allows.
 """
 
 import io
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from input_pipeline.io import dicom
+from input_pipeline.io import dicom, training_decoder
+from input_pipeline.io.grey_levels import grey_to_8_bit
+from input_pipeline.io.image_size import check_size
 
 JPEG_QUALITY = 95
 
 _KEPT = ("JPEG", "MPO", "PNG")  # MPO: JPEG with more images after the first
 _CONVERTED = ("TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
+_FILMS = ("GIF", "WEBP")  # all frames are equally large; each is drawn over those before it
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
-_PERCENTILES = (0.5, 99.5)
+_USUAL_DEPTHS = (8, 10, 12, 14)  # of colour in files of 16 bits
+_DARK = 64  # high bytes of colour that uses 14 bits of 16, or fewer
+_PNG, _TIFF_BITS = b"\x89PNG\r\n\x1a\n", 258
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF orientation -> what makes the picture upright
 
 
 def normalise(data: bytes, short_side: int | None = None) -> tuple[bytes, tuple[str, ...]]:
@@ -36,41 +54,55 @@ def normalise(data: bytes, short_side: int | None = None) -> tuple[bytes, tuple[
       short_side: largest length of the short side in pixels; None keeps the size.
 
     Raises:
-      ValueError: the data is empty, not an image, damaged or truncated, or of another format.
+      ValueError: the data is empty, not an image, damaged or truncated, too large, or of another
+        format.
       UserError: a package for the format is not installed.
     """
     image, notes = decode(data)
     if short_side and min(image.size) > short_side:
         return _shrunk(image, short_side), (*notes, f"short side bounded to {short_side}")
-    return (_png(image) if notes else data), notes
+    if notes:
+        return _png(image), notes
+    if _training_sees(data, np.asarray(_plain(image))):
+        return data, notes
+    return _png(image), ("stored as PNG because training would read other pixels",)
 
 
 def decode(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
     """The pixels of an image file, 8 bits per channel, and notes on what was done to them.
 
-    No notes: the file can be kept as it is. Raises as `normalise` does.
+    No notes: the file can be kept as it is, if training reads it. Raises as `normalise` does.
     """
     if not data:
         raise ValueError("the image file is empty")
-    return _from_dicom(data) if dicom.is_dicom(data) else _from_pillow(data)
+    if dicom.is_dicom(data):
+        pixels, notes = dicom.read(data)
+        return Image.fromarray(pixels), ("DICOM stored as PNG", *notes)
+    return _from_pillow(data)
 
 
-def grey_to_8_bit(pixels: np.ndarray) -> np.ndarray:
-    """Numbers (H, W) of any range -> uint8 by the rule of the module docstring."""
-    pixels = np.nan_to_num(pixels.astype(np.float64))
-    low, high = np.percentile(pixels, _PERCENTILES)
-    if high <= low:  # nearly all one value
-        low, high = pixels.min(), max(pixels.max(), pixels.min() + 1)
-    return np.clip(np.round((pixels - low) / (high - low) * 255), 0, 255).astype(np.uint8)
+def _training_sees(data: bytes, pixels: np.ndarray) -> bool:
+    """Whether training decodes a JPEG or PNG to these pixels, uint8 (H, W) or (H, W, 3).
+
+    Raises ValueError if it does not because the file is damaged.
+    """
+    try:
+        seen = training_decoder.decoded(data)
+    except ValueError as error:
+        if _is_damaged(data):
+            raise ValueError(f"the image is damaged: {error}") from error
+        return False
+    return np.array_equal(seen, np.broadcast_to(np.atleast_3d(pixels), seen.shape))
 
 
-def _from_dicom(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
-    pixels, inverted, notes = dicom.read(data)
-    notes = ("DICOM stored as PNG", *notes)
-    if pixels.dtype != np.uint8:
-        pixels = grey_to_8_bit(pixels)
-        notes += ("DICOM without window scaled to 8 bit",)
-    return Image.fromarray(255 - pixels if inverted else pixels), notes
+def _is_damaged(data: bytes) -> bool:
+    """Whether a file that Pillow decodes, but training's decoder does not, breaks its format."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.verify()  # checksums of a PNG
+            return False
+    except Exception:
+        return True
 
 
 def _from_pillow(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
@@ -79,7 +111,8 @@ def _from_pillow(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
         with Image.open(io.BytesIO(data)) as image:
             kind = image.format
             if kind in (*_KEPT, *_CONVERTED):
-                return _decoded(image)
+                check_size(*image.size)
+                return _decoded(image, data)
     except UnidentifiedImageError:
         raise ValueError("not an image, or of an unknown format") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
@@ -88,7 +121,7 @@ def _from_pillow(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
     raise ValueError(f"image format {kind} is not supported ({known} and DICOM are)")
 
 
-def _decoded(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+def _decoded(image: Image.Image, data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
     notes: tuple[str, ...] = ()
     if image.format in _CONVERTED:
         notes = (f"{image.format} stored as PNG",)
@@ -96,14 +129,33 @@ def _decoded(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
         if num_frames > 1 and _seek_middle(image, num_frames):
             notes += ("middle of several frames",)
     image.load()
+    turn = _TURNS.get(_orientation(image))
     if image.mode in _DEEP_MODES:
-        grey = grey_to_8_bit(np.asarray(image))
-        return Image.fromarray(grey), (*notes, "16-bit grey scaled to 8 bit")
+        image = Image.fromarray(grey_to_8_bit(np.asarray(image)))
+        notes += ("16-bit grey scaled to 8 bit",)
+    elif data.startswith(_PNG) and data[24] == 16:
+        image, deep = _from_deep_png(image, data)
+        notes += deep
+    elif _bits_per_sample(image) > 8 and np.asarray(image).max() < _DARK:
+        raise ValueError("16-bit colour that uses few of its bits: store it as 8 bits, or as PNG")
+    if turn is not None:
+        image, notes = image.transpose(turn), (*notes, "turned upright as its EXIF data say")
     return image, notes
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data
+        return 1
 
 
 def _seek_middle(image: Image.Image, num_frames: int) -> bool:
     """Goes to the middle frame of those as large as the first; False if there is only one."""
+    if image.format in _FILMS:
+        check_size(*image.size, frames=num_frames // 2)
+        image.seek(num_frames // 2)
+        return True
     size, same = image.size, []
     for frame in range(num_frames):
         image.seek(frame)
@@ -111,6 +163,25 @@ def _seek_middle(image: Image.Image, num_frames: int) -> bool:
             same.append(frame)
     image.seek(same[len(same) // 2])
     return len(same) > 1
+
+
+def _from_deep_png(image: Image.Image, data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
+    """A PNG of 16 bits with colour or alpha, of which Pillow has the high bytes only."""
+    deep = training_decoder.deep_png(data)
+    colour = deep if deep.shape[-1] < 3 else deep[..., :3]
+    if colour.shape[-1] < 3 or np.all(colour == colour[..., :1]):
+        return Image.fromarray(grey_to_8_bit(colour[..., 0])), ("16-bit grey scaled to 8 bit",)
+    bits = next((bits for bits in _USUAL_DEPTHS if colour.max() < 1 << bits), 16)
+    if bits == 16:
+        return image, ()
+    scaled = np.round(colour / ((1 << bits) - 1) * 255).astype(np.uint8)
+    return Image.fromarray(scaled), (f"colour of {bits} bits in 16 scaled to 8 bit",)
+
+
+def _bits_per_sample(image: Image.Image) -> int:
+    """Of a TIFF, of which Pillow keeps the high bytes; 8 for other formats."""
+    stated = getattr(image, "tag_v2", {}).get(_TIFF_BITS, 8)
+    return max(stated) if isinstance(stated, tuple) else stated
 
 
 def _plain(image: Image.Image) -> Image.Image:
