@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from helpers.corpora import REPO
+from helpers.runs import xla_flags
 
 from input_pipeline import phantoms
 from unimed_jax.monitoring.metrics import read_metrics
@@ -86,7 +87,7 @@ def test_the_page_shows_one_example_of_each_kind():
 
 @pytest.mark.slow
 def test_the_examples_run(checkout):
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "XLA_FLAGS": ""}
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "XLA_FLAGS": xla_flags(1)}
     for command in commands():
         name, *arguments = shlex.split(command)
         assert name == "unimed-jax"

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers.runs import ROOT, losses_of, write_recipe
+from helpers.runs import ROOT, losses_of, write_recipe, xla_flags
 
 LAUNCH = ROOT / "tools" / "launch"
 RUN = ("--config=a recipe.py", "--workdir=gs://bucket/run", "--config.seed=1")
@@ -131,7 +131,7 @@ def test_the_step_of_the_slurm_script_trains_in_two_processes(phantom_corpus, tm
     environment = in_front(tmp_path / "bin") | {
         "SLURM_JOB_ID": str(port - (65535 - 4096 + 1)),
         "SLURM_NTASKS": "2",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": xla_flags(1),
         "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(["bash", "-c", script], env={**os.environ, **environment}, timeout=600)

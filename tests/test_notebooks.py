@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from helpers.runs import ROOT, write_recipe
+from helpers.runs import ROOT, write_recipe, xla_flags
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -38,7 +38,7 @@ def _execute(folder: Path, name: str, results: str, **settings: str) -> dict:
     client = NotebookClient(
         notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
-    client.execute(env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""})
+    client.execute(env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": xla_flags(1)})
     return json.loads(notebook.cells[-1].outputs[-1].text)
 
 

@@ -14,6 +14,7 @@ import pytest
 from absl.testing import flagsaver
 from helpers import corpora
 from helpers.html_page import Page
+from helpers.runs import xla_flags
 from helpers.small_model import write_export
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
@@ -126,10 +127,9 @@ def start(*args, devices: int, **environment) -> subprocess.Popen:
         command.append(f"--{name}={flags[name]}")
     command.append(f"--evals={','.join(flags['evals'])}")
     command += [f"--set={text}" for text in flags["set"]]
-    xla = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         command,
-        env={**os.environ, "XLA_FLAGS": xla, **environment},
+        env={**os.environ, "XLA_FLAGS": xla_flags(devices), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

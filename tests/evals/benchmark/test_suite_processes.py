@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.runs import xla_flags
 from helpers.small_model import write_export
 from helpers.suite_archive import write_archive, write_large_pcam
 
@@ -73,7 +74,7 @@ def on_hosts(
             archive,
             out if i == 0 else out / f"of_host_{i}",  # other hosts must write nothing
             *arguments,
-            XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+            XLA_FLAGS=xla_flags(devices),
             **({**job, "JAX_PROCESS_ID": str(i)} if several else {}),
         )
         for i in range(num_hosts)
