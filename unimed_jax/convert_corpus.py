@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from input_pipeline.captioning import templates as caption_templates
 from input_pipeline.captioning.templates import CaptionTemplates
-from input_pipeline.conversion import exclude, label_table
+from input_pipeline.conversion import exclude, label_table, validation_split
 from input_pipeline.conversion import report as conversion_report
 from input_pipeline.conversion.corpus_directory import REJECTED_FILE, REPORT_FILE
 from input_pipeline.conversion.executors import Beam, Executor, Local
@@ -65,9 +65,12 @@ def _convert(args: argparse.Namespace) -> int:
         captions = {"captions": _caption_options(args)}
     elif not args.out:
         raise UserError("give --out=DIR for the corpus")
+    conversion = source.open(options, **captions)
+    if args.val_fraction is not None:
+        conversion = validation_split.split_off(conversion, args.val_fraction, args.seed)
     manifest = write_corpus(
         args.out,
-        source.open(options, **captions),
+        conversion,
         name=args.name or "",
         num_shards=num_shards,
         seed=args.seed,
@@ -171,11 +174,19 @@ def _parser() -> argparse.ArgumentParser:
             "--name", help="name of the corpus; default: from the input's folder"
         )
         subparser.add_argument(
+            "--val_fraction",
+            type=float,
+            help="move this share of the patients of train to a split val (rows without a group "
+            "count as patients); for sources without a validation split",
+        )
+        subparser.add_argument(
             "--num_shards",
             help="8 for every split, or train=64,val=8; default: a power of two, at least 8 for "
             "train and 2 for others, such that shards are at most 128 MiB",
         )
-        subparser.add_argument("--seed", type=int, default=0, help="seed of the shuffle; default 0")
+        subparser.add_argument(
+            "--seed", type=int, default=0, help="seed of shuffle and --val_fraction; default 0"
+        )
         subparser.add_argument(
             "--workers",
             type=int,
