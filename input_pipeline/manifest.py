@@ -163,8 +163,9 @@ def verify(directory: PathLike, manifest: Manifest, split: str, checksums: bool 
         truncated or altered.
     """
     if split not in manifest.splits:
+        remedy = "; convert with --val_fraction to split one off" if split == "val" else ""
         raise CorpusError(
-            f"corpus {directory} has no split {split!r}; it has {sorted(manifest.splits)}"
+            f"corpus {directory} has no split {split!r}; it has {sorted(manifest.splits)}{remedy}"
         )
     for shard in manifest.splits[split].shards:
         path = to_path(directory) / shard.file

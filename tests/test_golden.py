@@ -26,6 +26,7 @@ from unimed_jax.training import optimizer
 
 GOLDEN = Path(__file__).parent / "golden"
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
+SMALL = ("quickstart", "minimed", "own")
 # Recipes whose parameters are initialized, one per network: it takes up to a minute. For the others
 # the table has no initializers.
 INITIALIZED = (
@@ -87,10 +88,10 @@ def golden_text(config: ConfigDict, workdir: Path, *, initialized: bool) -> str:
 
 
 def _cases(*, slow: bool) -> list:
-    """The recipes; ``slow`` marks all but the two small ones."""
+    """The recipes; ``slow`` marks all but the small ones."""
     return [
         pytest.param(name, variant, id=f"{name}:{variant}" if variant else name,
-                     marks=[pytest.mark.slow] if slow and name not in ("quickstart", "minimed")
+                     marks=[pytest.mark.slow] if slow and name not in SMALL
                      else [])
         for name, variant in RECIPES
     ]  # fmt: skip

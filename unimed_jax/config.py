@@ -210,7 +210,7 @@ def parse_variant(variant: str, **choices: Sequence[str]) -> dict[str, str]:
 
     Args:
       variant: comma-separated ``KEY=VALUE``; ``KEY`` alone stands for ``KEY=on``.
-      choices: key -> its valid values, the default first.
+      choices: key -> its valid values, the default first; no values: any text, by default "".
 
     Returns:
       A value for every key of ``choices``.
@@ -218,14 +218,14 @@ def parse_variant(variant: str, **choices: Sequence[str]) -> dict[str, str]:
     Raises:
       ConfigError: an unknown key or value; the message lists the valid ones.
     """
-    values = {key: valid[0] for key, valid in choices.items()}
+    values = {key: valid[0] if valid else "" for key, valid in choices.items()}
     for argument in filter(None, variant.split(",")):
         key, equals, value = argument.partition("=")
         value = value if equals else "on"
         if key not in choices:
             known = ", ".join(choices)
             raise ConfigError(f"this recipe has no argument {key!r}; valid: {known}")
-        if value not in choices[key]:
+        if choices[key] and value not in choices[key]:
             known = ", ".join(choices[key])
             raise ConfigError(f"this recipe has no {key}={value}; valid: {known}")
         values[key] = value

@@ -53,7 +53,10 @@ _DATA = flags.DEFINE_string(
     "data", "", "corpus root in place of the run's; folder of the test sets"
 )
 _PROMPTS = flags.DEFINE_string(
-    "prompts", "", "prompt set (packaged name or JSON) for every evaluator; JSON for a suite"
+    "prompts",
+    "",
+    "prompt set (packaged name or JSON) for every evaluator; JSON for a suite; default: those of "
+    "the config, or made from the labels of the corpus",
 )
 _SUITE = flags.DEFINE_enum("suite", None, suite_files.suite_names(), "benchmark suite")
 _SETS = flags.DEFINE_list("suite.sets", [], "keys of the sets to evaluate; all")

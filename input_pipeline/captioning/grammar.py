@@ -35,7 +35,7 @@ def captions(label_set: LabelSet, vocabulary: Vocabulary, seed: int) -> Iterator
     kind = "present" if claim.present else "absent" if claim.absent else "normal"
     named = claim.present or claim.absent
     patterns = _shuffled(grammar[kind], seed, label_set.key, "pattern")
-    images = _shuffled(_images(label_set, vocabulary), seed, label_set.key, "image")
+    images = _shuffled(image_names(label_set, vocabulary), seed, label_set.key, "image")
     phrases = [vocabulary.phrases(finding) for finding in named]
     rounds = len(images) * max(map(len, phrases), default=1)
     for turn in range(rounds):
@@ -51,7 +51,7 @@ def captions(label_set: LabelSet, vocabulary: Vocabulary, seed: int) -> Iterator
             )
 
 
-def _images(label_set: LabelSet, vocabulary: Vocabulary) -> list[str]:
+def image_names(label_set: LabelSet, vocabulary: Vocabulary) -> list[str]:
     """Words for the image, with age group, view and anatomy: 'pediatric frontal chest X-ray'."""
     grammar = _grammar()
     known = vocabulary.attributes(label_set)

@@ -408,3 +408,36 @@ def test_a_budget_that_a_class_cannot_fill_is_reported(checkpoint, corpus, tmp_p
         run(checkpoint, corpus, tmp_path, evals=["few_shot"],
             settings=[*settings, f"evals.few_shot.tasks={file}"])  # fmt: skip
     assert issubclass(ConfigError, UserError)
+
+
+def test_without_prompts_the_labels_of_the_corpus_are_the_classes(checkpoint, corpus, tmp_path):
+    only = {"evals": ["zero_shot"], "settings": ()}
+    made = run(checkpoint, corpus, tmp_path / "made", **only)
+    file = tmp_path / "made/prompts/zero_shot.json"
+    tasks = json.loads(file.read_text())["tasks"]
+    classes = {name: tuple(sorted(task["classes"])) for name, task in tasks.items()}
+    assert classes == {"modality": ("ct", "mri"), **CLASSES}
+    assert all(len(set(p)) >= 4 for task in tasks.values() for p in task["classes"].values())
+    assert made["zero_shot/modality/num_samples"] == 45
+    assert made["zero_shot/shapes/num_samples"] == 27
+    # the file that it leaves is a prompt file, to be edited
+    assert run(checkpoint, corpus, tmp_path / "given", file, **only) == made
+
+
+def test_tasks_without_samples_are_left_out_and_no_task_at_all_is_refused(
+    checkpoint, corpus, tmp_path, capsys
+):
+    task = {"field": "label", "classes": {"steep": ["steep stripes"], "flat": ["flat stripes"]}}
+    tasks = {"stripes": task | {"source": "stripes"}, "elsewhere": task | {"source": "clinic"}}
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps({"name": "x", "version": 1, "tasks": tasks}))
+    only = {"evals": ["zero_shot"], "settings": ()}
+    scores = run(checkpoint, corpus, tmp_path / "out", file, **only)
+    assert "for elsewhere; left out" in capsys.readouterr().out
+    assert scores["zero_shot/stripes/num_samples"] == 18
+    assert not any("elsewhere" in name for name in scores)
+
+    del tasks["stripes"]
+    file.write_text(json.dumps({"name": "x", "version": 1, "tasks": tasks}))
+    with pytest.raises(ConfigError, match=r"none of the tasks of .* has a sample in split 'val'"):
+        run(checkpoint, corpus, tmp_path / "none", file, **only)

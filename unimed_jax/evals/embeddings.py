@@ -104,6 +104,7 @@ class CorpusEmbedder:
         self._params: Params | None = None
         self._cached: dict[Any, Any] = {}
         self._digests: dict[str, str] = {}
+        self._metadata: dict[tuple[str, str, str], tuple[SampleMetadata, ...]] = {}
 
     def split(self, path: str, name: str) -> CorpusSplit:
         """A split of the corpus at ``path``.
@@ -115,6 +116,13 @@ class CorpusEmbedder:
         content = manifest.load(directory)
         manifest.verify(directory, content, name)
         return CorpusSplit(directory, content, name)
+
+    def metadata(self, split: CorpusSplit) -> tuple[SampleMetadata, ...]:
+        """The samples of a split without their pixels, in file order; read once."""
+        key = (str(split.directory), split.name, split.manifest.fingerprint)
+        if key not in self._metadata:
+            self._metadata[key] = tuple(map(_metadata, split.samples()))
+        return self._metadata[key]
 
     def images(self, params: Params, split: CorpusSplit, batch_size: int) -> Embeddings:
         """The split's samples with their embeddings. An image that does not decode is left out.
@@ -128,7 +136,7 @@ class CorpusEmbedder:
         cache_key = f"{embedding_cache.TENSORFLOW_PREPROCESSING}; {corpus}"
 
         def embed() -> Embeddings:
-            metadata = {sample.id: _metadata(sample) for sample in split.samples()}
+            metadata = {sample.id: sample for sample in self.metadata(split)}
             name = f"{split.manifest.name}-{split.name}-{split.manifest.fingerprint[:12]}"
             ids, vectors = self._from_file(
                 params,

@@ -1,6 +1,7 @@
 """Zero-shot classification of a converted corpus: one pass over its images, any number of tasks."""
 
 import io
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -8,10 +9,18 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from unimed_jax.evals import classification, classification_report, label_tasks, prompt_sets
+from input_pipeline.io.errors import ConfigError
+from unimed_jax.distributed import process
+from unimed_jax.evals import (
+    classification,
+    classification_report,
+    corpus_prompts,
+    label_tasks,
+    prompt_sets,
+)
 from unimed_jax.evals.classification import ClassificationResult
 from unimed_jax.evals.classification_report import GalleryItem
-from unimed_jax.evals.embeddings import CorpusEmbedder, Embeddings
+from unimed_jax.evals.embeddings import CorpusEmbedder, CorpusSplit, Embeddings, SampleMetadata
 from unimed_jax.training.task import Evaluation, Params
 
 _GALLERY_PER_CLASS, _GALLERY_PER_TASK, _GALLERY_SIDE = 1, 6, 160
@@ -27,24 +36,27 @@ class ZeroShot:
     DEFAULTS: ClassVar[Mapping[str, Any]] = {
         "path": ".",  # corpus directory, relative to data.root
         "split": "val",
-        "prompts": "",  # a packaged name or a JSON file, see evals/prompt_sets.py
+        # packaged name or JSON file, see evals/prompt_sets.py; empty: made from the corpus' labels
+        "prompts": "",
         "batch_size": 64,  # images per device and step
     }
 
     def __init__(self, name: str, settings: ConfigDict, embedder: CorpusEmbedder) -> None:
-        """Reads the prompts and the manifest.
+        """Reads the prompts, and the labels of the split.
 
         Raises:
-          ConfigError, CorpusError: the prompts or the corpus are not what they should be.
+          ConfigError, CorpusError: the prompts or the corpus are not what they should be, or no
+            task of the prompts has a sample in the split.
         """
-        del name
         self._embedder, self._batch_size = embedder, settings.batch_size
-        self._prompts = prompt_sets.load_prompts(settings.prompts)
         self._split = embedder.split(settings.path, settings.split)
+        samples = embedder.metadata(self._split)
+        self._tasks = _tasks(settings.prompts, samples, f"config.evals.{name}", self._split)
+        self._made = not settings.prompts
 
     def __call__(self, params: Params) -> Evaluation:
         embeddings = self._embedder.images(params, self._split, self._batch_size)
-        results = [self._classify(task, embeddings, params) for task in self._prompts.tasks]
+        results = [self._classify(task, embeddings, params) for task in self._tasks]
         metrics = {
             f"{result.task}/{name}": value
             for result in results
@@ -56,6 +68,9 @@ class ZeroShot:
         return Evaluation(
             metrics=metrics,
             table=classification_report.results_table(results),
+            files={"prompts": json.dumps(corpus_prompts.as_json(self._tasks), indent=1)}
+            if self._made
+            else {},
             sections=lambda: [
                 classification_report.classification_section(results),
                 classification_report.confusion_section(results),
@@ -96,6 +111,37 @@ class ZeroShot:
                 items.append(_gallery_item(sample.image, result, index))
         order = [result.task for result in results]
         return sorted(items, key=lambda item: order.index(item.task))
+
+
+def _tasks(
+    prompts: str, samples: Sequence[SampleMetadata], key: str, split: CorpusSplit
+) -> tuple[prompt_sets.PromptTask, ...]:
+    """The tasks of a prompt file, or of the samples' labels, with at least one sample to score.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    where = f"split {split.name!r} of {split.directory}"
+    if not prompts:
+        made = corpus_prompts.from_labels(samples)
+        if made is None:
+            raise ConfigError(
+                f"{key}: {where} has neither two modalities nor two labels of one source, so there "
+                "is nothing to classify; set prompts to a file with the classes"
+            )
+        return made.tasks
+    tasks = prompt_sets.load_prompts(prompts).tasks
+    empty = [task.name for task in tasks if not label_tasks.scorable(task, samples)[0]]
+    if len(empty) == len(tasks):
+        wanted = ", ".join(f"{c!r}" for c in tasks[0].classes[:4])
+        raise ConfigError(
+            f"{key}: none of the tasks of prompts={prompts!r} has a sample in {where}; its first "
+            f"task looks for the classes {wanted}. Leave prompts empty to classify by the corpus' "
+            "own labels"
+        )
+    if empty:
+        process.log(f"{key}: no sample of {where} for {', '.join(empty)}; left out")
+    return tuple(task for task in tasks if task.name not in empty)
 
 
 def _gallery_item(encoded: bytes, result: ClassificationResult, index: int) -> GalleryItem:
