@@ -386,7 +386,7 @@ def test_mistakes_are_named_before_a_pass(checkpoint, corpus, tmp_path):
         ["few_shot"], "evals.few_shot.split=test"
     )
     assert "batch_size=0" in message(["few_shot"], "evals.few_shot.batch_size=0")
-    assert "no packaged prompt set ''" in message([])
+    assert "no packaged prompt set 'none'" in message([], prompts="none")
     assert "--set has no use with --suite" not in message(["zero_shot"])
 
 
