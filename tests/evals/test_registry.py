@@ -387,7 +387,6 @@ def test_mistakes_are_named_before_a_pass(checkpoint, corpus, tmp_path):
     )
     assert "batch_size=0" in message(["few_shot"], "evals.few_shot.batch_size=0")
     assert "no packaged prompt set 'none'" in message([], prompts="none")
-    assert "--set has no use with --suite" not in message(["zero_shot"])
 
 
 def test_a_budget_that_a_class_cannot_fill_is_reported(checkpoint, corpus, tmp_path, capsys):
