@@ -47,7 +47,8 @@ _NOTICE = (
 )
 _MAX_UPLOAD = "100mb"
 _PREVIEW_SIDE, _PHANTOM_SIDE = 512, 256
-_MAX_RATIO = 20  # aspect ratio: resized by its short side, a thin strip would fill the memory
+# Limits that hold for every request, whatever sends it.
+_MAX_LABEL_TEXT, _MAX_LABELS, _MAX_PROMPTS = 20_000, 200, 500
 _UNREAD_SECONDS = 600  # an upload that was never read is deleted after this time
 _CSS = ".alert { border-left: 4px solid #b4451d; padding: 8px 14px; } figure { margin: 0; }"
 
@@ -73,7 +74,9 @@ def _demo(checkpoint: str, port: int) -> None:
     model.classify(np.zeros((8, 8), np.uint8), parse_labels(LABELS))
     with tempfile.TemporaryDirectory() as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        serve(build(model, checkpoint), port)
+        # visitors need not know where it lies on this machine
+        name = Path(checkpoint).resolve().name if Path(checkpoint).exists() else checkpoint
+        serve(build(model, name), port)
 
 
 def serve(page: "gradio.Blocks", port: int) -> None:
@@ -143,7 +146,7 @@ def build(model: dual_encoder.Model, name: str) -> "gradio.Blocks":
             (probabilities,) = model.classify(square, classes)
         except UserError as error:
             return _alert(error), None
-        return "", dict(zip(classes, map(float, probabilities), strict=True))
+        return "", probabilities
 
     with gr.Blocks(
         title="unimed_jax", analytics_enabled=False, delete_cache=(_UNREAD_SECONDS, _UNREAD_SECONDS)
@@ -163,7 +166,7 @@ def build(model: dual_encoder.Model, name: str) -> "gradio.Blocks":
                     "without a colon is its own prompt.",
                     lines=6,
                     max_lines=20,
-                    max_length=20_000,
+                    max_length=_MAX_LABEL_TEXT,
                 )
                 button = gr.Button("Classify", variant="primary")
                 problem = gr.HTML()
@@ -178,9 +181,11 @@ def parse_labels(text: str) -> dict[str, tuple[str, ...]]:
     """Parses lines ``name: prompt | prompt`` or ``prompt`` into label -> prompts.
 
     Raises:
-      UserError: a line without a name or prompt, a name given twice, or fewer than two labels; the
-        message names the line.
+      UserError: a line without a name or prompt, a name given twice, fewer than two labels, or more
+        text, labels or prompts than the page takes; the message names the line.
     """
+    if len(text) > _MAX_LABEL_TEXT:
+        raise UserError(f"the labels have {len(text):,} characters; at most {_MAX_LABEL_TEXT:,}")
     classes: dict[str, tuple[str, ...]] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
@@ -196,6 +201,12 @@ def parse_labels(text: str) -> dict[str, tuple[str, ...]]:
         if name in classes:
             raise UserError(f"labels, line {number}: {name!r} appears twice")
         classes[name] = prompts
+    num_prompts = sum(map(len, classes.values()))
+    if len(classes) > _MAX_LABELS or num_prompts > _MAX_PROMPTS:
+        raise UserError(
+            f"{len(classes)} labels with {num_prompts} prompts; at most {_MAX_LABELS} and "
+            f"{_MAX_PROMPTS}"
+        )
     if len(classes) < 2:
         raise UserError(f"give at least two labels, one per line; found {len(classes)}")
     return classes
@@ -208,7 +219,7 @@ def open_upload(path: Path) -> tuple[Image.Image, str]:
       The image and a caption.
 
     Raises:
-      UserError: the file is not an image, or too elongated; the message names it.
+      UserError: the file is not an image, too large or too elongated; the message names it.
     """
     data = path.read_bytes()
     path.unlink()
@@ -219,8 +230,6 @@ def open_upload(path: Path) -> tuple[Image.Image, str]:
     except ValueError as error:
         raise UserError(f"{path.name}: {error}") from error
     size = f"{image.width} x {image.height} pixels"
-    if max(image.size) > _MAX_RATIO * min(image.size):
-        raise UserError(f"{path.name}: {size} is too elongated for an image")
     return image, "; ".join([path.name, size, *notes])
 
 

@@ -1,16 +1,22 @@
 """The Python API: inputs of any kind and number, probabilities by the formula, light imports."""
 
+import io
+import re
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from helpers.dicom_files import dicom_file
 from helpers.small_model import random_params, small_config
 from PIL import Image
 
 import unimed_jax
+from input_pipeline.io import images
 from input_pipeline.io.errors import UserError
 from unimed_jax.exporting import open_clip_directory
 from unimed_jax.inference.dual_encoder import Model, from_pretrained
@@ -84,14 +90,30 @@ def test_images_of_every_kind(model: Model, tmp_path: Path) -> None:
         np.testing.assert_allclose(model.encode_image([image]), expected, atol=1e-6)
 
 
+def _png_header(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
 def test_images_that_cannot_be_used(model: Model, tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "bomb.png").write_bytes(_png_header(110_000, 110_000))  # 36 GB of RGB
     for image, message in (
-        (tmp_path / "broken.png", r"cannot read the image .*broken\.png"),
-        (tmp_path / "absent.png", r"cannot read the image .*absent\.png"),
-        (np.zeros((4, 4), np.float32), r"expected uint8 \(H, W\) or \(H, W, 3\), got float32"),
+        (tmp_path / "broken.png", r"cannot read .*broken\.png: not an image, or of an unknown"),
+        (tmp_path / "absent.png", r"cannot read .*absent\.png: No such file"),
+        (tmp_path / "bomb.png", r"cannot read .*bomb\.png: .* 110000 x 110000 pixels, more than"),
+        (
+            np.zeros((4, 4), np.float64),
+            r"expected uint8 \(H, W\) or \(H, W, 3\), .* float64",
+        ),
         (np.zeros((4, 4, 1), np.uint8), r"got uint8 \(4, 4, 1\)"),
-        (Image.fromarray(np.zeros((4, 4), np.uint16)), "pixels of mode I;16: scale them to 8"),
+        (np.full((4, 4), np.nan, np.float32), "no pixel is a finite number"),
+        (np.zeros((1, 900), np.uint8), "900 x 1 pixels: too elongated"),
+        (np.zeros((0, 9), np.uint8), "9 x 0 pixels: it has none"),
     ):
         with pytest.raises(UserError, match=message):
             model.encode_image([image])
@@ -101,7 +123,7 @@ def test_images_that_cannot_be_used(model: Model, tmp_path: Path) -> None:
 def test_classify_is_the_softmax_of_scaled_cosines(model: Model) -> None:
     pictures = _pictures(5)
     classes = {"ray": "chest x-ray", "other": ["of rays", "x of chest", "chest"]}
-    got = model.classify(pictures, classes)
+    got = model.class_probabilities(pictures, classes)
     images = model.encode_image(pictures).astype(np.float64)
     centres = []
     for prompts in (["chest x-ray"], classes["other"]):
@@ -111,9 +133,48 @@ def test_classify_is_the_softmax_of_scaled_cosines(model: Model) -> None:
     logits = scale * images @ np.stack(centres).T
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(got, expected, atol=1e-5)
-    for wrong in ({}, {"a": []}):
-        with pytest.raises(ValueError, match="class"):
-            model.classify(pictures, wrong)
+    by_name = model.classify(pictures, classes)
+    assert [list(row) for row in by_name] == [["ray", "other"]] * 5
+    np.testing.assert_array_equal([list(row.values()) for row in by_name], got)
+    as_list = model.classify(pictures[0], ["chest x-ray", "of rays"])
+    np.testing.assert_array_equal(
+        list(as_list[0].values()),
+        model.class_probabilities(pictures[0], {"a": "chest x-ray", "b": ["of rays"]})[0],
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({}, "at least two labels, found 0"),
+        (["chest"], "at least two labels, found 1"),
+        ("chest", "is one text"),
+        (["chest", " "], "label 2 is ' '"),
+        (["chest", "..."], "label 2 is '...'"),
+        (["chest", None], "label 2 is None"),
+        (["chest", "chest"], "label 2: 'chest' appears twice"),
+        ({"a": [], "b": "ray"}, "label 1: 'a' has no prompt"),
+        ({"a": "ray", "b": ["ray", ""]}, "label 2: 'b' has the prompt ''"),
+        ({"a": "ray", "b": [3]}, "label 2: 'b' has the prompt 3"),
+    ],
+)
+def test_labels_that_cannot_be_compared_are_named(model: Model, labels, message) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        model.classify(_pictures(1), labels)
+
+
+@pytest.mark.slow
+def test_files_are_read_as_conversion_reads_them(model: Model, tmp_path: Path) -> None:
+    deep = (np.arange(60 * 80).reshape(60, 80) * 13).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    (tmp_path / "slice.dcm").write_bytes(dicom_file(deep))
+    stored = images.normalise((tmp_path / "deep.png").read_bytes())[0]
+    expected = model.encode_image(Image.open(io.BytesIO(stored)))
+    for image in (tmp_path / "deep.png", deep, Image.fromarray(deep)):
+        np.testing.assert_array_equal(model.encode_image(image), expected)
+    stored = images.normalise((tmp_path / "slice.dcm").read_bytes())[0]
+    expected = model.encode_image(Image.open(io.BytesIO(stored)))
+    np.testing.assert_array_equal(model.encode_image(tmp_path / "slice.dcm"), expected)
 
 
 @pytest.mark.slow

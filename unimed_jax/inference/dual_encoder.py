@@ -2,12 +2,11 @@
 
 import unimed_jax
 model = unimed_jax.load("runs/quickstart")
-model.classify(["scan.png"], {"CT": ["a CT slice"], "MRI": ["an MRI slice", "a T1 image"]})
+model.classify("scan.png", ["a CT slice", "an MRI slice"])
 """
 
-import io
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from typing import Any
 
@@ -17,11 +16,15 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.io.errors import UserError, WeightsError
-from input_pipeline.io.files import read_bytes, to_path
+from input_pipeline.io.files import read_bytes, reason, to_path
+from input_pipeline.io.grey_levels import grey_to_8_bit
+from input_pipeline.io.image_size import check_size
+from input_pipeline.io.images import decode
 from input_pipeline.io.threads import map_ahead
 from input_pipeline.tokenizer import Tokenizer
 from unimed_jax.distributed import sharding
 from unimed_jax.inference import embedding_cache
+from unimed_jax.inference.class_prompts import Labels, class_prompts
 from unimed_jax.inference.embedding_engine import EmbeddingEngine
 from unimed_jax.losses import contrastive
 from unimed_jax.models import dual_encoder
@@ -109,7 +112,8 @@ class Model:
         cropped to the central square, as open_clip does.
 
         Args:
-            images: one or any number of PIL images, uint8 arrays (H, W) or (H, W, 3), or paths.
+            images: one or any number of PIL images, arrays (uint8 (H, W) or (H, W, 3), or grey of
+                more bits), or paths of any format that can be converted, DICOM too.
             normalize: scale the embeddings to unit length.
             batch_size: images per device and step; None: chosen for speed.
         """
@@ -157,26 +161,39 @@ class Model:
     def classify(
         self,
         images: ImageLike | Iterable[ImageLike],
-        classes: Mapping[str, str | Sequence[str]],
+        labels: Labels,
+        *,
+        batch_size: int | None = None,
+    ) -> list[dict[str, float]]:
+        """Zero-shot class probabilities by name: one dict per image, in the order of `labels`.
+
+        Args:
+            images: as in `encode_image`.
+            labels: a list of labels, each its own prompt, or name -> prompt or prompts.
+            batch_size: as in `encode_image`.
+
+        Raises:
+            UserError: fewer than two labels, one without text or twice, or an image that cannot be
+                read.
+        """
+        names = list(class_prompts(labels))
+        rows = self.class_probabilities(images, labels, batch_size=batch_size)
+        return [dict(zip(names, map(float, row), strict=True)) for row in rows]
+
+    def class_probabilities(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        labels: Labels,
         *,
         batch_size: int | None = None,
     ) -> np.ndarray:
-        """Zero-shot class probabilities, float32 (N, C), columns in the order of `classes`.
+        """The probabilities of `classify` as an array, float32 (N, C).
 
         The embedding of a class is the normalized mean of the unit embeddings of its prompts;
         probabilities are the softmax of logit_scale times the cosines (arXiv 2103.00020, section
         3.1).
-
-        Args:
-            images: as in `encode_image`.
-            classes: name -> prompt or prompts.
-            batch_size: as in `encode_image`.
         """
-        if not classes:
-            raise ValueError("classes is empty: give {name: prompts}")
-        groups = [[p] if isinstance(p, str) else list(p) for p in classes.values()]
-        if not all(groups):
-            raise ValueError(f"a class has no prompt: {dict(classes)}")
+        groups = class_prompts(labels).values()
         vectors = self.encode_text([prompt for group in groups for prompt in group])
         ends = np.cumsum([len(group) for group in groups])
         means = [part.mean(0) for part in np.split(vectors, ends[:-1])]
@@ -269,26 +286,20 @@ def _batched(rows: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]
 def preprocess(image: ImageLike, size: int) -> np.ndarray:
     """Preprocesses one image for the image tower: uint8 (size, size, 3).
 
-    Raises UserError for a file that cannot be read, and for pixels of more than 8 bits, because
-    their mapping to grey levels (a CT window, say) is unknown here.
+    Files are decoded as conversion decodes them: DICOM and 16 bits become 8-bit grey, EXIF data
+    turn an image upright.
+
+    Raises:
+      UserError: a file cannot be read, an array is neither 8-bit nor grey of 16 bits, or the image
+        is too large or too elongated; the message names the file.
     """
-    name = "image"
-    if isinstance(image, str | PathLike):
-        name = str(image)
-        try:
-            image = Image.open(io.BytesIO(read_bytes(to_path(image))))
-            image.load()
-        except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-            raise UserError(f"cannot read the image {name}: {error}") from error
-    elif isinstance(image, np.ndarray):
-        grey = image.ndim == 2
-        if image.dtype != np.uint8 or not (grey or (image.ndim == 3 and image.shape[2] == 3)):
-            raise UserError(
-                f"{name}: expected uint8 (H, W) or (H, W, 3), got {image.dtype} {image.shape}"
-            )
-        image = Image.fromarray(image)
-    if image.mode.startswith(("I", "F")):
-        raise UserError(f"{name} has pixels of mode {image.mode}: scale them to 8 bits first")
+    name = str(image) if isinstance(image, str | PathLike) else "the image"
+    try:
+        image = _opened(image)
+        check_size(*image.size)
+    except (ValueError, OSError) as error:
+        why = reason(error) if isinstance(error, OSError) else error
+        raise UserError(f"cannot read {name}: {why}") from error
     image = image.convert("RGB")
     width, height = image.size
     short = min(width, height)
@@ -296,3 +307,22 @@ def preprocess(image: ImageLike, size: int) -> np.ndarray:
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def _opened(image: ImageLike) -> Image.Image:
+    """An image of 8 bits per channel. Raises ValueError or OSError."""
+    if isinstance(image, str | PathLike):
+        return decode(read_bytes(to_path(image)))[0]
+    if isinstance(image, Image.Image) and image.mode.startswith(("I", "F")):
+        image = np.asarray(image)
+    if isinstance(image, Image.Image):
+        return image
+    if image.ndim == 2 and image.dtype in (np.uint16, np.int32, np.float32) and image.size:
+        return Image.fromarray(grey_to_8_bit(image))
+    grey = image.ndim == 2
+    if image.dtype != np.uint8 or not (grey or (image.ndim == 3 and image.shape[2] == 3)):
+        raise ValueError(
+            "expected uint8 (H, W) or (H, W, 3), or grey of more bits (H, W), got "
+            f"{image.dtype} {image.shape}"
+        )
+    return Image.fromarray(image)
