@@ -10,11 +10,10 @@ writes comparison.csv and comparison.html, with a plot of scores and their inter
 
 import argparse
 import html
-import pathlib
 import sys
 from collections.abc import Sequence
 
-from input_pipeline.io import cli
+from input_pipeline.io import cli, files
 from input_pipeline.io.files import write_text_atomically
 from unimed_jax.evals import comparison
 from unimed_jax.evals.comparison import Comparison
@@ -26,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", nargs="+", type=pathlib.Path, help="files or directories")
-    parser.add_argument("--out", type=pathlib.Path, help="directory of the CSV and the HTML")
+    parser.add_argument("results", nargs="+", type=files.flag, help="files or directories")
+    parser.add_argument("--out", type=files.flag, help="directory of the CSV and the HTML")
     parser.add_argument(
         "--no_published", action="store_true", help="leave the published scores out"
     )
@@ -47,7 +46,7 @@ def _table(compared: Comparison) -> list[list[str]]:
     return [header, *([row, *comparison.cells(compared, row)] for row in compared.rows)]
 
 
-def _write(directory: pathlib.Path, compared: Comparison) -> None:
+def _write(directory: files.AnyPath, compared: Comparison) -> None:
     write_text_atomically(directory / "comparison.csv", comparison.as_csv(compared))
     header, *rows = _table(compared)
     header[-1] = "differs in"

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from input_pipeline import device_prefetch
 from input_pipeline.io.errors import UserError
-from input_pipeline.io.files import AnyPath, to_path, write_text_atomically
+from input_pipeline.io.files import AnyPath, sorted_glob, to_path, write_text_atomically
 from unimed_jax import config as config_lib
 from unimed_jax import tasks
 from unimed_jax.distributed import process, sharding, xla_options
@@ -54,7 +54,7 @@ def claim_workdir(config: ConfigDict, workdir: AnyPath) -> None:
       UserError: the directory cannot be written, or belongs to another config.
     """
     path = workdir / "config.json"
-    if path.is_file() and any((workdir / FOLDER).glob("[0-9]*")):
+    if path.is_file() and sorted_glob(workdir / FOLDER, "[0-9]*"):
         changed = config_lib.differences(config_lib.from_json(path.read_text()), config)
         if changed:
             raise UserError(

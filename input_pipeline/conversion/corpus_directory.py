@@ -102,7 +102,7 @@ def claim(out_dir: AnyPath, plan: Plan, overwrite: bool) -> Manifest | None:
                 if not overwrite:
                     raise CorpusError(_other_plan(out_dir))
                 _remove_corpus(out_dir)
-        elif any(out_dir.glob("*.tfrecord")):
+        elif files.sorted_glob(out_dir, "*.tfrecord"):
             if not overwrite:
                 raise CorpusError(f"{out_dir} holds TFRecord files without a manifest: {_REMEDY}")
             _remove_corpus(out_dir)

@@ -111,7 +111,7 @@ def _write_shards(
     progress: bool,
 ) -> None:
     """Writes the shards that an earlier run has not completed."""
-    for leftover in (out_dir / PARTIAL).glob("*.tmp"):
+    for leftover in files.sorted_glob(out_dir / PARTIAL, "*.tmp"):
         leftover.unlink()
     missing = {file: n for file, n in plan.shards.items() if not _is_complete(out_dir, file)}
     total = sum(plan.shards.values())

@@ -17,13 +17,18 @@ import argparse
 import atexit
 import contextlib
 import errno
+import functools
+import glob
 import importlib.util
 import io
 import os
 import pathlib
 import re
 import shutil
+import socket
 import tempfile
+import urllib.parse
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -42,15 +47,8 @@ PathLike = str | os.PathLike[str] | UPath
 _STORES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "abfs": "adlfs"}
 _URL = re.compile(r"(\w[\w+.-]*)://")
 _TORN_URL = re.compile(f"({'|'.join(_STORES)}):/(?!/)")
-_CLIENTS = (
-    *_STORES.values(),
-    "aiohttp",
-    "azure",
-    "botocore",
-    "google.api",
-    "google.auth",
-    "requests",
-)
+_GOOGLE = "https://storage.googleapis.com"
+_CONNECT_SECONDS = 10
 _READ_BUFFER = 1 << 20  # bytes
 
 
@@ -58,7 +56,8 @@ def to_path(path: PathLike) -> AnyPath:
     """The path for a URL in a bucket or for a location on a local disk.
 
     Raises:
-      UserError: a URL of an unknown scheme, or with a missing slash, as after `pathlib.Path(URL)`.
+      UserError: a URL of an unknown scheme, or with a missing slash, as after `pathlib.Path(URL)`;
+        or Google's servers cannot be reached.
     """
     if isinstance(path, UPath) and not isinstance(path, pathlib.Path):
         return path
@@ -74,8 +73,37 @@ def to_path(path: PathLike) -> AnyPath:
     if importlib.util.find_spec(package) is None:
         extra = "'unimed_jax[gcs]'" if package == "gcsfs" else package
         raise UserError(f"{text} needs the package {package}: pip install {extra}")
+    if url[1] == "gs":
+        _require_network(text)
     # No cached listings: other processes write to the bucket as well.
     return UPath(text.rstrip("/"), use_listings_cache=False)
+
+
+def _require_network(url: str) -> None:
+    """Raises UserError unless Google's servers, or the proxy on the way to them, can be reached.
+
+    Without a network, gcsfs tries for most of a minute, and then says that no file exists.
+    """
+    server = os.environ.get("STORAGE_EMULATOR_HOST") or _GOOGLE
+    if not _URL.match(server):
+        server = f"http://{server}"
+    scheme, host = urllib.parse.urlsplit(server).scheme, urllib.parse.urlsplit(server).hostname
+    proxy = urllib.request.getproxies().get(scheme)
+    if proxy and not urllib.request.proxy_bypass(host or ""):
+        server = proxy if _URL.match(proxy) else f"http://{proxy}"
+    try:
+        _connect(server)
+    except OSError as error:
+        raise UserError(
+            f"{url}: no connection to {server}: {error.strerror or error}; check the network"
+        ) from error
+
+
+@functools.cache  # a server that was reached once is not asked again
+def _connect(server: str) -> None:
+    parts = urllib.parse.urlsplit(server)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    socket.create_connection((parts.hostname or "", port), _CONNECT_SECONDS).close()
 
 
 def flag(text: str) -> AnyPath:
@@ -109,17 +137,6 @@ def relative_name(path: AnyPath, folder: AnyPath) -> str:
     if is_local(path) or is_local(folder):
         return str(path.relative_to(str(folder)))
     return str(path.relative_to(folder))
-
-
-@contextlib.contextmanager
-def store_errors() -> Iterator[None]:
-    """Turns errors of a bucket's client, such as missing permissions, into UserError."""
-    try:
-        yield
-    except Exception as error:
-        if not any(kind.__module__.startswith(_CLIENTS) for kind in type(error).__mro__):
-            raise
-        raise UserError(f"the bucket cannot be used: {str(error) or repr(error)}") from error
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -175,9 +192,13 @@ def walk_files(root: AnyPath) -> Iterator[str]:
 
 
 def sorted_glob(folder: AnyPath, pattern: str) -> list[AnyPath]:
-    """The paths in a folder that match a pattern, sorted."""
-    paths: Iterator[AnyPath] = folder.glob(pattern)
-    return sorted(paths)
+    """The paths in a folder that match a pattern, sorted; the folder's own name is no pattern."""
+    if is_local(folder):
+        return sorted(folder.glob(pattern))
+    # not `UPath.glob`, to which `run [a]` is a pattern
+    found = folder.fs.glob(f"{glob.escape(folder.path)}/{pattern}")
+    names = (path.removeprefix(f"{folder.path}/") for path in found)
+    return [folder / name for name in sorted(names)]
 
 
 def find_files(folder: AnyPath) -> list[AnyPath]:
@@ -203,7 +224,12 @@ def local_copy(path: AnyPath) -> pathlib.Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     copy = pathlib.Path(folder) / path.name
     try:
-        path.fs.get(path.path, str(copy), recursive=True)
+        # lists of both sides, because fsspec takes a single name for a pattern
+        found = path.fs.find(path.path)
+        if not found:
+            raise FileNotFoundError(os.strerror(errno.ENOENT))
+        inner = [name.removeprefix(path.path).lstrip("/") for name in found]
+        path.fs.get(found, [str(copy / name) for name in inner])
     except Exception as error:  # of the bucket's client, of many kinds
         raise UserError(f"cannot read {path}: {error}") from error
     return copy
@@ -336,7 +362,7 @@ def remove_tree(folder: AnyPath) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         return
     with contextlib.suppress(FileNotFoundError):  # also: removed by another process
-        folder.fs.rm(folder.path, recursive=True)
+        folder.fs.rm(glob.escape(folder.path), recursive=True)  # fsspec takes it for a pattern
 
 
 class AppendOnlyFile:

@@ -1,6 +1,7 @@
 """Which checkpoint a run resumes from: the newest readable one, and it logs which it skips."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -9,11 +10,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from helpers.runs import ROOT
 
 from input_pipeline.io.errors import UserError
-from unimed_jax.weights.checkpoint import Checkpoints
+from input_pipeline.io.library_errors import user_errors
+from unimed_jax.weights import checkpoint_folders
+from unimed_jax.weights.checkpoint import CheckpointReader, Checkpoints
 
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -73,7 +77,7 @@ def halve(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize(
+DAMAGES = pytest.mark.parametrize(
     ("which", "damage"),
     [
         (lambda folder: files_of(folder)[0], remove),
@@ -85,6 +89,9 @@ def halve(path: Path) -> None:
     ],
     ids=["array missing", "array cut", "index cut", "tree missing", "data missing", "meta cut"],
 )
+
+
+@DAMAGES
 def test_a_damaged_one_is_set_aside_and_the_one_before_is_taken(workdir, capsys, which, damage):
     folder = workdir / "checkpoints"
     damage(which(folder / "3"))
@@ -99,6 +106,76 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_is_taken(workdir, capsys,
     checkpoints.close()
     assert int(restore_newest(workdir)[1].state["params"]["a"][0, 0]) == 7
     assert (folder / "damaged-3").is_dir()
+
+
+@DAMAGES
+def test_a_reader_says_in_one_line_which_one_is_damaged(workdir, which, damage):
+    folder = workdir / "checkpoints" / "3"
+    damage(which(folder))
+    if not (folder / "data" / "metadata").exists():  # for training alone
+        return
+    reader = CheckpointReader(workdir)
+    with pytest.raises(UserError) as found:
+        reader.params(jax.eval_shape(lambda: state_of(0))["params"])
+        _ = reader.meta
+    said = str(found.value)
+    assert said.startswith(f"checkpoint {folder} is damaged: ")
+    assert said.endswith("; restore its files, or take another step (there are: 1, 2)")
+    assert len(said) < 1000
+    assert "\n" not in said
+
+
+def test_a_meta_without_a_config_is_damaged(workdir):
+    folder = workdir / "checkpoints" / "3"
+    for content in ("{}", '{"config": 3}', '{"config": {}}'):
+        (folder / "meta" / "metadata").write_text(content)
+        with pytest.raises(UserError, match=f"checkpoint {folder} is damaged: "):
+            _ = CheckpointReader(workdir).config
+
+
+def test_a_full_disk_is_the_reason_why_a_save_fails(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, allowed[1]))  # files cannot grow beyond
+    try:
+        message = f"^cannot write {tmp_path}/.*: File too large"
+        with pytest.raises(UserError, match=message), user_errors():
+            checkpoints.save(1, state_of(1), {}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert Checkpoints(tmp_path).steps() == []
+
+
+@pytest.mark.parametrize("name", ["run [a]", "[!b]", "a*b", "a?b", "Läufe 模型", "x {1,2} #%20 &"])
+def test_folders_of_any_name_keep_checkpoints(tmp_path, name):
+    for other in (1, 2):  # what a pattern would match
+        checkpoints = Checkpoints(tmp_path / "axb")
+        checkpoints.save(other, state_of(other + 10), {}, {"identity": {}})
+        checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / name / "run")
+    checkpoints.save(1, state_of(1), {}, {"identity": {}})
+    checkpoints.close()
+    (tmp_path / name / "run").rename(tmp_path / name / "moved")
+    _, restored = restore_newest(tmp_path / name / "moved")
+    np.testing.assert_array_equal(restored.state["params"]["a"], state_of(1)["params"]["a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("a\\b", "a backslash"), ("gs:", "ends in a colon"), ("\udce4", "not UTF-8")],
+)
+def test_a_name_that_the_storage_cannot_hold_is_refused(tmp_path, name, problem):
+    with pytest.raises(UserError, match=f"checkpoints cannot be kept in .*{problem}"):
+        Checkpoints(tmp_path / name / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_read_back_is_noticed_at_the_first_save(tmp_path, monkeypatch):
+    # the store that writes elsewhere: the name is accepted, as if it were not known to be bad
+    monkeypatch.setattr(checkpoint_folders, "_PROBLEMS", {})
+    checkpoints = Checkpoints(tmp_path / "a\\b")
+    with pytest.raises(UserError, match="was saved, but cannot be read: "):
+        checkpoints.save(1, state_of(1), {}, {"identity": {}})
 
 
 def test_if_none_can_be_read_the_run_does_not_start_anew(workdir):

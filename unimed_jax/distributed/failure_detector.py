@@ -21,10 +21,8 @@ from typing import Any, NoReturn, TextIO
 import jax
 from jax._src import cloud_tpu_init, distributed  # no public API; see test_jax_internals.py
 
+from input_pipeline.io.cli import RESTART_STATUS
 from input_pipeline.io.errors import UserError
-
-# EX_TEMPFAIL of sysexits.h: nothing has to be fixed, the same command resumes the run
-RESTART_STATUS = 75
 
 _KEY = "unimed_jax/failure_detector"
 _CONNECT_SECONDS = 60

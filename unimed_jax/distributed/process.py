@@ -16,8 +16,9 @@ from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from input_pipeline.io import cli
 from input_pipeline.io.errors import UserError
-from input_pipeline.io.files import store_errors
+from input_pipeline.io.library_errors import LibraryError, show, user_errors
 from unimed_jax import config as config_lib
 from unimed_jax.distributed import cpu_allocator, failure_detector, preemption_notice
 from unimed_jax.distributed.failure_detector import FailureDetector, join_job
@@ -58,8 +59,6 @@ def initialize() -> None:
         jax.config.update("jax_compilation_cache_dir", str(_COMPILED.expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     _failure_detector = join_job()
-    if _failure_detector:  # when a process is lost during a save, Orbax would log a traceback
-        absl_logging.set_verbosity(absl_logging.FATAL)
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
@@ -135,8 +134,9 @@ def required(flag: flags.FlagHolder[str | None]) -> str:
 def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
     """Runs a command and exits with its status.
 
-    A ``UserError`` ends the command with one line and status 2. An error in one of several
-    processes ends them all; see ``failure_detector``.
+    An error that the user can fix ends the command with one line and status 2, or 75 where it may
+    be gone by itself. An error in one of several processes ends them all; see
+    ``failure_detector``.
 
     Args:
       main: takes the program's name and the positional arguments; returns an exit status, or None
@@ -146,14 +146,17 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
 
     def guarded(argv: list[str]) -> int | None:
         absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns about intended behaviour
+        cli.quiet_libraries()
         try:
-            with store_errors():
+            with user_errors():
                 status = main(argv)
         except UserError as error:
+            if _failure_detector and isinstance(error, LibraryError):
+                _failure_detector.await_failure_report()
+            show(error)
             if _failure_detector:
-                print(f"error: {error}", file=sys.stderr)
-                _failure_detector.abort(str(error), status=2)
-            _exit(str(error))
+                _failure_detector.abort(str(error), cli.status_of(error))
+            sys.exit(cli.status_of(error))
         except Exception as error:
             if not _failure_detector:
                 raise

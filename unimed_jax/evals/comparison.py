@@ -6,10 +6,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from input_pipeline.io.errors import UserError
+from input_pipeline.io.files import AnyPath
 from unimed_jax.evals.benchmark import spec as suite_files
 
 PUBLISHED = "published"
@@ -74,7 +74,7 @@ class Comparison:
         return bool(self.columns[0].suite)
 
 
-def compare(paths: Sequence[Path], with_published: bool = True) -> Comparison:
+def compare(paths: Sequence[AnyPath], with_published: bool = True) -> Comparison:
     """Reads results.json files, or directories that hold one.
 
     Args:
@@ -116,11 +116,11 @@ def published(suite: str) -> list[Column]:
     ]
 
 
-def _file(path: Path) -> Path:
+def _file(path: AnyPath) -> AnyPath:
     return path / "results.json" if path.is_dir() else path
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
+def _names(paths: Sequence[AnyPath]) -> list[str]:
     """The last part of each path, or the whole path where this is not unique."""
     folders = [p.parent if p.name == "results.json" else p for p in paths]
     short = [folder.name or str(folder) for folder in folders]
@@ -129,7 +129,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     ]
 
 
-def _read(file: Path, name: str) -> Column:
+def _read(file: AnyPath, name: str) -> Column:
     try:
         content = json.loads(file.read_text("utf-8"))
     except OSError as error:

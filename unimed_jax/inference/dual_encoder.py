@@ -20,6 +20,7 @@ from input_pipeline.io.files import read_bytes, reason, to_path
 from input_pipeline.io.grey_levels import grey_to_8_bit
 from input_pipeline.io.image_size import check_size
 from input_pipeline.io.images import decode
+from input_pipeline.io.library_errors import user_errors
 from input_pipeline.io.threads import map_ahead
 from input_pipeline.tokenizer import Tokenizer
 from unimed_jax.distributed import sharding
@@ -40,6 +41,7 @@ _DECODE_AHEAD = 64  # images
 ImageLike = Image.Image | np.ndarray | str | PathLike[str]
 
 
+@user_errors()
 def load(
     path_or_hub_id: str | PathLike[str],
     *,
@@ -59,7 +61,8 @@ def load(
             {"compute_dtype": "bfloat16"}.
 
     Raises:
-        UserError: the weights are missing or invalid; the message names the tensor.
+        UserError: the weights are missing, invalid or damaged; the message names the file or
+            tensor.
     """
     pretrained = open_weights(path_or_hub_id, step)
     return from_pretrained(pretrained, pretrained.model_config(overrides), str(tokenizer))
@@ -248,6 +251,7 @@ class Model:
         tokens = self.config.visual.num_tokens if tower == "visual" else text
         return 1 << (max(_CPU_TOKENS // tokens, 1).bit_length() - 1)
 
+    @user_errors()
     def _run(
         self,
         tower: str,

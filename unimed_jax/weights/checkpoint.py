@@ -12,6 +12,7 @@ import contextlib
 import functools
 import json
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +28,24 @@ from orbax.checkpoint import checkpoint_managers
 
 from input_pipeline.io.errors import UserError
 from input_pipeline.io.files import AnyPath, PathLike, to_path
+from input_pipeline.io.library_errors import LibraryError, brief
 from unimed_jax import config as config_lib
 from unimed_jax.distributed import process, sharding
 from unimed_jax.version import __version__
+from unimed_jax.weights import checkpoint_folders
 
 FOLDER = "checkpoints"
+
+checkpoint_folders.repair_glob()
+
+
+def _ignore_late_callbacks(unraisable: Any, show: Any = sys.unraisablehook) -> None:
+    """Hides what TensorStore prints once per array that it reads after another has failed."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        show(unraisable)
+
+
+sys.unraisablehook = _ignore_late_callbacks
 
 
 @contextlib.contextmanager
@@ -79,7 +93,7 @@ class Checkpoints:
         read_only: bool = False,
         asynchronous: bool = True,
     ) -> None:
-        """Opens the directory.
+        """Opens the directory. Raises UserError if its name is not possible.
 
         Args:
           workdir: holds ``checkpoints/``.
@@ -100,7 +114,10 @@ class Checkpoints:
                 )
             )
         self._best_metric = best_metric
-        directory = to_path(workdir).absolute() / FOLDER
+        self._was_read_back = False
+        workdir = to_path(workdir).absolute()
+        checkpoint_folders.check_name(workdir)
+        directory = workdir / FOLDER
         # before the manager removes the remains of an interrupted save
         self._found = [path.name for path in directory.iterdir()] if directory.is_dir() else []
         options = ocp.CheckpointManagerOptions(
@@ -131,7 +148,15 @@ class Checkpoints:
         meta: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Starts to write a step, unless it exists; returns when the state has left the devices."""
+        """Starts to write a step, unless it exists; returns when the state has left the devices.
+
+        The first one is awaited and read back, so that a run does not train for days into a
+        directory that cannot keep it.
+
+        Raises:
+          UserError: what was written cannot be read.
+          Exception: of Orbax or TensorStore, as when the disk is full; of this or the last save.
+        """
         if step in self._manager.all_steps():
             return
         metrics = dict(metrics or {})
@@ -144,6 +169,28 @@ class Checkpoints:
             ),
             metrics=metrics if self._best_metric in metrics else None,
         )
+        if not self._was_read_back:
+            self.wait()
+            self._read_back(step, state)
+            self._was_read_back = True
+
+    def _read_back(self, step: int, state: Any) -> None:
+        """Reads ``meta`` and the smallest parameter of a step. Raises UserError if it cannot."""
+        path = self._manager.directory / str(step)
+        sizes = {
+            sharding.path_string(key): leaf.size
+            for key, leaf in jax.tree_util.tree_leaves_with_path(state["params"])
+        }
+        smallest = min(sizes, key=lambda name: sizes[name])
+        part = {"params": sharding.select_leaves(state["params"], lambda name: name == smallest)}
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), part)
+        try:
+            _read_state(path, abstract, jax.tree.map(lambda x: x.sharding, part))
+            _read_json(path, "meta")
+        except Exception as error:
+            raise UserError(
+                f"{path} was saved, but cannot be read: {brief(error)}; choose another --workdir"
+            ) from error
 
     def restore_newest(self, abstract_state: Any, shardings: Any) -> Restored | None:
         """The newest checkpoint that every host can read; None if there is none at all.
@@ -168,8 +215,7 @@ class Checkpoints:
             except UserError:
                 raise  # the same on every host
             except Exception as error:
-                # Orbax wraps the error of TensorStore in one with pages of specifications
-                problem = str(error.__cause__ or error).splitlines()[0]
+                problem = brief(error)
             process.wait_for_all(f"checkpoint {step} is read")
             if np.all(multihost_utils.process_allgather(np.array(restored is not None))):
                 process.log(f"resuming from {folder / str(step)}")
@@ -254,21 +300,42 @@ class CheckpointReader:
             )
         self.step: int = steps[-1] if step is None else step
         self.path: AnyPath = self.workdir / FOLDER / str(self.step)
+        self._others = [other for other in steps if other != self.step]
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turns what is raised by missing and damaged files into UserError."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # of Orbax, TensorStore and JSON, of many kinds
+            others = ", ".join(map(str, self._others)) or "none"
+            raise LibraryError(
+                f"checkpoint {self.path} is damaged: {brief(error)}; restore its files, or take "
+                f"another step (there are: {others})"
+            ) from error
 
     @functools.cached_property
     def meta(self) -> Mapping[str, Any]:
-        """What ``make_meta`` returned."""
-        return _read_json(self.path, "meta")
+        """What ``make_meta`` returned. Raises UserError if its file is damaged."""
+        with self._reading():
+            meta = _read_json(self.path, "meta")
+            if "task" not in meta["config"]:
+                raise KeyError("task")
+        return meta
 
     @property
     def config(self) -> ConfigDict:
         """The resolved config that the checkpoint was trained with."""
-        return config_lib.from_json(json.dumps(self.meta["config"]))
+        with self._reading():
+            return config_lib.from_json(json.dumps(self.meta["config"]))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Path -> shape of every parameter."""
         prefix = "params/"
-        stored = _stored_shapes(self.path)
+        with self._reading():
+            stored = _stored_shapes(self.path)
         return {key.removeprefix(prefix): s for key, s in stored.items() if key.startswith(prefix)}
 
     def params(self, abstract_params: Any, shardings: Any = None) -> Any:
@@ -279,12 +346,14 @@ class CheckpointReader:
           shardings: a tree of the same structure, on any mesh; None: in host memory.
 
         Raises:
-          UserError: names the parameters that are absent or have another shape.
+          UserError: names the parameters that are absent or have another shape; or a file of the
+            checkpoint is missing or damaged.
         """
         if shardings is None:
             host = SingleDeviceSharding(sharding.host_device())
             shardings = jax.tree.map(lambda _: host, abstract_params)
-        state = _read_state(self.path, {"params": abstract_params}, {"params": shardings})
+        with self._reading():
+            state = _read_state(self.path, {"params": abstract_params}, {"params": shardings})
         logging.info("restored parameters from %s", self.path)
         return state["params"]
 
