@@ -82,10 +82,15 @@ def _main(argv: list[str]) -> None:
             raise UserError(f"--out={out} holds {name} itself; choose another directory")
         writer = LabelWriter(target, volume) if jax.process_index() == 0 else None
         start = 0
-        for labels in segmenter.labels(params, WindowedVolume(volume, window)):
+        try:
+            for labels in segmenter.labels(params, WindowedVolume(volume, window)):
+                if writer:
+                    writer.write(start, labels)
+                start += len(labels)
+        except ValueError as error:  # values that are not finite
             if writer:
-                writer.write(start, labels)
-            start += len(labels)
+                writer.discard()
+            raise UserError(str(error)) from error
         if writer:
             writer.close()
         process.log(f"{target}")

@@ -5,13 +5,15 @@ import io
 import pathlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from input_pipeline.conversion.label_classes import Classes
 from input_pipeline.conversion.planned_rows import SampleWithNotes, rejecting_invalid
 from input_pipeline.io import images
+from input_pipeline.io.label_pictures import orientation, read_label_picture, upright
 from input_pipeline.segmentation_records import SegmentationSample
 
-ANY_VALUE = "*"  # every mask value above 0 that is not named
+_MIDDLE = "middle of several frames"  # a note of `images`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,58 +38,6 @@ class MaskRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class Classes:
-    """The classes of a mask file: names in the order of label values, and their grey values."""
-
-    names: tuple[str, ...]
-    values: tuple[int | str, ...]  # ANY_VALUE at most once
-
-    @classmethod
-    def parse(cls, text: str) -> "Classes":
-        """`vessel`: all values above 0. `liver,kidney`: 1 and 2. `disc=*,cup=128`: as given.
-
-        Raises ValueError for anything else.
-        """
-        parts = [part.strip().partition("=") for part in text.split(",")]
-        names = tuple(name.strip() for name, _, _ in parts)
-        given = [value.strip() for _, sign, value in parts if sign]
-        if not all(names) or len(set(names)) < len(names) or 0 < len(given) < len(names):
-            raise ValueError("expected NAME,NAME,... or NAME=VALUE,NAME=VALUE,...")
-        values: tuple[int | str, ...]
-        if not given:
-            values = (ANY_VALUE,) if len(names) == 1 else tuple(range(1, len(names) + 1))
-        else:
-            values = tuple(v if v == ANY_VALUE else int(v) for v in given)
-        numbers = [v for v in values if isinstance(v, int)]
-        if len(set(values)) < len(values) or any(not 0 < v < 256 for v in numbers):
-            raise ValueError("values must differ and be 1 to 255, or * for all others")
-        return cls(names, values)
-
-    def label_map(self, grey: np.ndarray) -> np.ndarray:
-        """uint8 grey values -> uint8 label values. Raises ValueError for a value of no class."""
-        table = np.full(256, 255, np.uint8)
-        if ANY_VALUE in self.values:
-            table[1:] = self.values.index(ANY_VALUE) + 1
-        for label, value in enumerate(self.values, 1):
-            if isinstance(value, int):
-                table[value] = label
-        table[0] = 0
-        labels = table[grey]
-        if (labels == 255).any():
-            strange = np.unique(grey[labels == 255]).tolist()
-            known = dict(zip(self.names, self.values, strict=True))
-            raise ValueError(f"mask values of no class: {strange[:5]}; the classes are {known}")
-        return labels
-
-    def label_map_of_some(self, values: np.ndarray) -> np.ndarray:
-        """Values of any dtype -> uint8 label values; those of no class become 0."""
-        labels = np.zeros(values.shape, np.uint8)
-        for label, value in enumerate(self.values, 1):
-            labels[values > 0 if value == ANY_VALUE else values == value] = label
-        return labels
-
-
-@dataclasses.dataclass(frozen=True)
 class MakePicture:
     """Turns a row of image files into a sample.
 
@@ -100,9 +50,22 @@ class MakePicture:
     def __call__(self, row: MaskRow) -> SampleWithNotes:
         """Raises RejectedSample, with the reason, for a row that cannot be used."""
         with rejecting_invalid(row):
-            image, notes = images.normalise(_read(self.root / row.image))
-            mask = self.classes.label_map(_grey(_read(self.root / row.mask)))
-            height, width = Image.open(io.BytesIO(image)).size[::-1]
+            data, mask_data = (_read(self.root / name) for name in (row.image, row.mask))
+            if data == mask_data:
+                raise ValueError(f"the image and its mask {row.mask} are the same file")
+            image, notes = images.normalise(data)
+            if _MIDDLE in notes:
+                raise ValueError("the image has several frames, its mask one: write them as files")
+            with Image.open(io.BytesIO(image)) as stored:
+                width, height = stored.size
+                if orientation(stored) != 1:
+                    raise ValueError("the image is turned by its EXIF data: save it upright")
+            try:
+                picture = read_label_picture(mask_data)
+                mask, mask_notes = self.classes.label_map_of_picture(picture)
+                mask = _turned_like(data, mask, picture.orientation)
+            except ValueError as error:
+                raise ValueError(f"mask {row.mask}: {error}") from error
             if mask.shape != (height, width):
                 raise ValueError(f"the image is {height} x {width}, its mask {mask.shape}")
             sample = SegmentationSample.from_encoded(
@@ -114,7 +77,7 @@ class MakePicture:
                 source=row.source,
                 group=row.group,
             )
-        return SampleWithNotes(sample, notes)
+        return SampleWithNotes(sample, (*notes, *mask_notes))
 
 
 def _read(path: pathlib.Path) -> bytes:
@@ -124,8 +87,31 @@ def _read(path: pathlib.Path) -> bytes:
         raise ValueError(f"cannot read {path.name}: {error.strerror}") from error
 
 
-def _grey(data: bytes) -> np.ndarray:
-    """The values of a mask file, uint8 (H, W); palette indices as they are, of colours the red."""
-    mask, _ = images.decode(data)
-    pixels = np.asarray(mask.convert("L") if mask.mode == "1" else mask)
-    return pixels if pixels.ndim == 2 else pixels[..., 0]
+def _turned_like(data: bytes, mask: np.ndarray, stated: int) -> np.ndarray:
+    """A mask upright, as its image is stored.
+
+    Only the image may say that it is turned, because programs write masks without EXIF data: a mask
+    of the size of either is of the pixels or of what is displayed, another one is uncertain.
+
+    Args:
+      data: the image file.
+      mask: (H, W), not turned.
+      stated: EXIF orientation of the mask.
+
+    Raises:
+      ValueError: it is uncertain how the mask lies.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            of_image, raw = orientation(image), image.size[::-1]
+    except UnidentifiedImageError:  # DICOM
+        return upright(mask, stated)
+    if of_image == stated:
+        return upright(mask, stated)
+    displayed = upright(np.empty(raw, np.bool_), of_image).shape
+    if stated == 1 and displayed != raw and mask.shape in (raw, displayed):
+        return upright(mask, of_image) if mask.shape == raw else mask
+    raise ValueError(
+        f"its EXIF orientation is {stated} and that of the image {of_image}: save both upright, "
+        "without EXIF orientation"
+    )

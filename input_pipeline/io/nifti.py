@@ -35,11 +35,14 @@ class NiftiVolume:
       shape: (D, H, W).
       spacing: mm between neighbours along these axes.
       affine: (4, 4), from the voxel indices of the file to mm.
+      turned_affine: (4, 4), from (right, anterior, superior) indices to mm, whatever the order of
+        the axes in the file.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises ValueError for a file that cannot be read or is no volume."""
+        """Raises ValueError for a file that cannot be read or is no volume of real numbers."""
         nibabel = load_nibabel()
+        self.name = path.name
         self._unpacked = None
         try:
             self.image = nibabel.load(path)
@@ -56,22 +59,47 @@ class NiftiVolume:
             self._raw = self._raw[..., 0]
         if self._raw.ndim != 3:
             raise ValueError(f"{path.name} has the shape {self._raw.shape}, expected three axes")
+        if self._raw.dtype.kind not in "iuf":
+            raise ValueError(
+                f"{path.name} has voxels of the type {self._raw.dtype}, expected real numbers"
+            )
+        if 0 in self._raw.shape:
+            raise ValueError(f"{path.name} has the shape {self._raw.shape}: no voxels")
         self.affine = self.image.affine
+        if _is_degenerate(self.affine):
+            raise ValueError(
+                f"{path.name} has an affine without three directions: {self.affine[:3].tolist()}; "
+                "repair the header"
+            )
         self._voxels = turned(self._raw, self.affine)
+        turn = nibabel.orientations.io_orientation(self.affine)
+        self.turned_affine = self.affine @ nibabel.orientations.inv_ornt_aff(turn, self._raw.shape)
         self.shape: tuple[int, int, int] = self._voxels.shape
         self.spacing = turned_spacing(self.affine)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The slices ``start`` to ``stop`` (D, H, W): scaled as the header says, any dtype."""
+        """The slices ``start`` to ``stop`` (D, H, W): scaled as the header says, any real dtype.
+
+        Raises ValueError for values that are not finite.
+        """
         proxy = self.image.dataobj
         slices = np.ascontiguousarray(self._voxels[start:stop])
-        if (proxy.slope, proxy.inter) == (1.0, 0.0):
-            return slices
-        return slices * np.float32(proxy.slope) + np.float32(proxy.inter)
+        if (proxy.slope, proxy.inter) != (1.0, 0.0):
+            slices = slices * np.float32(proxy.slope) + np.float32(proxy.inter)
+        if slices.dtype.kind == "f" and not np.isfinite(slices).all():
+            raise ValueError(f"{self.name} has values that are no numbers (NaN or infinite)")
+        return slices
 
     def values(self) -> np.ndarray:
         """The whole volume."""
         return self.read(0, self.shape[0])
+
+
+def _is_degenerate(affine: np.ndarray) -> bool:
+    """Whether an affine does not span space, or not in numbers."""
+    if not np.isfinite(affine).all():
+        return True
+    return bool(np.isnan(load_nibabel().orientations.io_orientation(affine)).any())
 
 
 def turned(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
@@ -117,6 +145,10 @@ class LabelWriter:
     def write(self, start: int, labels: np.ndarray) -> None:
         """Writes slices (d, H, W), the first at index ``start``."""
         self._labels[start : start + len(labels)] = labels
+
+    def discard(self) -> None:
+        """Removes the unfinished file."""
+        self._plain.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Finishes the file."""

@@ -1,16 +1,17 @@
 """The source `mask_table`: a CSV with an image and its mask per row, as in RIGA+."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from input_pipeline.conversion.label_classes import Classes
 from input_pipeline.conversion.planned_rows import PlannedRow, Rejection
-from input_pipeline.conversion.segmentation_samples import Classes, MakePicture, MaskRow
+from input_pipeline.conversion.segmentation_samples import MakePicture, MaskRow
 from input_pipeline.conversion.sources.base import Conversion, corpus_name
 from input_pipeline.conversion.sources.masks import held_out
 from input_pipeline.io import tabular_files
+from input_pipeline.io.cell_text import path_text
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.manifest import file_sha256
 from input_pipeline.segmentation_records import SCHEMA
@@ -31,6 +32,7 @@ class MaskTableOptions:
     group_column: Annotated[str | None, "patient ids (none)"] = None
     source: Annotated[str | None, "name of the domain (name of the table)"] = None
     held_out: Annotated[float, "fraction of the patients, or images, for the split val (0.2)"] = 0.2
+    encoding: Annotated[str, "of the table: cp1252, ... (UTF-8, or as its mark says)"] = ""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def open_mask_table(options: MaskTableOptions) -> Conversion:
         raise CorpusError(f"--classes={options.classes}: {error}") from error
     if not 0 <= options.held_out < 1:
         raise CorpusError(f"--held_out={options.held_out}: expected a share in [0, 1)")
-    header = tabular_files.csv_header(options.input)
+    header = tabular_files.csv_header(options.input, options.encoding)
     columns = _Columns(
         image=options.image_column or (header or [""])[0],
         mask=options.mask_column or (header or [""])[-1],
@@ -64,7 +66,7 @@ def open_mask_table(options: MaskTableOptions) -> Conversion:
         raise CorpusError(f"{options.input} needs an image and a mask column; found {header}")
     records = [
         dict(zip(header, cells, strict=True))
-        for _, cells in tabular_files.csv_records(options.input)
+        for _, cells in tabular_files.csv_records(options.input, options.encoding)
     ]
     root = options.image_root or options.input.parent
     return Conversion(
@@ -86,10 +88,11 @@ def _rows(
     units = [record[columns.group or columns.image] for record in records]
     val = held_out(units, options.held_out)
     for number, (record, unit) in enumerate(zip(records, units, strict=True), 1):
-        # tables written on Windows
-        image, mask = (
-            re.sub(r"\\", "/", record[column].strip()) for column in (columns.image, columns.mask)
-        )
+        try:
+            image, mask = (path_text(record[name]) for name in (columns.image, columns.mask))
+        except ValueError as error:
+            yield Rejection(str(error), number, path=record[columns.image])
+            continue
         sample_id = f"{source}/{image}"
         missing = [path for path in (image, mask) if not path or not (root / path).is_file()]
         if missing:

@@ -2,13 +2,15 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from input_pipeline.conversion.label_classes import Classes
 from input_pipeline.conversion.planned_rows import PlannedRow, Rejection
-from input_pipeline.conversion.segmentation_samples import Classes, MakePicture, MaskRow
+from input_pipeline.conversion.segmentation_samples import MakePicture, MaskRow
 from input_pipeline.conversion.sources.base import Conversion, corpus_name
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.segmentation_records import SCHEMA
@@ -22,8 +24,8 @@ class MaskOptions:
     modality: Annotated[str, "modality of all images: fundus, mri, ct, ..."]
     classes: Annotated[
         str,
-        "names of the label values: 'vessel' (any value above 0), 'liver,spleen' (1 and 2), or "
-        "'disc=*,cup=128'",
+        "names of the label values: 'vessel' (any value above 0), 'liver,spleen' (1 and 2), "
+        "'disc=*,cup=128', or colours: 'tumour=#ff0000'",
     ]
     source: Annotated[str | None, "name of the domain (name of the folder)"] = None
     images: Annotated[str, "folder of the images (images)"] = "images"
@@ -56,11 +58,13 @@ def open_masks(options: MaskOptions) -> Conversion:
     if not 0 <= options.held_out < 1:
         raise CorpusError(f"--held_out={options.held_out}: expected a share in [0, 1)")
     name = corpus_name(options.raw.resolve().name)
+    inputs: Counter[str] = Counter()
     return Conversion(
         name=name,
-        rows=_rows(options, group, options.source or name),
+        rows=_rows(options, group, options.source or name, inputs),
         make_sample=MakePicture(options.raw, classes),
         schema=SCHEMA,
+        inputs=inputs,
     )
 
 
@@ -74,12 +78,15 @@ def held_out(groups: list[str], share: float) -> set[str]:
 
 
 def _rows(
-    options: MaskOptions, group: re.Pattern[str], source: str
+    options: MaskOptions, group: re.Pattern[str], source: str, inputs: Counter[str]
 ) -> Iterator[PlannedRow[MaskRow] | Rejection]:
     images = _files(options.raw / options.images)
     masks: dict[str, list[Path]] = {}
     for path in _files(options.raw / options.masks):
         masks.setdefault(path.stem, []).append(path)
+    needed = {path.stem + options.mask_suffix for path in images}
+    if unused := sum(len(paths) for stem, paths in masks.items() if stem not in needed):
+        inputs["masks without an image of their name"] = unused
     groups = [(m[1] if (m := group.search(path.stem)) else "") for path in images]
     units = [group_id or path.name for group_id, path in zip(groups, images, strict=True)]
     val = held_out(units, options.held_out)

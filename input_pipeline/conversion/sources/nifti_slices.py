@@ -11,8 +11,14 @@ from typing import Annotated
 
 import numpy as np
 
-from input_pipeline.conversion.planned_rows import PlannedRow, Rejection, rejecting_invalid
-from input_pipeline.conversion.segmentation_samples import Classes
+from input_pipeline.conversion.label_classes import Classes
+from input_pipeline.conversion.nifti_pairs import labelled, read_labels, read_pair
+from input_pipeline.conversion.planned_rows import (
+    PlannedRow,
+    Rejection,
+    SampleWithNotes,
+    rejecting_invalid,
+)
 from input_pipeline.conversion.sources.base import Conversion, corpus_name
 from input_pipeline.conversion.sources.masks import held_out
 from input_pipeline.io.errors import CorpusError
@@ -99,7 +105,9 @@ def _rows(
             yield Rejection("no label volume of its name", number, f"{source}/{volume}", path.name)
             continue
         try:
-            labels = _load(label)[0]
+            labels = read_labels(NiftiVolume(label))
+            if not (options.all_slices or labels.any()):
+                raise ValueError("all labels are 0, so no slice is used: --all_slices uses all")
         except ValueError as error:
             number += 1
             yield Rejection(str(error), number, f"{source}/{volume}", label.name)
@@ -108,7 +116,7 @@ def _rows(
         indices = range(labels.shape[0])
         if not options.all_slices:
             used = np.flatnonzero(labels.any(axis=(1, 2)))
-            indices = range(used.min(), used.max() + 1) if len(used) else range(0)
+            indices = range(used.min(), used.max() + 1)
         for index in indices:
             number += 1
             row = SliceRow(
@@ -142,30 +150,25 @@ class MakeSlice:
     classes: Classes
     window: Window
 
-    def __call__(self, row: SliceRow) -> SegmentationSample:
+    def __call__(self, row: SliceRow) -> SampleWithNotes:
         """Raises RejectedSample, with the reason, for a row that cannot be used."""
         with rejecting_invalid(row):
-            image, spacing = _load(self.root / row.image)
-            labels, _ = _load(self.root / row.label)
-            if image.shape != labels.shape:
-                raise ValueError(f"the image is {image.shape}, its labels {labels.shape}")
-            limits = self.window.limits(image)
+            pair = _load(self.root / row.image, self.root / row.label)
+            limits = self.window.limits(pair.values)
             # radiological view: rows from front to back, the patient's right on the left
-            pixels, values = (v[row.index, ::-1, ::-1] for v in (image, labels))
-            return SegmentationSample.from_array(
+            pixels, labels = (v[row.index, ::-1, ::-1] for v in (pair.values, pair.labels))
+            mask, notes = labelled(self.classes, labels)
+            sample = SegmentationSample.from_array(
                 rescaled(pixels, limits),
-                self.classes.label_map_of_some(values),
+                mask,
                 id=row.id,
                 classes=self.classes.names,
                 modality=row.modality,
                 source=row.source,
                 group=row.group,
-                spacing=spacing,
+                spacing=pair.spacing,
             )
+        return SampleWithNotes(sample, notes)
 
 
-@functools.lru_cache(maxsize=4)  # the slices of a volume come in no fixed order
-def _load(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """(superior, anterior, right) values and mm between neighbours along these axes."""
-    volume = NiftiVolume(path)
-    return volume.values(), volume.spacing
+_load = functools.lru_cache(maxsize=2)(read_pair)  # slices of a volume come in no fixed order

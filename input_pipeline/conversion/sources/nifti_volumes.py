@@ -11,15 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-
-from input_pipeline.conversion.planned_rows import PlannedRow, Rejection, rejecting_invalid
-from input_pipeline.conversion.segmentation_samples import Classes
+from input_pipeline.conversion.label_classes import Classes
+from input_pipeline.conversion.nifti_pairs import labelled, read_pair
+from input_pipeline.conversion.planned_rows import (
+    PlannedRow,
+    Rejection,
+    SampleWithNotes,
+    rejecting_invalid,
+)
 from input_pipeline.conversion.sources.base import Conversion, corpus_name
 from input_pipeline.conversion.sources.masks import held_out
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.intensity_windows import BY_MODALITY, MINMAX, Window, rescaled
-from input_pipeline.io.nifti import NiftiVolume
 from input_pipeline.segmentation_records import SCHEMA, SegmentationSample
 
 _ID = "{id}"
@@ -223,24 +226,19 @@ class MakeVolume:
     classes: Classes
     window: Window
 
-    def __call__(self, row: VolumeRow) -> SegmentationSample:
+    def __call__(self, row: VolumeRow) -> SampleWithNotes:
         """Raises RejectedSample, with the reason, for a row that cannot be used."""
         with rejecting_invalid(row):
-            image, labels = (NiftiVolume(self.root / name) for name in (row.image, row.label))
-            if image.shape != labels.shape:
-                raise ValueError(f"the image is {image.shape}, its labels {labels.shape}")
-            if not np.allclose(image.affine, labels.affine, atol=1e-2):
-                raise ValueError("image and labels lie elsewhere: their affines differ")
-            values = image.values()
-            if not np.isfinite(values).all():
-                raise ValueError("the image has values that are no numbers")
-            return SegmentationSample.from_array(
-                rescaled(values, self.window.limits(values)),
-                self.classes.label_map_of_some(labels.values()),
+            pair = read_pair(self.root / row.image, self.root / row.label)
+            mask, notes = labelled(self.classes, pair.labels)
+            sample = SegmentationSample.from_array(
+                rescaled(pair.values, self.window.limits(pair.values)),
+                mask,
                 id=row.id,
                 classes=self.classes.names,
                 modality=row.modality,
                 source=row.source,
                 group=row.group,
-                spacing=image.spacing,
+                spacing=pair.spacing,
             )
+        return SampleWithNotes(sample, notes)

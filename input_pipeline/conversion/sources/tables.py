@@ -36,9 +36,7 @@ class TableOptions:
     modality: Annotated[str | None, "modality of all rows, instead of a column"] = None
     source: Annotated[str | None, "source of all rows, instead of a column"] = None
     split: Annotated[str, "split of rows without one (train)"] = "train"
-    encoding: Annotated[
-        str, "of the table: cp1252, ... (UTF-8, or as its byte order mark says)"
-    ] = ""
+    encoding: Annotated[str, "of the table: cp1252, ... (UTF-8, or as its mark says)"] = ""
 
 
 def open_csv(options: TableOptions) -> OpenedSource:

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from input_pipeline import dataset, manifest, segmentation_records
-from input_pipeline.conversion.segmentation_samples import ANY_VALUE, Classes
+from input_pipeline.conversion.label_classes import ANY_VALUE, Classes
 from input_pipeline.conversion.sources.masks import held_out
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.phantoms import masks
@@ -98,7 +98,7 @@ def test_patients_are_not_on_both_sides_and_the_choice_is_stable(folder, tmp_pat
     [
         ("--classes=", "NAME,NAME"),
         ("--classes=a=1,b", "NAME=VALUE"),
-        ("--classes=a=0", "1 to 255"),
+        ("--classes=a=0", "1 to 65535"),
         ("--classes=a=7,b=7", "must differ"),
         ("--group_regex=p", "no group in parentheses"),
         ("--held_out=1", r"share in \[0, 1\)"),
@@ -141,7 +141,9 @@ def test_any_text_is_classes_or_a_value_error(text):
     except ValueError:
         return
     assert len(classes.names) == len(classes.values) == len(set(classes.values))
-    assert all(v == ANY_VALUE or 1 <= v <= 255 for v in classes.values)
+    numbers = [v for v in classes.values if isinstance(v, int)]
+    assert all(1 <= v <= 65535 for v in numbers)
+    assert all(v == ANY_VALUE or v[0] == "#" for v in classes.values if v not in numbers)
 
 
 def draw_array(draw, dtype, low, high):

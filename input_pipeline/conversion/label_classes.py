@@ -1,0 +1,192 @@
+"""The classes of a corpus with masks: their names, and the label values or colours they have."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from input_pipeline.io.label_pictures import LabelPicture
+
+ANY_VALUE = "*"  # every mask value above 0 that is not named
+
+_COLOUR = re.compile(r"#[0-9a-f]{6}")
+_LARGEST = (1 << 16) - 1
+_MOST_CLASSES = 255  # masks are uint8 in records
+_MOST_COLOURS = 16  # of a drawing; a picture has more
+_MOST_GREYS = 64
+_DARK, _BRIGHT, _MOST_BETWEEN = 64, 191, 0.05  # of a mask of two values in a lossy format
+
+SEVERAL_VALUES = "mask with several values above 0, which all count as the class"
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a mask file: names in the order of label values, and their values in files.
+
+    A value is a number, a colour such as ``#00ff00``, or `ANY_VALUE`.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[int | str, ...]  # ANY_VALUE at most once
+
+    @classmethod
+    def parse(cls, text: str) -> "Classes":
+        """`vessel`: all values above 0. `liver,kidney`: 1 and 2. `disc=*,cup=128`: as given.
+
+        Raises ValueError for anything else.
+        """
+        parts = [part.strip().partition("=") for part in text.split(",")]
+        names = tuple(name.strip() for name, _, _ in parts)
+        given = [value.strip() for _, sign, value in parts if sign]
+        if not all(names) or len(set(names)) < len(names) or 0 < len(given) < len(names):
+            raise ValueError("expected NAME,NAME,... or NAME=VALUE,NAME=VALUE,...")
+        values: tuple[int | str, ...]
+        if not given:
+            values = (ANY_VALUE,) if len(names) == 1 else tuple(range(1, len(names) + 1))
+        else:
+            values = tuple(_value(text) for text in given)
+        numbers = [value for value in values if isinstance(value, int)]
+        colours = [value for value in values if isinstance(value, str) and value != ANY_VALUE]
+        if len(set(values)) < len(values) or any(not 0 < v <= _LARGEST for v in numbers):
+            raise ValueError(
+                f"values must differ and be 1 to {_LARGEST}, colours such as #00ff00, or * for all "
+                "others"
+            )
+        if numbers and colours:
+            raise ValueError("values are either numbers or colours")
+        if len(names) > _MOST_CLASSES:
+            raise ValueError(f"{len(names)} classes, more than {_MOST_CLASSES}")
+        return cls(names, values)
+
+    def label_map(self, values: np.ndarray) -> np.ndarray:
+        """Values in a file, integers, -> uint8 label values.
+
+        Raises ValueError for a value of no class.
+        """
+        labels = self.label_map_of_some(values)
+        if (unknown := self.without_class(values, labels)).size:
+            known = dict(zip(self.names, self.values, strict=True))
+            raise ValueError(
+                f"mask values of no class: {unknown[:5].tolist()}; the classes are {known}"
+            )
+        return labels
+
+    def label_map_of_some(self, values: np.ndarray) -> np.ndarray:
+        """As `label_map`, but values of no class become 0."""
+        labels = np.zeros(values.shape, np.uint8)
+        if ANY_VALUE in self.values:
+            labels[values > 0] = self.values.index(ANY_VALUE) + 1
+        for label, value in enumerate(self.values, 1):
+            if isinstance(value, int):
+                labels[values == value] = label
+        return labels
+
+    def without_class(self, values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """The distinct values above 0 that are background in a label map of them."""
+        return np.unique(values[(labels == 0) & (values > 0)])
+
+    def label_map_of_picture(self, picture: LabelPicture) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The content of a mask file -> uint8 label values (H, W), and notes.
+
+        Raises ValueError, with the remedy, for what has no class or no certain meaning.
+        """
+        if picture.lossy:
+            return self._of_lossy(picture), ("mask in a lossy format, split at half of its range",)
+        if any(isinstance(value, str) and value != ANY_VALUE for value in self.values):
+            return self._of_colours(picture), ()
+        if not picture.readings:
+            assert picture.colours is not None, picture
+            return self._not_black(picture.colours), ()
+        return self._of_readings(picture)
+
+    def _of_readings(self, picture: LabelPicture) -> tuple[np.ndarray, tuple[str, ...]]:
+        fitting, reasons = [], []
+        for values in picture.readings:
+            try:
+                fitting.append((self.label_map(values), values))
+            except ValueError as error:
+                reasons.append(str(error))
+        if not fitting:
+            raise ValueError("; or as stored, ".join(dict.fromkeys(reasons)))
+        if any(not np.array_equal(fitting[0][0], labels) for labels, _ in fitting):
+            shown, stored = (np.unique(values)[:5].tolist() for values in picture.readings)
+            raise ValueError(
+                f"mask values are {shown} as displayed and {stored} as stored, and both are of "
+                "classes: save the mask as PNG of 8 bits without a palette"
+            )
+        labels, values = fitting[0]
+        if ANY_VALUE in self.values:
+            return labels, _notes_of_any(values, labels == self.values.index(ANY_VALUE) + 1)
+        return labels, ()
+
+    def _of_lossy(self, picture: LabelPicture) -> np.ndarray:
+        """Two values of which compression has made many; more are not told apart."""
+        remedy = "save the mask as PNG"
+        if not picture.readings:
+            raise ValueError(f"a lossy format changes the colours of a mask: {remedy}")
+        if len(self.values) > 1:
+            raise ValueError(f"a lossy format changes the values of several classes: {remedy}")
+        values = picture.readings[0]
+        if not values.any():
+            return np.zeros(values.shape, np.uint8)
+        between = np.mean((values >= _DARK) & (values <= _BRIGHT))
+        if values.max() <= _BRIGHT or between > _MOST_BETWEEN:
+            raise ValueError(
+                f"a mask in a lossy format that is not black and white (values up to "
+                f"{values.max()}, {between:.0%} of the pixels are grey): {remedy}"
+            )
+        return np.where(values > (_DARK + _BRIGHT) // 2, 1, 0).astype(np.uint8)
+
+    def _of_colours(self, picture: LabelPicture) -> np.ndarray:
+        """Label values of the classes whose colours are named."""
+        colours = picture.colours
+        if colours is None:
+            if picture.readings[0].max() > 255:
+                raise ValueError("the mask has grey values above 255, but the classes are colours")
+            colours = np.repeat(picture.readings[0][..., None], 3, axis=-1)
+        packed = (colours.astype(np.int64) @ [1 << 16, 1 << 8, 1]).astype(np.int64)
+        labels = np.zeros(packed.shape, np.uint8)
+        if ANY_VALUE in self.values:
+            labels[packed > 0] = self.values.index(ANY_VALUE) + 1
+        for label, value in enumerate(self.values, 1):
+            if isinstance(value, str) and value != ANY_VALUE:
+                labels[packed == int(value[1:], 16)] = label
+        if (unknown := self.without_class(packed, labels)).size:
+            raise ValueError(
+                f"mask colours of no class: {_colours(unknown)}; the classes are "
+                f"{dict(zip(self.names, self.values, strict=True))}"
+            )
+        return labels
+
+    def _not_black(self, colours: np.ndarray) -> np.ndarray:
+        """The only class, of which every colour but black is."""
+        distinct = np.unique(colours.astype(np.int64) @ [1 << 16, 1 << 8, 1])
+        if len(distinct) > _MOST_COLOURS:
+            raise ValueError(f"the mask is a picture of {len(distinct)} colours, not of labels")
+        if self.values != (ANY_VALUE,) or distinct[0] != 0:
+            raise ValueError(
+                f"the mask has the colours {_colours(distinct)}: name the colour of each class, "
+                "--classes=NAME=#00ff00,..."
+            )
+        return np.where(colours.any(axis=-1), 1, 0).astype(np.uint8)
+
+
+def _value(text: str) -> int | str:
+    """Of a class. Raises ValueError."""
+    if text == ANY_VALUE or _COLOUR.fullmatch(text.lower()):
+        return text.lower()
+    return int(text)
+
+
+def _colours(packed: np.ndarray) -> str:
+    return ", ".join(f"#{value:06x}" for value in packed[:5].tolist())
+
+
+def _notes_of_any(values: np.ndarray, of_class: np.ndarray) -> tuple[str, ...]:
+    """What is noteworthy where all other values are of one class. ValueError for a picture."""
+    distinct = np.unique(values)
+    if len(distinct) > _MOST_GREYS and np.mean(values[:, 1:] != values[:, :-1]) > 0.5:
+        raise ValueError(
+            f"the mask is a picture: it has {len(distinct)} grey values, and neighbours differ"
+        )
+    return (SEVERAL_VALUES,) if len(np.unique(values[of_class])) > 1 else ()
