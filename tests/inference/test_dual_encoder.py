@@ -105,7 +105,7 @@ def test_images_that_cannot_be_used(model: Model, tmp_path: Path) -> None:
     for image, message in (
         (tmp_path / "broken.png", r"cannot read .*broken\.png: not an image, or of an unknown"),
         (tmp_path / "absent.png", r"cannot read .*absent\.png: No such file"),
-        (tmp_path / "bomb.png", r"cannot read .*bomb\.png: .* 110000 x 110000 pixels, more than"),
+        (tmp_path / "bomb.png", r"cannot read .*bomb\.png: .* pixels"),
         (
             np.zeros((4, 4), np.float64),
             r"expected uint8 \(H, W\) or \(H, W, 3\), .* float64",
