@@ -6,6 +6,7 @@ The ids equal those of Hugging Face's BERT tokenizer for the same files: it is t
 import functools
 import hashlib
 import html
+import json
 import re
 from collections.abc import Sequence
 
@@ -36,7 +37,10 @@ class Tokenizer:
     """
 
     def __init__(self, directory: PathLike, context_length: int) -> None:
-        """Reads ``tokenizer.json``, else ``vocab.txt`` (uncased BERT), from a directory or file.
+        """Reads ``tokenizer.json``, else ``vocab.txt`` (BERT), from a directory or file.
+
+        The ``tokenizer_config.json`` beside it says whether BERT keeps case and accents. Without
+        one, a ``vocab.txt`` keeps them if a word in it has a capital letter.
 
         Raises:
           ConfigError: there is no such file, it cannot be read, or BERT's special tokens are
@@ -53,6 +57,7 @@ class Tokenizer:
                 tokenizer = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
             else:
                 tokenizer = _bert_tokenizer(path)
+            _follow_config(tokenizer, path.parent / "tokenizer_config.json")
         except ConfigError:
             raise
         except Exception as error:  # the Rust library raises bare Exception
@@ -75,6 +80,14 @@ class Tokenizer:
         encodings = self._tokenizer.encode_batch([clean(text) for text in texts])
         return np.array([encoding.ids for encoding in encodings], np.int32)
 
+    def lengths(self, texts: Sequence[str]) -> np.ndarray:
+        """Tokens of each text before truncation, with [CLS] and [SEP]: int64 (len(texts),)."""
+        whole = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        whole.no_truncation()
+        whole.no_padding()
+        encodings = whole.encode_batch([clean(text) for text in texts])
+        return np.array([len(encoding.ids) for encoding in encodings], np.int64)
+
     def save(self, directory: PathLike) -> None:
         """Writes ``tokenizer.json``, which makes a run independent of its tokenizer's source."""
         content = self._tokenizer.to_str(pretty=True)
@@ -82,16 +95,35 @@ class Tokenizer:
 
 
 def _bert_tokenizer(vocab_file: AnyPath) -> tokenizers.Tokenizer:
-    """The uncased BERT tokenizer of a ``vocab.txt``: one token per line, ids by line number."""
+    """The BERT tokenizer of a ``vocab.txt``: one token per line, ids by line number."""
     tokens = vocab_file.read_text(encoding="utf-8").splitlines()
     vocab = {token: index for index, token in enumerate(tokens)}
     if "[UNK]" not in vocab or "[CLS]" not in vocab or "[SEP]" not in vocab:
         raise ConfigError(f"{vocab_file} is no BERT vocabulary: [UNK], [CLS] or [SEP] missing")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    # an uncased vocabulary has no words with capitals, only special tokens and perhaps letters
+    words = (token.removeprefix("##") for token in tokens if not token.startswith("["))
+    cased = any(len(word) > 1 and word != word.lower() for word in words)
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=not cased)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = tokenizers.processors.BertProcessing(
         ("[SEP]", vocab["[SEP]"]), ("[CLS]", vocab["[CLS]"])
     )
     tokenizer.decoder = tokenizers.decoders.WordPiece()
     return tokenizer
+
+
+def _follow_config(tokenizer: tokenizers.Tokenizer, config_file: AnyPath) -> None:
+    """Applies transformers' settings of BERT's normalizer, if the file has them."""
+    normalizer = json.loads(tokenizer.to_str())["normalizer"]
+    if not config_file.is_file() or not normalizer or normalizer["type"] != "BertNormalizer":
+        return
+    config = json.loads(config_file.read_text("utf-8"))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(
+        clean_text=normalizer["clean_text"],
+        handle_chinese_chars=config.get(
+            "tokenize_chinese_chars", normalizer["handle_chinese_chars"]
+        ),
+        strip_accents=config.get("strip_accents", normalizer["strip_accents"]),
+        lowercase=config.get("do_lower_case", normalizer["lowercase"]),
+    )

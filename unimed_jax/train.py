@@ -169,6 +169,9 @@ def train(
         f"{config.task}: {num_params:,} parameters, {loader.num_samples:,} samples, "
         f"{num_steps} steps of {config.batch_size}, mesh {dict(mesh.shape)}, from step {start}"
     )
+    if main_host and start == 0:
+        for note in task.data_notes(loader.first_records()):
+            process.log(note)
     jax.block_until_ready(state)
     startup.mark("state")
 

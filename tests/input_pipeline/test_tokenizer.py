@@ -1,5 +1,7 @@
 """Token ids against transformers' BERT tokenizer on the same vocabulary."""
 
+import json
+
 import numpy as np
 import pytest
 from transformers import BertTokenizerFast
@@ -42,6 +44,51 @@ def test_a_saved_copy_is_the_same_tokenizer(vocab, tmp_path):
     copy = Tokenizer(tmp_path / "copy", 16)
     assert copy.sha256 == tokenizer.sha256
     np.testing.assert_array_equal(copy(TEXTS), tokenizer(TEXTS))
+
+
+CASED = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "MRI",
+    "mri",
+    "##s",
+    "Caf",
+    "caf",
+    "##é",
+    "##e",
+]
+
+
+@pytest.mark.parametrize("config", [None, {"do_lower_case": False}, {"do_lower_case": True},
+                                    {"do_lower_case": False, "strip_accents": True}])  # fmt: skip
+@pytest.mark.parametrize("fast", [False, True])
+def test_case_is_kept_where_the_config_says_so(tmp_path, config, fast):
+    (tmp_path / "vocab.txt").write_text("".join(f"{entry}\n" for entry in CASED))
+    if fast:  # a tokenizer.json of another setting, which transformers overrules by the config
+        Tokenizer(tmp_path, 12).save(tmp_path)
+    if config is not None:
+        config = {"tokenizer_class": "BertTokenizer"} | config
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    texts = ["MRIs mri Café", "café Mri"]
+    reference = BertTokenizerFast(
+        vocab=str(tmp_path / "vocab.txt"),
+        do_lower_case=bool(config and config["do_lower_case"]),
+        strip_accents=config and config.get("strip_accents"),
+    )
+    theirs = reference(texts, padding="max_length", max_length=12)["input_ids"]
+    np.testing.assert_array_equal(Tokenizer(tmp_path, 12)(texts), theirs)
+
+
+def test_lengths_are_those_before_truncation(vocab):
+    tokenizer = Tokenizer(vocab, 8)
+    reference = BertTokenizerFast(vocab=str(vocab), do_lower_case=True)
+    expected = [len(ids) for ids in reference([clean(t) for t in TEXTS])["input_ids"]]
+    assert max(expected) > 8
+    np.testing.assert_array_equal(tokenizer.lengths(TEXTS), expected)
+    assert tokenizer(TEXTS).shape == (len(TEXTS), 8)
 
 
 def test_cleaning_repairs_and_collapses():

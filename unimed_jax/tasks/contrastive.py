@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from input_pipeline import records
+from input_pipeline import records as records_lib
 from input_pipeline.io.errors import ConfigError
 from input_pipeline.io.files import AnyPath, to_path
 from input_pipeline.tokenizer import Tokenizer
@@ -99,7 +99,7 @@ def validate(config: ConfigDict) -> None:
 class Contrastive:
     """The contrastive task; ``training.task.Task`` documents the methods."""
 
-    record_schema = records.SCHEMA.name
+    record_schema = records_lib.SCHEMA.name
     evaluator_classes = evaluator_registry.DUAL_ENCODER
     charts = (
         Chart("Balanced accuracy", "zero_shot/*/balanced_accuracy", (0.0, 1.0)),
@@ -193,7 +193,7 @@ class Contrastive:
 
         from input_pipeline import caption_sampling, transforms
 
-        sample = records.parse(record)
+        sample = records_lib.parse(record)
         crop_seed, caption_seed = seed, seed + tf.constant([0, 1 << 62], tf.int64)
         draws = [
             functools.partial(
@@ -215,6 +215,18 @@ class Contrastive:
             ),
             "caption": tf.switch_case(tf.cast(source, tf.int32), draws),
         }
+
+    def data_notes(self, records: Iterable[bytes]) -> Sequence[str]:
+        limit = self._config.model.text.context_length
+        captions = [c for record in records for c in records_lib.decode(record).captions]
+        lengths = self.tokenizer.lengths(captions)
+        if not (lengths > limit).any():
+            return ()
+        return (
+            f"captions longer than model.text.context_length={limit} tokens are cut: "
+            f"{(lengths > limit).sum():,} of the first {len(captions):,} "
+            f"({(lengths > limit).mean():.1%}), the longest has {lengths.max()}",
+        )
 
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         texts = [caption.decode() for caption in batch["caption"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -98,6 +98,10 @@ class SegmentationTask:
 
     def save_assets(self, workdir: str) -> None:
         """Writes nothing: a run needs only its checkpoints."""
+
+    def data_notes(self, records: Iterable[bytes]) -> Sequence[str]:
+        del records
+        return ()
 
     def init(self, key: jax.Array) -> Params:
         return self.model.init(key)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import dataset, device_prefetch
 from input_pipeline.io.errors import ConfigError
-from input_pipeline.io.files import AnyPath, under
+from input_pipeline.io.files import AnyPath, to_path, under
 from unimed_jax import config as config_lib
 from unimed_jax.distributed import sharding
 from unimed_jax.training.task import Task
@@ -77,6 +77,15 @@ class DataLoader:
                 f"the data has changed since step {step} ({'; '.join(changed)}); restore it, or "
                 "pass --config.data.accept_new_order=True to continue in the new order"
             )
+
+    def first_records(self, count: int = 200) -> Iterator[bytes]:
+        """The first ``count`` serialized records of every source, in the order of its files."""
+        import tensorflow as tf
+
+        for source, content in zip(self.spec.sources, self.spec.manifests, strict=True):
+            shards = content.splits[source.split].shards
+            files = [str(under(to_path(source.directory), shard.file)) for shard in shards]
+            yield from tf.data.TFRecordDataset(files).take(count).as_numpy_iterator()
 
     def read(self, start: int, stop: int) -> Iterator[tuple[list[str], dict[str, jax.Array]]]:
         """(ids of this host's rows, global batch) of the steps ``start`` <= k < ``stop``."""

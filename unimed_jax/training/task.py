@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -115,6 +115,9 @@ class Task(Protocol):
         Returns:
           Tensors of fixed shapes, including ``id`` (string).
         """
+
+    def data_notes(self, records: Iterable[bytes]) -> Sequence[str]:
+        """Lines for the log about the training data, from the first records of every source."""
 
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Stacked features of this host -> host arrays as in ``batch_spec``."""

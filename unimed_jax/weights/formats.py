@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.io.errors import WeightsError
-from unimed_jax.weights import layouts, safetensors_file, torch_file
+from unimed_jax.weights import layouts, safetensors_file, torch_file, wrappers
 from unimed_jax.weights.lazy_tensors import LazyTensor, Tensors
 from unimed_jax.weights.pretrained import Part, Pretrained
 
@@ -63,6 +63,7 @@ def open_pretrained(path: Path) -> Pretrained:
         tensors, is_torchscript = safetensors_file.read(file), False
     else:
         tensors, is_torchscript = torch_file.read(file)
+    tensors = wrappers.unwrapped(tensors, str(file))
     names = tensors.keys()
 
     def has(prefix: str) -> bool:

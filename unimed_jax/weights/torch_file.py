@@ -147,8 +147,7 @@ def read(path: Path) -> tuple[dict[str, LazyTensor], bool]:
     """The tensors of a file by state-dict name, and whether torch.jit.save wrote it.
 
     A dict under "state_dict", "model" or "model_state_dict" is taken if there is one, as in
-    training checkpoints. The prefixes "module." (of parallel) and "_orig_mod." (of compiled
-    models) are removed where all names have them.
+    training checkpoints.
 
     Raises:
         WeightsError: not such a file, truncated, without tensors, or requiring code to be run.
@@ -167,9 +166,6 @@ def read(path: Path) -> tuple[dict[str, LazyTensor], bool]:
     named = dict(_flatten(_state_dict(content)))
     if not named:
         raise WeightsError(f"{path} holds no tensors")
-    for prefix in ("module.", "_orig_mod."):
-        if all(name.startswith(prefix) for name in named):
-            named = {name.removeprefix(prefix): view for name, view in named.items()}
     tensors = {
         name: LazyTensor(view.shape, functools.partial(views.load, view))
         for name, view in named.items()
