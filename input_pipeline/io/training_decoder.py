@@ -6,6 +6,7 @@ TensorFlow is imported inside the functions, as in `input_pipeline/records.py`.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +35,12 @@ def decoded(data: bytes) -> np.ndarray:
         with tf.device("CPU"):
             return decode_image(tf.constant(data)).numpy()
     except tf.errors.OpError as error:
-        raise ValueError(error.message.splitlines()[0]) from error
+        raise ValueError(_reason(error)) from error
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """What TensorFlow says, without the place in its graph."""
+    return "cannot decode it: " + re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message).strip()
 
 
 def deep_png(data: bytes) -> np.ndarray:
@@ -45,4 +51,4 @@ def deep_png(data: bytes) -> np.ndarray:
         with tf.device("CPU"):
             return tf.io.decode_png(data, dtype=tf.uint16).numpy()
     except tf.errors.OpError as error:
-        raise ValueError(error.message.splitlines()[0]) from error
+        raise ValueError(_reason(error)) from error
