@@ -125,6 +125,8 @@ def _from_pillow(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
                 return _decoded(image, data)
     except UnidentifiedImageError:
         raise ValueError("not an image, or of an unknown format") from None
+    except Image.DecompressionBombError as error:  # Pillow's own limit, the same by default
+        raise ValueError(f"the image is too large, more than can be decoded: {error}") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         raise ValueError(f"the image cannot be decoded: {error}") from error
     known = ", ".join((*_KEPT, *_CONVERTED))

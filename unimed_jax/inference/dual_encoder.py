@@ -18,7 +18,7 @@ from PIL import Image
 from input_pipeline.io.errors import UserError, WeightsError
 from input_pipeline.io.files import read_bytes, reason, to_path
 from input_pipeline.io.grey_levels import grey_to_8_bit
-from input_pipeline.io.image_size import check_size
+from input_pipeline.io.image_size import check_aspect_ratio, check_size
 from input_pipeline.io.images import decode
 from input_pipeline.io.library_errors import user_errors
 from input_pipeline.io.threads import map_ahead
@@ -301,6 +301,7 @@ def preprocess(image: ImageLike, size: int) -> np.ndarray:
     try:
         image = _opened(image)
         check_size(*image.size)
+        check_aspect_ratio(*image.size)
     except (ValueError, OSError) as error:
         why = reason(error) if isinstance(error, OSError) else error
         raise UserError(f"cannot read {name}: {why}") from error

@@ -18,7 +18,7 @@ from unimed_jax.distributed import sharding
 from unimed_jax.models.config import ModelConfig
 
 # How images become the pixels that the image tower takes; part of the keys of cached embeddings.
-PILLOW_PREPROCESSING = "8 bit, RGB, shortest side bicubic, centre crop; version 1"
+PILLOW_PREPROCESSING = "8 bit, RGB, shortest side bicubic, centre crop; version 2"
 TENSORFLOW_PREPROCESSING = (
     "8 bit, RGB, shortest side bicubic, centre crop, in TensorFlow; version 1"
 )

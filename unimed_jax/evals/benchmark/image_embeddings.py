@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from input_pipeline.io import images as image_files
 from input_pipeline.io.errors import CorpusError, UserError
 from input_pipeline.io.files import AnyPath
+from input_pipeline.io.image_size import check_aspect_ratio
 from input_pipeline.io.threads import map_ahead
 from unimed_jax.evals.benchmark.images import LabelledImages
 from unimed_jax.inference import embedding_cache
@@ -117,7 +118,9 @@ def _prepare(data: bytes, size: int) -> tuple[np.ndarray, bytes, np.ndarray]:
     """(SHA-256, problem or b"", pixels (size, size, 3)) of an image file."""
     digest = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
     try:
-        return digest, b"", preprocess(image_files.decode(data)[0], size)
+        image = image_files.decode(data)[0]
+        check_aspect_ratio(*image.size)
+        return digest, b"", preprocess(image, size)
     except UserError:  # a missing package, not a property of the image
         raise
     except ValueError as error:
