@@ -1,10 +1,12 @@
 """What stops a run: losses that are not finite, impossible configs, foreign directories."""
 
+import os
 import re
 
 import pytest
 from helpers.runs import losses_of, start, write_recipe
 
+from input_pipeline.io import locks
 from input_pipeline.io.errors import ConfigError, UserError
 from unimed_jax import train
 from unimed_jax.weights.checkpoint import CheckpointReader
@@ -69,6 +71,15 @@ def test_a_workdir_of_another_config_is_refused(tiny_config, tmp_path):
     train.claim_workdir(tiny_config(mesh__data=4, log_every_steps=7), tmp_path)  # no matter
     with pytest.raises(UserError, match=r"batch_size: 16 -> 32.*another --workdir"):
         train.claim_workdir(tiny_config(batch_size=32), tmp_path)
+
+
+@pytest.mark.parametrize("run", [train.train, train.train_stages])
+def test_a_workdir_in_use_is_refused_before_anything_is_written(tiny_config, tmp_path, run):
+    with locks.exclusive(tmp_path):
+        message = f"{tmp_path} is in use by process {os.getpid()} on host"
+        with pytest.raises(UserError, match=message):
+            run(tiny_config(), tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [locks.FILE]
 
 
 def test_an_unwritable_workdir_is_named(tiny_config, tmp_path):

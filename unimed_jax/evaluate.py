@@ -80,12 +80,13 @@ def _main(argv: list[str]) -> None:
         raise UserError("give --checkpoint and --out")
     out = to_path(_OUT.value)
     process.initialize()
-    if _SUITE.value:
-        _refuse("has no use with --suite", _EVALS, _SET)
-        _evaluate_suite(_SUITE.value, checkpoint, out)
-    else:
-        _refuse("needs --suite", _SETS, _EXCLUDE, _PROTOCOL, _ON_BAD_IMAGE)
-        _evaluate_corpus(checkpoint, out)
+    with process.exclusive(out):
+        if _SUITE.value:
+            _refuse("has no use with --suite", _EVALS, _SET)
+            _evaluate_suite(_SUITE.value, checkpoint, out)
+        else:
+            _refuse("needs --suite", _SETS, _EXCLUDE, _PROTOCOL, _ON_BAD_IMAGE)
+            _evaluate_corpus(checkpoint, out)
 
 
 def _list_suite() -> None:

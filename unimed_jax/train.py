@@ -127,6 +127,14 @@ def train(
     Raises:
       UserError: anything the user can fix, as one line.
     """
+    with process.exclusive(workdir):
+        return _train(config, workdir, devices, began)
+
+
+def _train(
+    config: ConfigDict, workdir: AnyPath, devices: Sequence[jax.Device] | None, began: float | None
+) -> bool:
+    """``train``, in a work directory that is locked."""
     startup = profiling.StartupTimer(time.time() if began is None else began)
     startup.mark("imports")
     # --- checks, before anything is compiled
@@ -284,6 +292,14 @@ def train_stages(
 
     Arguments and result are those of ``train``. Finished stages are skipped; a stopped one resumes.
     """
+    with process.exclusive(workdir):
+        return _train_stages(config, workdir, devices, began)
+
+
+def _train_stages(
+    config: ConfigDict, workdir: AnyPath, devices: Sequence[jax.Device] | None, began: float | None
+) -> bool:
+    """``train_stages``, in a work directory that is locked."""
     if config.stages:
         num_devices = len(devices or jax.devices())
         prepare(config, workdir, num_devices)
@@ -296,10 +312,10 @@ def train_stages(
             if stages.is_finished(stage, directory):
                 continue
             process.log(f"\nstage {name}: {directory}")
-            if not train(stage, directory, devices, began):
+            if not _train(stage, directory, devices, began):
                 return False
             began = None
-    return train(config, workdir, devices, began)
+    return _train(config, workdir, devices, began)
 
 
 def _main(argv: list[str]) -> int:

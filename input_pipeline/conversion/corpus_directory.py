@@ -1,4 +1,4 @@
-"""A corpus directory during conversion: its lock, its plan, and files of an interrupted run.
+"""A corpus directory during conversion: its plan and files of an interrupted run.
 
 An unfinished conversion holds
 
@@ -8,15 +8,11 @@ An unfinished conversion holds
     .partial/*.tmp              a shard being written, on a local disk
     train-00000-of-00008.tfrecord ...     complete shards only
 
-A local directory is locked by one process. Buckets have no locks: the process that creates
-plan.json first decides what is written, another plan is refused, and two runs of the same plan
-write the same bytes under the same names, atomically.
+One process writes the directory at a time (``io.locks``); Beam's workers write for it.
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -37,31 +33,6 @@ ROWS = "rows"
 _PLANNING = "planning"
 _PLAN_FILE = "plan.json"
 _REMEDY = "give another directory, or --overwrite"
-
-
-@contextlib.contextmanager
-def locked(out_dir: AnyPath) -> Iterator[None]:
-    """Creates the directory and locks it for this process; the lock of a killed process is freed.
-
-    A folder in a bucket need not be created and cannot be locked.
-    """
-    if not files.is_local(out_dir):
-        yield
-        return
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        lock = os.open(out_dir, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise CorpusError(f"cannot write to {out_dir}: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise CorpusError(f"{out_dir} is being written by another conversion") from None
-    try:
-        yield
-    finally:
-        os.close(lock)
 
 
 @contextlib.contextmanager

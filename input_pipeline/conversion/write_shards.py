@@ -31,7 +31,7 @@ from input_pipeline.conversion.planned_rows import (
     rejecting_invalid,
 )
 from input_pipeline.conversion.sources.base import Conversion
-from input_pipeline.io import files
+from input_pipeline.io import files, locks
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import AnyPath, PathLike, write_text_atomically
 from input_pipeline.io.threads import map_ahead
@@ -77,12 +77,12 @@ def write_corpus(
       The manifest that was written, or the one found if the same corpus is already there.
 
     Raises:
-      CorpusError: `out_dir` is not writable, is in use by another conversion, or holds another
-        corpus; there are no rows; more shards than rows are requested; every row of a split was
-        rejected.
+      UserError: `out_dir` is not writable, or in use by another conversion.
+      CorpusError: `out_dir` holds another corpus; there are no rows; more shards than rows are
+        requested; every row of a split was rejected.
     """
     out_dir, name, schema = files.to_path(out_dir), name or conversion.name, conversion.schema
-    with corpus_directory.locked(out_dir), corpus_directory.planning(out_dir) as directory:
+    with locks.exclusive(out_dir), corpus_directory.planning(out_dir) as directory:
         plan = plan_lib.build(
             directory,
             name,

@@ -1,6 +1,7 @@
 """The running process: start-up, log lines, signals, and errors as one line."""
 
 import collections
+import contextlib
 import os
 import signal
 import sys
@@ -16,8 +17,9 @@ from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from input_pipeline.io import cli
+from input_pipeline.io import cli, locks
 from input_pipeline.io.errors import UserError
+from input_pipeline.io.files import AnyPath
 from input_pipeline.io.library_errors import LibraryError, show, user_errors
 from unimed_jax import config as config_lib
 from unimed_jax.distributed import cpu_allocator, failure_detector, preemption_notice
@@ -74,6 +76,11 @@ def wait_for_all(what: str) -> None:
         _times_waited[what] += 1  # a barrier's name can be used only once
         name = f"unimed_jax/{what}/{_times_waited[what]}"
         failure_detector.coordination_client().wait_at_barrier(name, _BARRIER_TIMEOUT_MS)
+
+
+def exclusive(folder: AnyPath) -> contextlib.AbstractContextManager[None]:
+    """Locks a directory for the whole job: the main process does. Raises as `locks.exclusive`."""
+    return locks.exclusive(folder) if jax.process_index() == 0 else contextlib.nullcontext()
 
 
 def log(text: str) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import fcntl
 import io
 import json
 import os
@@ -19,7 +18,9 @@ from input_pipeline.conversion.executors import Local
 from input_pipeline.conversion.planned_rows import PlannedRow, RejectedSample, Rejection
 from input_pipeline.conversion.sources.base import Conversion
 from input_pipeline.conversion.write_shards import write_corpus
-from input_pipeline.io.errors import CorpusError
+from input_pipeline.io import locks
+from input_pipeline.io.errors import CorpusError, UserError
+from input_pipeline.io.locks import LockedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,13 +212,13 @@ def test_records_of_others_are_not_touched(tmp_path):
 
 
 def test_directory_in_use_or_not_writable_is_an_error(tmp_path):
-    descriptor = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    with pytest.raises(CorpusError, match="written by another conversion"):
+    with (
+        locks.exclusive(tmp_path),
+        pytest.raises(LockedError, match=f"{tmp_path} is in use by process {os.getpid()} on host"),
+    ):
         write(tmp_path)
-    os.close(descriptor)
     (tmp_path / "file").touch()
-    with pytest.raises(CorpusError, match="cannot write to"):
+    with pytest.raises(UserError, match="cannot write to"):
         write(tmp_path / "file" / "corpus")
 
 

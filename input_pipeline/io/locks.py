@@ -1,0 +1,250 @@
+"""Locks of directories: two commands that write the same one exclude each other.
+
+On a disk, the kernel locks the file ``.lock`` (flock) and frees it when the process ends, however
+it ends. On NFS this holds between hosts; on a file system without locks, within one host at most.
+
+In a Google bucket, ``.lock`` is an object, written only if it has the generation that the writer
+expects, so that one of several writers succeeds. Its owner writes it again every few seconds. One
+that does not change was left behind by a crash and is replaced. Clocks of hosts are not compared.
+Other stores are not locked.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import pathlib
+import shlex
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from upath import UPath
+
+from input_pipeline.io import files
+from input_pipeline.io.errors import UserError
+from input_pipeline.io.files import AnyPath
+
+FILE = ".lock"
+
+_BEAT_SECONDS = 5
+_EXPIRY_SECONDS = 30  # a lock that did not change for so long is nobody's
+# of file systems that have no locks
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+class LockedError(UserError):
+    """Another process writes the directory."""
+
+
+@contextlib.contextmanager
+def exclusive(folder: AnyPath) -> Iterator[None]:
+    """Locks a directory for this process; creates it on a disk.
+
+    Raises:
+      LockedError: another process has it; the message names its host, its process and since when.
+      UserError: the directory cannot be written.
+    """
+    if files.is_local(folder):
+        locked = _on_disk(folder)
+    elif "gs" in folder.protocol:
+        locked = _in_bucket(folder / FILE)
+    else:
+        locked = contextlib.nullcontext()
+    with locked:
+        yield
+
+
+def _owner() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "namespace": _pid_namespace(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": shlex.join(sys.argv)[:200],
+    }
+
+
+def _pid_namespace() -> str:
+    """What tells containers apart, in which pids begin anew; "" where the system has none."""
+    try:
+        return str(pathlib.Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _refuse(folder: AnyPath, content: bytes) -> NoReturn:
+    try:
+        owner = json.loads(content)
+        who = "process {pid} on host {host} since {since} ({command})".format(**owner)
+    except (ValueError, LookupError, TypeError):  # being written just now
+        who = "another process"
+    raise LockedError(f"{folder} is in use by {who}; wait for its end, or choose another directory")
+
+
+@contextlib.contextmanager
+def _on_disk(folder: pathlib.Path) -> Iterator[None]:
+    path = folder / FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _open_locked(path)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    try:
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, without a name
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, json.dumps(_owner()).encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before the lock is freed, so that it is still ours
+        os.close(lock)
+
+
+def _open_locked(path: pathlib.Path) -> int:
+    """The descriptor of the locked file. Raises LockedError, OSError."""
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            content = os.pread(lock, 10_000, 0)
+            if error.errno in _UNSUPPORTED:
+                logging.warning("%s is on a file system without locks", path.parent)
+                return lock
+            os.close(lock)
+            if isinstance(error, BlockingIOError):
+                _refuse(path.parent, content)
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                return lock
+        os.close(lock)  # its owner removed it in between: this file is nobody's lock
+
+
+@contextlib.contextmanager
+def _in_bucket(path: UPath) -> Iterator[None]:
+    owner = {**_owner(), "beat": 0}
+    generation = _acquire(path, owner)
+    ended = threading.Event()
+
+    def beat() -> None:
+        nonlocal generation
+        while not ended.wait(_BEAT_SECONDS):
+            owner["beat"] += 1
+            try:
+                written = _write(path, owner, generation)
+            except Exception as error:  # of the bucket's client, of many kinds
+                logging.info("%s: %s", path, error)  # the next beat may succeed
+                continue
+            if written is None:
+                if _read(path)[1] == _encoded(owner):  # a request that was repeated
+                    generation = _read(path)[0]
+                    continue
+                _end_process(path)
+            generation = written
+
+    thread = threading.Thread(target=beat, name="lock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        _remove(path, generation)
+
+
+def _acquire(path: UPath, owner: dict[str, Any]) -> str:
+    """Creates the object, or replaces one that does not change; its generation."""
+    deadline, seen = time.monotonic() + _EXPIRY_SECONDS, None
+    while True:
+        generation, content = _read(path)
+        if generation == "0" or (generation == seen and time.monotonic() > deadline):
+            written = _write(path, owner, generation)
+            if written is not None:
+                return written
+            continue
+        if seen is None:
+            seen = generation
+            if _is_dead(content):
+                deadline = 0.0
+                continue
+            print(
+                f"{path.parent} was locked by another process; watching for {_EXPIRY_SECONDS} s "
+                "whether it lives",
+                file=sys.stderr,
+            )
+        elif generation != seen:
+            _refuse(path.parent, content)
+        time.sleep(_BEAT_SECONDS / 5)
+
+
+def _is_dead(content: bytes) -> bool:
+    """Whether the owner was a process of this host that has ended."""
+    try:
+        owner = json.loads(content)
+        if (owner["host"], owner["namespace"]) != (socket.gethostname(), _pid_namespace()):
+            return False
+        os.kill(int(owner["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return False
+
+
+def _end_process(path: UPath) -> NoReturn:
+    """Another process has taken the lock: this one was frozen for longer than it lasts."""
+    print(
+        f"error: {path.parent} was taken over by another process, because this one did not respond",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
+
+
+def _encoded(owner: dict[str, Any]) -> bytes:
+    return json.dumps(owner).encode()
+
+
+def _split(path: UPath) -> tuple[str, str]:
+    bucket, _, key = path.path.partition("/")
+    return bucket, key
+
+
+def _read(path: UPath) -> tuple[str, bytes]:
+    """Generation and content of the object; "0" if there is none. Raises UserError."""
+    bucket, key = _split(path)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            found = path.fs.call("GET", "b/{}/o/{}", bucket, key, json_out=True)
+            return found["generation"], path.fs.cat_file(path.path)
+        return "0", b""
+    except Exception as error:  # of the bucket's client, of many kinds
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _write(path: UPath, owner: dict[str, Any], generation: str) -> str | None:
+    """Replaces the object if it has this generation; its new one, None if it has another."""
+    bucket, key = _split(path)
+    url = f"{path.fs._location}/upload/storage/v1/b/{bucket}/o"
+    conditions = {"uploadType": "media", "name": key, "ifGenerationMatch": generation}
+    try:
+        _, answer = path.fs.call("POST", url, data=_encoded(owner), **conditions)
+    except FileExistsError:  # gcsfs' word for a condition that does not hold
+        return None
+    except FileNotFoundError as error:
+        raise UserError(f"cannot write to {path.parent}: {files.reason(error)}") from error
+    except Exception as error:  # of the bucket's client, of many kinds
+        raise UserError(f"cannot write to {path.parent}: {error}") from error
+    return json.loads(answer)["generation"]
+
+
+def _remove(path: UPath, generation: str) -> None:
+    bucket, key = _split(path)
+    with contextlib.suppress(Exception):  # it then expires
+        path.fs.call("DELETE", "b/{}/o/{}", bucket, key, ifGenerationMatch=generation)
