@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import dataclasses
 import json
 import os
 import socket
@@ -21,6 +22,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from input_pipeline import transforms
+from input_pipeline.conversion.planned_rows import PlannedRow
+from input_pipeline.conversion.sources.base import Conversion
+from input_pipeline.conversion.write_shards import write_corpus
 from input_pipeline.io.errors import ConfigError, UserError
 from unimed_jax import evaluate
 from unimed_jax.evals.embeddings import CorpusEmbedder
@@ -350,7 +354,10 @@ def test_what_the_report_says(out, capsys):
         assert title in text
     assert "modality: 2pct" not in text and "stripes" in text
     assert sum(tag == "svg" for tag, _ in page.tags) == 2
-    assert "27 images, 15 distinct texts; 18 images without a text are left out" in text
+    assert (
+        "27 images, 15 distinct texts; 18 images without a text, or unreadable, are left out"
+        in text
+    )
 
 
 @pytest.mark.slow
@@ -440,3 +447,25 @@ def test_tasks_without_samples_are_left_out_and_no_task_at_all_is_refused(
     file.write_text(json.dumps({"name": "x", "version": 1, "tasks": tasks}))
     with pytest.raises(ConfigError, match=r"none of the tasks of .* has a sample in split 'val'"):
         run(checkpoint, corpus, tmp_path / "none", file, **only)
+
+
+@pytest.mark.slow
+def test_images_that_do_not_decode_count_as_left_out(checkpoint, corpus, prompts, tmp_path, capsys):
+    samples = list(corpora.samples_of(corpus, "val").values())
+    bad = [s.id for s in samples if s.source == "shapes" and s.num_original_captions][:2]
+    rows = [
+        PlannedRow(dataclasses.replace(s, image=s.image[:99]) if s.id in bad else s, "val", s.id)
+        for s in samples
+    ]
+    write_corpus(tmp_path / "corpus", Conversion("shapes", rows, as_it_is), num_shards=1)
+    scores = run(checkpoint, tmp_path / "corpus", tmp_path / "out", prompts,
+                 evals=["zero_shot", "retrieval"], settings=())  # fmt: skip
+    assert scores["zero_shot/shapes/num_samples"] == 25
+    assert scores["retrieval/num_left_out"] == 18 + 2
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (shapes,) = (line for line in table if line[:2] == ["shapes", "3"])
+    assert shapes[2:4] == ["25", "2"]  # images, left out
+
+
+def as_it_is(sample):
+    return sample

@@ -28,7 +28,8 @@ class ClassificationResult:
       ids: the N sample ids.
       labels: (N,) integer index of the true class.
       logits: (N, C) float, logit_scale * cosine similarity.
-      num_left_out: number of samples without exactly one label among ``classes``; not scored.
+      num_left_out: number of samples that are not scored: without exactly one label among
+        ``classes``, or with an image that cannot be decoded.
 
     Raises:
       UserError: a logit is not finite; the message names the first such sample.

@@ -54,7 +54,8 @@ def classification_section(
         f"<tbody>{''.join(rows)}</tbody></table></div>"
         '<p class="note">Balanced accuracy is the mean recall over classes; the tick marks chance, '
         "1 / classes. AUC is the area under the ROC curve, for more than two classes the mean of "
-        "one against the rest. Left out: images whose label is none of the task's classes.</p>",
+        "one against the rest. Left out: images whose label is none of the task's classes, and "
+        "those that cannot be decoded.</p>",
     )
 
 

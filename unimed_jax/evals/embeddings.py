@@ -67,10 +67,12 @@ class Embeddings:
     Attributes:
       samples: N samples.
       vectors: float32 (N, E).
+      left_out: the samples whose image does not decode.
     """
 
     samples: tuple[SampleMetadata, ...]
     vectors: np.ndarray
+    left_out: tuple[SampleMetadata, ...] = ()
 
 
 class CorpusEmbedder:
@@ -145,7 +147,8 @@ class CorpusEmbedder:
                 cache_key,
                 lambda: self._embed_images(params, split, list(metadata), batch_size),
             )
-            return Embeddings(tuple(metadata[i] for i in ids), vectors)
+            left_out = tuple(metadata[i] for i in metadata.keys() - set(ids))
+            return Embeddings(tuple(metadata[i] for i in ids), vectors, left_out)
 
         return self._once(params, (str(split.directory), cache_key), embed)
 

@@ -44,13 +44,17 @@ class LabelTask:
 
 
 def scorable(
-    task: LabelTask, samples: Sequence[SampleMetadata]
+    task: LabelTask, samples: Sequence[SampleMetadata], left_out: Sequence[SampleMetadata] = ()
 ) -> tuple[list[int], list[int], int]:
-    """(indices of the samples that a task can score, their classes, number of other samples)."""
+    """(indices of the samples that a task can score, their classes, number of other samples).
+
+    The other samples are those without exactly one class, and, of `left_out`, those of the task.
+    """
     candidates = [i for i, sample in enumerate(samples) if task.includes(sample.source)]
     classes = [task.class_of(samples[i].modality, samples[i].labels) for i in candidates]
+    lost = sum(task.includes(sample.source) for sample in left_out)
     kept = [(i, c) for i, c in zip(candidates, classes, strict=True) if c is not None]
-    return [i for i, _ in kept], [c for _, c in kept], len(candidates) - len(kept)
+    return [i for i, _ in kept], [c for _, c in kept], len(candidates) - len(kept) + lost
 
 
 def tasks_of_corpus(

@@ -146,7 +146,7 @@ class _Probes:
             # by sorted names, so that the order of the classes in the task does not matter
             by_name = np.argsort(np.argsort(task.classes))[labels]
             held_out = splits.validation_part(by_name, groups, self._settings.seed)
-        scored, test_labels, num_left_out = label_tasks.scorable(task, test.samples)
+        scored, test_labels, num_left_out = label_tasks.scorable(task, test.samples, test.left_out)
         if not scored:
             raise UserError(f"task {task.name!r} can score no sample of split {self._test.name!r}")
         test_groups = tuple(test.samples[i].group_key for i in scored)

@@ -76,7 +76,7 @@ class Retrieval:
         metrics: dict[str, float] = {
             "num_images": float(len(queries)),
             "num_texts": float(len(texts)),
-            "num_left_out": float(len(captions) - len(queries)),
+            "num_left_out": float(len(captions) - len(queries) + len(embeddings.left_out)),
         }
         for name in _DIRECTIONS:
             for k in settings.k:
@@ -150,7 +150,7 @@ def _table(metrics: Mapping[str, float], ks: Sequence[int]) -> str:
 def _counts(metrics: Mapping[str, float]) -> str:
     return (
         f"{metrics['num_images']:,.0f} images, {metrics['num_texts']:,.0f} distinct texts; "
-        f"{metrics['num_left_out']:,.0f} images without a text are left out"
+        f"{metrics['num_left_out']:,.0f} images without a text, or unreadable, are left out"
     )
 
 

@@ -81,7 +81,9 @@ class ZeroShot:
     def _classify(
         self, task: prompt_sets.PromptTask, embeddings: Embeddings, params: Params
     ) -> ClassificationResult:
-        indices, labels, num_left_out = label_tasks.scorable(task, embeddings.samples)
+        indices, labels, num_left_out = label_tasks.scorable(
+            task, embeddings.samples, embeddings.left_out
+        )
         prompts = self._embedder.texts(params, task.sentences, self._batch_size)
         classes = classification.class_embeddings(prompts, task.class_index)
         return ClassificationResult(
