@@ -10,7 +10,8 @@ from PIL import Image, UnidentifiedImageError
 from input_pipeline.conversion.label_classes import Classes
 from input_pipeline.conversion.planned_rows import SampleWithNotes, rejecting_invalid
 from input_pipeline.io import images
-from input_pipeline.io.label_pictures import orientation, read_label_picture, upright
+from input_pipeline.io.exif import orientation, upright
+from input_pipeline.io.label_pictures import read_label_picture
 from input_pipeline.segmentation_records import SegmentationSample
 
 _MIDDLE = "middle of several frames"  # a note of `images`

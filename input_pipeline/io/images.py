@@ -20,9 +20,9 @@ The format is recognized by the bytes, not by the file name.
 import io
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from input_pipeline.io import dicom, training_decoder
+from input_pipeline.io import dicom, exif, training_decoder
 from input_pipeline.io.grey_levels import grey_to_8_bit
 from input_pipeline.io.image_size import check_size
 
@@ -35,15 +35,6 @@ _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _USUAL_DEPTHS = (8, 10, 12, 14)  # of colour in files of 16 bits
 _DARK = 64  # high bytes of colour that uses 14 bits of 16, or fewer
 _PNG, _TIFF_BITS = b"\x89PNG\r\n\x1a\n", 258
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # EXIF orientation -> what makes the picture upright
 
 
 def normalise(data: bytes, short_side: int | None = None) -> tuple[bytes, tuple[str, ...]]:
@@ -141,7 +132,7 @@ def _decoded(image: Image.Image, data: bytes) -> tuple[Image.Image, tuple[str, .
         if num_frames > 1 and _seek_middle(image, num_frames):
             notes += ("middle of several frames",)
     image.load()
-    turn = _TURNS.get(_orientation(image))
+    orientation = exif.orientation(image)
     if image.mode in _DEEP_MODES:
         image = Image.fromarray(grey_to_8_bit(np.asarray(image)))
         notes += ("16-bit grey scaled to 8 bit",)
@@ -150,16 +141,11 @@ def _decoded(image: Image.Image, data: bytes) -> tuple[Image.Image, tuple[str, .
         notes += deep
     elif _bits_per_sample(image) > 8 and np.asarray(image).max() < _DARK:
         raise ValueError("16-bit colour that uses few of its bits: store it as 8 bits, or as PNG")
-    if turn is not None:
-        image, notes = image.transpose(turn), (*notes, "turned upright as its EXIF data say")
+    if orientation > 1:
+        turned = exif.upright(np.asarray(_plain(image)), orientation)
+        image = Image.fromarray(np.ascontiguousarray(turned))
+        notes += ("turned upright as its EXIF data say",)
     return image, notes
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF data
-        return 1
 
 
 def _seek_middle(image: Image.Image, num_frames: int) -> bool:

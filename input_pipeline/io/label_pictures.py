@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from input_pipeline.io import dicom
+from input_pipeline.io import dicom, exif
 
 LABEL_TOLERANCE = 0.05  # of files that store labels as scaled or floating-point numbers
 
@@ -29,15 +29,6 @@ _COLOURS = ("RGB", "RGBX", "RGBA", "RGBa")
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PORTABLE = re.compile(rb"P[25](?:\s+#[^\n]*)*\s+\d+(?:\s+#[^\n]*)*\s+\d+(?:\s+#[^\n]*)*\s+(\d+)")
-_TURNS = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a),
-}  # EXIF orientation -> what makes the picture upright
 
 
 @dataclass(frozen=True)
@@ -102,20 +93,6 @@ def read_label_picture(data: bytes) -> LabelPicture:
         raise ValueError(f"the file cannot be decoded: {error}") from error
 
 
-def orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an opened image, 1 to 8; 1 for upright, none, or damaged data."""
-    try:
-        stated = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF data
-        return 1
-    return stated if stated in _TURNS else 1
-
-
-def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels (H, W, ...) turned as an EXIF orientation says."""
-    return _TURNS[orientation](pixels) if orientation in _TURNS else pixels
-
-
 def _check_frames(image: Image.Image) -> None:
     """Levels of a pyramid are smaller than the first frame, and previews are JPEG."""
     if image.format in ("JPEG", "MPO"):
@@ -131,7 +108,7 @@ def _check_frames(image: Image.Image) -> None:
 
 def _picture(image: Image.Image, data: bytes) -> LabelPicture:
     facts: Mapping[str, Any] = {
-        "orientation": orientation(image),
+        "orientation": exif.orientation(image),
         "lossy": _is_lossy(image, data),
     }
     bits = _bits(image, data)

@@ -12,7 +12,8 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw
 
 from input_pipeline.conversion.label_classes import SEVERAL_VALUES, Classes
-from input_pipeline.io.label_pictures import read_label_picture, rounded_labels, upright
+from input_pipeline.io.exif import upright
+from input_pipeline.io.label_pictures import read_label_picture, rounded_labels
 
 ONE, THREE = Classes.parse("tumour"), Classes.parse("a,b,c")
 
