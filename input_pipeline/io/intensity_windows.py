@@ -34,7 +34,12 @@ class Window:
             return cls(0.0, 100.0, relative=True)
         relative = text.startswith(_PERCENTILES)
         low, _, high = text.removeprefix(_PERCENTILES).partition(",")
-        window = cls(float(low), float(high), relative)
+        try:
+            window = cls(float(low), float(high), relative)
+        except ValueError:
+            raise ValueError(
+                f"the intensity window {text!r} is not LOW,HIGH, percentiles:LOW,HIGH or minmax"
+            ) from None
         if not window.low < window.high:
             raise ValueError("the window's ends are not in order")
         if relative and not (window.low >= 0 and window.high <= 100):

@@ -46,7 +46,7 @@ class NiftiVolume:
         self._unpacked = None
         try:
             self.image = nibabel.load(path)
-            if path.name.endswith(".gz"):
+            if _is_compressed(path):
                 self._unpacked = tempfile.NamedTemporaryFile(suffix=".nii")  # noqa: SIM115
                 with gzip.open(path, "rb") as packed:
                     shutil.copyfileobj(packed, self._unpacked, 2**20)
@@ -122,10 +122,11 @@ class LabelWriter:
     """Writes uint8 labels in the space of a volume, slice by slice, as .nii or .nii.gz.
 
     The header equals the volume's except for the dtype and the scaling, so voxel indices, affine
-    and codes are the same.
+    and codes are the same. The file appears when it is complete.
     """
 
     def __init__(self, path: Path, like: NiftiVolume) -> None:
+        """Begins a file that is compressed if the name ends with .gz, in any case."""
         nibabel = load_nibabel()
         shape = like.image.shape[:3]
         empty = np.broadcast_to(np.uint8(0), shape)
@@ -135,7 +136,7 @@ class LabelWriter:
         header["vox_offset"] = _HEADER_BYTES
         header["cal_min"], header["cal_max"] = 0, 0
         self._path = path
-        self._plain = path.with_name(path.name.removesuffix(".gz"))
+        self._plain = path.with_name(f".{path.name}.unfinished")
         with self._plain.open("wb") as file:
             header.write_to(file)
             file.truncate(_HEADER_BYTES + int(np.prod(shape)))
@@ -153,8 +154,18 @@ class LabelWriter:
     def close(self) -> None:
         """Finishes the file."""
         self._file.flush()
-        if self._path == self._plain:
+        if not _is_compressed(self._path):
+            self._plain.replace(self._path)
             return
-        with self._plain.open("rb") as plain, gzip.open(self._path, "wb", compresslevel=6) as out:
-            shutil.copyfileobj(plain, out, 2**20)
-        self._plain.unlink()
+        packed = self._plain.with_name(f"{self._plain.name}.gz")
+        try:
+            with self._plain.open("rb") as plain, gzip.open(packed, "wb", compresslevel=6) as out:
+                shutil.copyfileobj(plain, out, 2**20)
+            packed.replace(self._path)
+        finally:
+            packed.unlink(missing_ok=True)
+            self._plain.unlink(missing_ok=True)
+
+
+def _is_compressed(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")

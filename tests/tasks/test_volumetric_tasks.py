@@ -1,9 +1,11 @@
 """Both volumetric tasks on the trainer: terms, stages, transfer, resumption, meshes, NIfTI out."""
 
+import csv
 import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import nibabel
@@ -11,11 +13,13 @@ import numpy as np
 import pytest
 from helpers.recipes import load
 from helpers.runs import ROOT, losses_of
+from PIL import Image
 
 from input_pipeline.io.errors import ConfigError, UserError
 from unimed_jax import config as config_lib
 from unimed_jax import tasks, train
 from unimed_jax.distributed import sharding
+from unimed_jax.segment import output_names
 from unimed_jax.training import stages, train_step
 from unimed_jax.weights.checkpoint import CheckpointReader
 
@@ -191,20 +195,65 @@ def test_an_interrupted_first_stage_resumes_before_the_second_begins(finished, t
 def test_volumes_are_segmented_in_their_original_space(finished, tmp_path):
     rng = np.random.default_rng(0)
     affine = np.diag([-3.0, 4.0, 5.0, 1.0])
-    for name in ("a.nii.gz", "b.nii"):
-        nibabel.save(
-            nibabel.Nifti1Image(rng.random((20, 30, 18)).astype(np.float32), affine),
-            tmp_path / name,
-        )
-    command = [sys.executable, "-m", "unimed_jax.segment", f"--checkpoint={finished}",
-               f"--out={tmp_path / 'out'}", "--set=inference.overlap=0.0",
-               str(tmp_path / "a.nii.gz"), str(tmp_path / "b.nii")]  # fmt: skip
-    subprocess.run(command, check=True, cwd=ROOT, timeout=600)
-    for name in ("a.nii.gz", "b.nii"):
-        found, given = nibabel.load(tmp_path / "out" / name), nibabel.load(tmp_path / name)
+    broken = rng.random((20, 30, 18)).astype(np.float32)
+    broken[3, 4, 5] = np.nan
+    names = ("a/scan.nii.gz", "b/scan.nii.gz", "b.nii", "UPPER.NII.GZ")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        image = nibabel.Nifti1Image(rng.random((20, 30, 18)).astype(np.float32), affine)
+        nibabel.save(image, tmp_path / name)
+    nibabel.save(nibabel.Nifti1Image(broken, affine), tmp_path / "broken.nii")
+    (tmp_path / "text.nii").write_text("no volume")
+    out = tmp_path / "out"
+    inputs = [str(tmp_path / name) for name in (*names, "broken.nii", "text.nii")]
+    command = [sys.executable, "-m", "unimed_jax.segment", f"--checkpoint={finished}", "--overlay",
+               f"--out={out}", "--set=inference.overlap=0.0", *inputs]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, timeout=600, capture_output=True, text=True)
+    assert done.returncode == 2
+    (said,) = (line for line in done.stderr.splitlines() if line.startswith("error: 2 of 6"))
+    assert "broken.nii" in said and "NaN" in said and "cannot read the volume text.nii" in said
+    with (out / "volumes.csv").open() as file:
+        table = {row["labels"]: row for row in csv.DictReader(file)}
+    assert list(table) == list(names)
+    for name in names:
+        found, given = nibabel.load(out / name), nibabel.load(tmp_path / name)
         assert found.shape == given.shape and found.get_data_dtype() == np.uint8
         np.testing.assert_array_equal(found.affine, given.affine)
-        assert set(np.unique(np.asarray(found.dataobj))) <= {0, 1, 2}
+        labels = np.asarray(found.dataobj)
+        assert set(np.unique(labels)) <= {0, 1, 2}
+        for value, key in ((1, "lung_ml"), (2, "lesion_ml")):
+            assert float(table[name][key]) == pytest.approx((labels == value).sum() * 60 / 1000)
+        picture = out / "overlays" / name.replace(".nii.gz", "").replace(".NII.GZ", "")
+        with Image.open(picture.with_name(f"{picture.name.removesuffix('.nii')}.png")) as image:
+            assert image.width > 192
+    gzipped = [name for name in names if (out / name).read_bytes()[:2] == b"\x1f\x8b"]
+    assert gzipped == ["a/scan.nii.gz", "b/scan.nii.gz", "UPPER.NII.GZ"]
+    assert not list(out.rglob("*unfinished*")) and not (out / "broken.nii").exists()
+
+
+@pytest.mark.parametrize(
+    ("volumes", "targets"),
+    [
+        (["/d/a.nii", "/d/b.nii.gz"], ["a.nii", "b.nii.gz"]),
+        (["/d/p1/ct.nii", "/d/p2/ct.nii"], ["p1/ct.nii", "p2/ct.nii"]),
+        (["/d/p1/x/ct.nii", "/d/p2/x/ct.nii", "/d/s.nii"], ["p1/x/ct.nii", "p2/x/ct.nii", "s.nii"]),
+        (["/d/A.NII.GZ", "/d/b.mgz", "/d/c"], ["A.NII.GZ", "b.nii.gz", "c.nii.gz"]),
+    ],
+)
+def test_every_volume_has_an_output_of_its_own(volumes, targets):
+    assert list(map(str, output_names(list(map(Path, volumes))))) == targets
+
+
+@pytest.mark.parametrize(
+    ("volumes", "message"),
+    [
+        (["/d/a.nii", "/d/../d/a.nii"], "/d/a.nii is given twice"),
+        (["/d/a.mgz", "/d/a.nii.gz"], "would be written to a.nii.gz"),
+    ],
+)
+def test_volumes_that_would_share_an_output_are_refused(volumes, message):
+    with pytest.raises(UserError, match=message):
+        output_names(list(map(Path, volumes)))
 
 
 def test_a_stage_has_the_keys_of_the_run_but_for_its_own(tmp_path):
