@@ -35,6 +35,7 @@ from unimed_jax.distributed import process, sharding
 from unimed_jax.evals import prompt_sets, registry
 from unimed_jax.evals.benchmark import images, report, results, run
 from unimed_jax.evals.benchmark import spec as suite_files
+from unimed_jax.evals.failures import Failures
 from unimed_jax.evals.model_under_test import open_model
 from unimed_jax.evals.results import evaluate, write_results
 from unimed_jax.inference import dual_encoder
@@ -150,6 +151,7 @@ def _evaluate_suite(suite: str, checkpoint: str, out: AnyPath) -> None:
     shown = (_CHECKPOINT, _SUITE, _SETS, _DATA, _PROMPTS, _PROTOCOL, _EXCLUDE, _ON_BAD_IMAGE)
     if is_first:
         report.write(out, result, name, {f.name: str(f.value) for f in shown})
+    _end(Failures(result.failed), out)
 
 
 def _evaluate_corpus(checkpoint: str, out: AnyPath) -> None:
@@ -171,10 +173,18 @@ def _evaluate_corpus(checkpoint: str, out: AnyPath) -> None:
     task = tasks.create(config, model.workdir)
     mesh = sharding.make_mesh({"data": jax.device_count(), "fsdp": 1, "tensor": 1})
     evaluators = task.evaluators(mesh, _cache(out))
-    evaluations = evaluate(evaluators, model.params(task, mesh))
+    failures = Failures()
+    evaluations = evaluate(evaluators, model.params(task, mesh), failures)
     process.log(model.title)
     if jax.process_index() == 0:
-        write_results(out, model.title, config, evaluations)
+        write_results(out, model.title, config, evaluations, failures)
+    _end(failures, out)
+
+
+def _end(failures: Failures, out: AnyPath) -> None:
+    """Raises EvaluationFailed if something failed, after the results of the others are written."""
+    process.wait_for_all("results are written")
+    failures.raise_any(out / "results.json")
 
 
 def _choose_evaluators(config: ConfigDict) -> None:

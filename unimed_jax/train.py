@@ -28,6 +28,7 @@ from input_pipeline.io.files import AnyPath, sorted_glob, to_path, write_text_at
 from unimed_jax import config as config_lib
 from unimed_jax import tasks
 from unimed_jax.distributed import process, sharding, xla_options
+from unimed_jax.evals.failures import EvaluationFailed, Failures
 from unimed_jax.evals.results import evaluate, named_metrics, write_results
 from unimed_jax.monitoring import metrics, profiling
 from unimed_jax.training import data_location, stages
@@ -125,6 +126,7 @@ def train(
       Whether the run is finished; False if a signal stopped it before the last step, after saving.
 
     Raises:
+      EvaluationFailed: the run is finished, but some of its evaluators failed.
       UserError: anything the user can fix, as one line.
     """
     with process.exclusive(workdir):
@@ -196,6 +198,7 @@ def _train(
     speed = metrics.Throughput(config.batch_size)
     unchecked: tuple[int, list[str], dict[str, jax.Array]] | None = None
     evaluations: dict[str, Evaluation] = {}
+    failures: Failures | None = None  # of the newest evaluation
     trace = profiling.StepTrace(workdir / "profile", start, config.profile and main_host)
     bar = tqdm(total=num_steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
 
@@ -254,7 +257,8 @@ def _train(
             with speed.paused(), jax.transfer_guard("allow"):
                 scores: dict[str, float] = {}
                 if run_evals:
-                    evaluations = evaluate(evaluators, state["params"])
+                    failures = Failures()
+                    evaluations = evaluate(evaluators, state["params"], failures)
                     scores = named_metrics(evaluations)
                 if log and writer:
                     writer.write(step, {**row, **metrics.memory(), **scores})
@@ -273,12 +277,15 @@ def _train(
     checkpoints.close()
 
     # --- results and report
-    if not evaluations:
-        evaluations = evaluate(evaluators, state["params"])
+    if failures is None:
+        failures = Failures()
+        evaluations = evaluate(evaluators, state["params"], failures)
     if main_host:
         history = metrics.read_metrics(workdir / "metrics.jsonl")
         title = f"{config.task}: {workdir.name}"
-        write_results(workdir, title, config, evaluations, history, task.charts)
+        write_results(workdir, title, config, evaluations, failures, history, task.charts)
+    process.wait_for_all("results are written")
+    failures.raise_any(workdir / "results.json")
     return True
 
 
@@ -300,6 +307,7 @@ def _train_stages(
     config: ConfigDict, workdir: AnyPath, devices: Sequence[jax.Device] | None, began: float | None
 ) -> bool:
     """``train_stages``, in a work directory that is locked."""
+    failed: list[str] = []
     if config.stages:
         num_devices = len(devices or jax.devices())
         prepare(config, workdir, num_devices)
@@ -312,10 +320,17 @@ def _train_stages(
             if stages.is_finished(stage, directory):
                 continue
             process.log(f"\nstage {name}: {directory}")
-            if not _train(stage, directory, devices, began):
-                return False
+            try:
+                if not _train(stage, directory, devices, began):
+                    return False
+            except EvaluationFailed as error:  # its weights are there, which the next one needs
+                process.log(f"stage {name}: {error}")
+                failed.append(f"stage {name}: {error}")
             began = None
-    return _train(config, workdir, devices, began)
+    finished = _train(config, workdir, devices, began)
+    if finished and failed:
+        raise EvaluationFailed("; ".join(failed))
+    return finished
 
 
 def _main(argv: list[str]) -> int:

@@ -50,13 +50,11 @@ def exclusive(folder: AnyPath) -> Iterator[None]:
       LockedError: another process has it; the message names its host, its process and since when.
       UserError: the directory cannot be written.
     """
-    if files.is_local(folder):
-        locked = _on_disk(folder)
-    elif "gs" in folder.protocol:
-        locked = _in_bucket(folder / FILE)
-    else:
-        locked = contextlib.nullcontext()
-    with locked:
+    with contextlib.ExitStack() as locked:
+        if files.is_local(folder):
+            locked.enter_context(_on_disk(folder))
+        elif "gs" in folder.protocol:
+            locked.enter_context(_in_bucket(folder / FILE))
         yield
 
 

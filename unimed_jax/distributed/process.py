@@ -25,7 +25,7 @@ from unimed_jax import config as config_lib
 from unimed_jax.distributed import cpu_allocator, failure_detector, preemption_notice
 from unimed_jax.distributed.failure_detector import FailureDetector, join_job
 
-_BARRIER_TIMEOUT_MS = 60 * 60 * 1000
+_BARRIER_SECONDS = 60 * 60
 
 _failure_detector: FailureDetector | None = None  # None: a job of one process
 _times_waited: collections.Counter[str] = collections.Counter()
@@ -66,7 +66,7 @@ def initialize() -> None:
     tf.config.set_visible_devices([], "GPU")
 
 
-def wait_for_all(what: str) -> None:
+def wait_for_all(what: str, seconds: int = _BARRIER_SECONDS) -> None:
     """A barrier: returns when every process has called it equally often with the same name.
 
     Unlike a collective, it tolerates hosts of different speed: on CPUs, a collective fails whose
@@ -75,7 +75,7 @@ def wait_for_all(what: str) -> None:
     if jax.process_count() > 1:
         _times_waited[what] += 1  # a barrier's name can be used only once
         name = f"unimed_jax/{what}/{_times_waited[what]}"
-        failure_detector.coordination_client().wait_at_barrier(name, _BARRIER_TIMEOUT_MS)
+        failure_detector.coordination_client().wait_at_barrier(name, 1000 * seconds)
 
 
 def exclusive(folder: AnyPath) -> contextlib.AbstractContextManager[None]:

@@ -11,6 +11,7 @@ from typing import Any
 from input_pipeline.io.errors import UserError
 from input_pipeline.io.files import AnyPath
 from unimed_jax.evals.benchmark import spec as suite_files
+from unimed_jax.evals.failures import FAILED
 
 PUBLISHED = "published"
 _COLUMNS = {"as_published": "", "leak_free": ", leak-free"}
@@ -145,7 +146,9 @@ def _read(file: AnyPath, name: str) -> Column:
 
 
 def _of_run(content: Mapping[str, Any], name: str) -> Column:
-    scores = {row: Score(float(value)) for row, value in content.items()}
+    scores = {
+        row: Score(float(value)) for row, value in content.items() if not row.endswith(f"/{FAILED}")
+    }
     return Column(name, {"source": "evaluators of a run"}, "", scores)
 
 

@@ -1,5 +1,6 @@
 """Writes the results of evaluators: tables on the terminal, results.json, report.html."""
 
+import html
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict
 from input_pipeline.io.files import AnyPath, write_text_atomically
 from unimed_jax import config as config_lib
 from unimed_jax.distributed import process
+from unimed_jax.evals.failures import FAILED, Failures
 from unimed_jax.monitoring import metrics
 from unimed_jax.reporting import html_report
 from unimed_jax.training.task import Evaluation, Evaluator
@@ -22,9 +24,15 @@ _OPTIMIZER_CHARTS = (
 )
 
 
-def evaluate(evaluators: Mapping[str, Evaluator], params: Any) -> dict[str, Evaluation]:
-    """Runs every evaluator on the parameters."""
-    return {name: evaluator(params) for name, evaluator in evaluators.items()}
+def evaluate(
+    evaluators: Mapping[str, Evaluator], params: Any, failures: Failures
+) -> dict[str, Evaluation]:
+    """Runs every evaluator on the parameters; those that fail are in ``failures`` alone."""
+    evaluations = {}
+    for name, evaluator in evaluators.items():
+        with failures.catching(name):
+            evaluations[name] = evaluator(params)
+    return evaluations
 
 
 def named_metrics(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
@@ -41,6 +49,7 @@ def write_results(
     title: str,
     config: ConfigDict,
     evaluations: Mapping[str, Evaluation],
+    failures: Failures,
     history: Sequence[Mapping[str, Any]] = (),
     charts: Sequence[html_report.Chart] = (),
 ) -> None:
@@ -51,10 +60,13 @@ def write_results(
       title: title of the report.
       config: resolved config, shown in the report.
       evaluations: evaluator -> result; results.json holds them as EVALUATOR/METRIC: value.
+      failures: evaluators that failed; results.json holds them as EVALUATOR/failed: reason. Those
+        whose part of the report fails are added.
       history: rows of metrics.jsonl for the training curves; empty outside training.
       charts: training curves of the task, in addition to those of every run.
     """
     results = {k: metrics.finite_or_name(v) for k, v in named_metrics(evaluations).items()}
+    results |= {f"{name}/{FAILED}": reason for name, reason in failures.reasons.items()}
     content = json.dumps(results, indent=2, sort_keys=True) + "\n"
     write_text_atomically(directory / "results.json", content)
     curves = (_LOSS_CHART, *charts, *_OPTIMIZER_CHARTS)
@@ -63,7 +75,13 @@ def write_results(
         process.log(f"\n{name}\n{evaluation.table}")
         for folder, text in evaluation.files.items():
             write_text_atomically(directory / folder / f"{name}.json", text)
-        sections += evaluation.sections()
+        with failures.catching(name):
+            sections += evaluation.sections()
+    sections += [_failure_section(name, reason) for name, reason in failures.reasons.items()]
     sections.append(html_report.config_section(json.loads(config_lib.to_json(config))))
     html_report.write_report(directory / "report.html", title=title, sections=sections)
     process.log(f"\nresults: {directory / 'results.json'}\nreport:  {directory / 'report.html'}")
+
+
+def _failure_section(name: str, reason: str) -> html_report.Section:
+    return html_report.Section(f"{name}: failed", f"<p>{html.escape(reason)}</p>")

@@ -49,8 +49,8 @@ def table(suite_result: SuiteResult) -> str:
     results = {r.spec.key: r for r in suite_result.sets}
     lines = []
     for spec in suite_result.suite.sets:
-        if spec.key in suite_result.absent:
-            lines.append(f"{spec.key:<20} absent: {suite_result.absent[spec.key]}")
+        if spec.key in suite_result.unscored:
+            lines.append(f"{spec.key:<20} {suite_result.unscored[spec.key]}")
             continue
         r = results[spec.key]
         lines.append(
@@ -131,8 +131,9 @@ def _sets_html(suite_result: SuiteResult) -> str:
     rows = []
     for spec in suite_result.suite.sets:
         printed = [f"{spec.published[m]:.2f}" if m in spec.published else "—" for m in models]
-        if spec.key in suite_result.absent:
-            rows.append([spec.key, spec.metric, "absent", "—", "—", "—", "—", *printed])
+        if spec.key in suite_result.unscored:
+            why = suite_result.unscored[spec.key].partition(":")[0]
+            rows.append([spec.key, spec.metric, why, "—", "—", "—", "—", *printed])
             continue
         r = results[spec.key]
         spread = statistics.prompt_spread(r.single_prompts)

@@ -85,6 +85,7 @@ def as_json(suite_result: SuiteResult, model: ModelName) -> dict[str, Any]:
         },
         "means": {"as_published": as_published, "leak_free": leak_free},
         "absent": dict(suite_result.absent),
+        "failed": dict(suite_result.failed),
         "unexpected_counts": {
             r.spec.key: r.count_problem for r in suite_result.sets if r.count_problem
         },

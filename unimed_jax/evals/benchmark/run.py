@@ -7,7 +7,7 @@ on every host. Only the bootstrap is random, with a fixed seed.
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from unimed_jax.evals.benchmark.image_embeddings import SetEmbeddings
 from unimed_jax.evals.benchmark.images import LabelledImages
 from unimed_jax.evals.benchmark.spec import SetSpec, Suite
 from unimed_jax.evals.classification import ClassificationResult
+from unimed_jax.evals.failures import Failures
 from unimed_jax.evals.prompt_sets import PromptTask
 from unimed_jax.inference.dual_encoder import Model
 
@@ -113,12 +114,25 @@ class SetResult:
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """The result of a suite; `absent`: key -> the files that were not found."""
+    """The result of a suite.
+
+    Attributes:
+      absent: key -> the files that were not found.
+      failed: key -> why it could not be evaluated.
+    """
 
     suite: Suite
     protocol: str
     sets: tuple[SetResult, ...]
     absent: Mapping[str, str]
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def unscored(self) -> dict[str, str]:
+        """Key -> why it has no scores, of all sets that have none."""
+        return {key: f"absent: {files}" for key, files in self.absent.items()} | {
+            key: f"failed: {reason}" for key, reason in self.failed.items()
+        }
 
     def means(self, leak_free: bool) -> dict[str, dict[str, Any]]:
         """Means over all sets and per modality.
@@ -141,8 +155,8 @@ class SuiteResult:
         for spec in self.suite.sets:
             if modality not in (None, spec.modality):
                 continue
-            if spec.key in self.absent:
-                without[spec.key] = f"absent: {self.absent[spec.key]}"
+            if spec.key in self.unscored:
+                without[spec.key] = self.unscored[spec.key]
                 continue
             result = results[spec.key]
             scored = result.leak_free if leak_free else result.scored
@@ -178,6 +192,8 @@ def evaluate_suite(
 ) -> SuiteResult:
     """Evaluates every set whose files exist. All hosts call it and get the same result.
 
+    A set that fails is in ``SuiteResult.failed``, and the others are evaluated.
+
     Args:
       model: a model with both towers.
       root: the folder of the test sets.
@@ -189,7 +205,8 @@ def evaluate_suite(
       when_done: called with the result of every set as soon as it is scored.
 
     Raises:
-      UserError: no set exists; a set's files are invalid; the hosts see different files.
+      UserError: no set exists; a set's files are invalid; the hosts see different files; every
+        set fails.
     """
     assert protocol in PROTOCOLS
     absent = {s.key: m for s in suite.sets if (m := set_files.missing(s, root))}
@@ -205,28 +222,35 @@ def evaluate_suite(
     texts = _encode_texts(model, tasks.values())
     cache = cache / model.image_tower_digest()[:16]
     results = []
+    failures = Failures()
     for spec in specs:
-        images = opened[spec.key]
-        embedded = image_embeddings.embed(model, images, cache / spec.key)
-        before = f", {embedded.num_cached:,} of them embedded before" if embedded.num_cached else ""
-        process.log(f"{spec.key}: {len(images.ids):,} images{before}")
-        results.append(
-            _score_set(
-                spec,
-                images,
-                embedded,
-                _bad_images(images, embedded, suite.on_bad_image),
-                tasks[spec.key],
-                texts,
-                model.logit_scale,
-                protocol,
-                prompts_sha256=prompts_sha256 if spec.key in custom else spec.sha256,
-                own_prompts=spec.key in custom,
-                excluded=excluded,
+        with failures.catching(spec.key):
+            images = opened[spec.key]
+            embedded = image_embeddings.embed(model, images, cache / spec.key)
+            before = (
+                f", {embedded.num_cached:,} of them embedded before" if embedded.num_cached else ""
             )
-        )
-        when_done(results[-1])
-    return SuiteResult(suite, protocol, tuple(results), absent)
+            process.log(f"{spec.key}: {len(images.ids):,} images{before}")
+            results.append(
+                _score_set(
+                    spec,
+                    images,
+                    embedded,
+                    _bad_images(images, embedded, suite.on_bad_image),
+                    tasks[spec.key],
+                    texts,
+                    model.logit_scale,
+                    protocol,
+                    prompts_sha256=prompts_sha256 if spec.key in custom else spec.sha256,
+                    own_prompts=spec.key in custom,
+                    excluded=excluded,
+                )
+            )
+            when_done(results[-1])
+    failed = failures.reasons
+    if not results:
+        raise CorpusError("; ".join(f"{key}: {reason}" for key, reason in failed.items()))
+    return SuiteResult(suite, protocol, tuple(results), absent, dict(failed))
 
 
 def _check_same_on_all_hosts(opened: Mapping[str, LabelledImages], root: Path) -> None:
