@@ -107,7 +107,7 @@ class SampleWithNotes:
     notes: tuple[str, ...]
 
 
-_MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 
 
 @contextlib.contextmanager

@@ -1,10 +1,14 @@
 """One limit of the size of an image, checked by its header before any pixel is decoded."""
 
+import math
+from collections.abc import Sequence
+
 # What training's decoder takes (512 MiB of RGB), and twice what Pillow warns of.
 MAX_PIXELS = 178_956_970
 _MAX_SIDE = 1_000_000  # of libpng
 _MAX_FILM = 32 * MAX_PIXELS  # frames that are decoded one after the other
 MAX_ASPECT_RATIO = 200
+MAX_VOXELS = 1 << 31
 
 
 def check_size(width: int, height: int, frames: int = 1) -> None:
@@ -31,6 +35,13 @@ def check_aspect_ratio(width: int, height: int) -> None:
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         size = _size(width, height)
         raise ValueError(f"{size}: too elongated, more than {MAX_ASPECT_RATIO} to 1")
+
+
+def check_voxels(shape: Sequence[int]) -> None:
+    """Raises ValueError for a volume of more voxels than can be held in memory."""
+    if math.prod(shape) > MAX_VOXELS:
+        size = " x ".join(map(str, shape))
+        raise ValueError(f"the header asks for {size} voxels, more than {MAX_VOXELS:,}")
 
 
 def _size(width: int, height: int) -> str:

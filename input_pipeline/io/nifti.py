@@ -5,15 +5,19 @@ reorients volumes by their headers, is an optional dependency and imported where
 """
 
 import gzip
+import math
 import shutil
 import tempfile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from input_pipeline.io.errors import UserError
+from input_pipeline.io.image_size import check_voxels
 
+_MOST_AFTER_VOXELS = 1 << 24  # bytes
 _HEADER_BYTES = 352  # of a single NIfTI-1 file without extensions
 
 
@@ -46,15 +50,17 @@ class NiftiVolume:
         self._unpacked = None
         try:
             self.image = nibabel.load(path)
+            check_voxels(self.image.shape)
             if _is_compressed(path):
                 self._unpacked = tempfile.NamedTemporaryFile(suffix=".nii")  # noqa: SIM115
                 with gzip.open(path, "rb") as packed:
-                    shutil.copyfileobj(packed, self._unpacked, 2**20)
+                    _copy(packed, self._unpacked, _num_bytes(self.image))
                 self._unpacked.flush()
                 self.image = nibabel.load(self._unpacked.name)
             self._raw = self.image.dataobj.get_unscaled()
         except Exception as error:  # nibabel and zlib raise nearly anything on damaged files
-            raise ValueError(f"cannot read the volume {path.name}: {error}") from error
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"cannot read the volume {path.name}: {reason}") from error
         if self._raw.ndim == 4 and self._raw.shape[3] == 1:
             self._raw = self._raw[..., 0]
         if self._raw.ndim != 3:
@@ -100,6 +106,25 @@ def _is_degenerate(affine: np.ndarray) -> bool:
     if not np.isfinite(affine).all():
         return True
     return bool(np.isnan(load_nibabel().orientations.io_orientation(affine)).any())
+
+
+def _num_bytes(image: Any) -> int:
+    """Of an unpacked file, up to its last voxel."""
+    voxels = image.dataobj
+    return int(voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize)
+
+
+def _copy(packed: Any, target: Any, num_bytes: int) -> None:
+    """Unpacks a file to its end, where its checksum is, unless that is far from the last voxel.
+
+    Raises ValueError if it is, because a small file can unpack to fill the disk.
+    """
+    copied = 0
+    while block := packed.read(1 << 20):
+        copied += len(block)
+        if copied > num_bytes + _MOST_AFTER_VOXELS:
+            raise ValueError(f"it unpacks to more than the {num_bytes:,} bytes of its header")
+        target.write(block)
 
 
 def turned(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
