@@ -6,13 +6,14 @@ frames the middle one is taken, because a row has one image. Overlays are not dr
 """
 
 import io
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from input_pipeline.io import dicom_grey, dicom_tags
 from input_pipeline.io.errors import UserError
-from input_pipeline.io.image_size import check_size
+from input_pipeline.io.image_size import MAX_PIXELS, check_size
 
 if TYPE_CHECKING:
     import pydicom
@@ -34,6 +35,9 @@ _IDENTIFYING = (
 _GREY, _PALETTE = ("MONOCHROME1", "MONOCHROME2"), "PALETTE COLOR"
 _PARTIAL = ("YBR_PARTIAL_422", "YBR_PARTIAL_420")  # retired; pydicom does not convert them
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", *_PARTIAL)
+_DEFLATED = b"1.2.840.10008.1.2.1.99"  # transfer syntax
+_META = 144  # where the length of the file's meta information ends
+_MOST_UNPACKED = 4 * MAX_PIXELS
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -58,6 +62,7 @@ def read(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
         raise UserError("DICOM files need pydicom: pip install 'unimed_jax[dicom]'") from error
 
     try:
+        _check_unpacked_size(data)
         dataset = pydicom.dcmread(io.BytesIO(data))
         if not any(keyword in dataset for keyword in _PIXELS):
             raise ValueError("there are no pixels in it")
@@ -79,6 +84,19 @@ def read(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
     except Exception as error:  # pydicom and its decoders raise nearly anything on damaged data
         raise ValueError(f"the DICOM file cannot be decoded: {error}") from error
     return pixels, (*notes, *_notes(dataset, frames))
+
+
+def _check_unpacked_size(data: bytes) -> None:
+    """Raises ValueError for a deflated file that unpacks to more than any image has."""
+    if _DEFLATED not in data[:4096]:
+        return
+    rest = data[_META + int.from_bytes(data[_META - 4 : _META], "little") :]
+    unpacker, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while rest and size <= _MOST_UNPACKED:
+        size += len(unpacker.decompress(rest, 1 << 24))
+        rest = unpacker.unconsumed_tail
+    if size > _MOST_UNPACKED:
+        raise ValueError(f"it unpacks to more than {_MOST_UNPACKED:,} bytes")
 
 
 def _complete(dataset: "pydicom.Dataset") -> tuple[str, ...]:

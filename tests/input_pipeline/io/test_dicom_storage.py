@@ -1,12 +1,14 @@
 """How DICOM stores values: functional groups, padding, bits, floats and colour."""
 
+import io
+
 import numpy as np
 import pydicom
 import pytest
 from helpers.dicom_files import dicom_file, item
 from helpers.dicom_grey import RAMP, WINDOW, decoded, shown, windowed
 
-from input_pipeline.io import dicom_grey, grey_levels, images
+from input_pipeline.io import dicom, dicom_grey, grey_levels, images
 
 # --- enhanced multi-frame -------------------------------------------------------------------------
 
@@ -220,3 +222,14 @@ def test_a_small_file_that_asks_for_gigabytes_is_refused():
     data = dicom_file(np.zeros((4, 4), np.uint8), Rows=60000, Columns=60000)
     with pytest.raises(ValueError, match="60000 x 60000 pixels, more than"):
         images.decode(data)
+
+
+def test_a_deflated_file_is_read_and_one_that_unpacks_to_gigabytes_refused(monkeypatch):
+    dataset = pydicom.dcmread(io.BytesIO(dicom_file(RAMP.astype(np.uint8))))
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    np.testing.assert_array_equal(decoded(buffer.getvalue())[0], RAMP.astype(np.uint8))
+    monkeypatch.setattr(dicom, "_MOST_UNPACKED", 1000)  # instead of a bomb
+    with pytest.raises(ValueError, match="unpacks to more than 1,000 bytes"):
+        images.decode(buffer.getvalue())
