@@ -17,6 +17,7 @@ The format is recognized by the bytes, not by the file name.
 - No file makes its reader allocate more than `image_size` allows.
 """
 
+import dataclasses
 import io
 
 import numpy as np
@@ -49,14 +50,13 @@ def normalise(data: bytes, short_side: int | None = None) -> tuple[bytes, tuple[
         format.
       UserError: a package for the format is not installed.
     """
-    image, notes = decode(data)
+    picture = _read(data)
+    image, notes = picture.image, picture.notes
+    if not _training_sees(data, picture):
+        notes += ("stored as PNG because training would read other pixels",)
     if short_side and min(image.size) > short_side:
         return _shrunk(image, short_side), (*notes, f"short side bounded to {short_side}")
-    if notes:
-        return _png(image), notes
-    if _training_sees(data, np.asarray(_plain(image))):
-        return data, notes
-    return _png(image), ("stored as PNG because training would read other pixels",)
+    return (_png(image) if notes else data), notes
 
 
 def decode(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
@@ -64,50 +64,55 @@ def decode(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
 
     No notes: the file can be kept as it is, if training reads it. Raises as `normalise` does.
     """
-    if not data:
-        raise ValueError("the image file is empty")
-    if dicom.is_dicom(data):
-        pixels, notes = dicom.read(data)
-        return Image.fromarray(pixels), ("DICOM stored as PNG", *notes)
-    return _from_pillow(data)
+    picture = _read(data)
+    return picture.image, picture.notes
 
 
-def _training_sees(data: bytes, pixels: np.ndarray) -> bool:
-    """Whether training decodes a JPEG or PNG to these pixels, uint8 (H, W) or (H, W, 3).
+@dataclasses.dataclass(frozen=True)
+class _Picture:
+    """What a file shows.
 
-    Raises ValueError if it does not because the file is damaged.
+    Attributes:
+      image: of 8 bits per channel.
+      notes: on what was done to the pixels.
+      kind: format and mode of a JPEG or PNG of 8 bits; empty for others.
+      as_stored: uint8 (H, W) or (H, W, 3) of a JPEG or PNG of 8 bits, not turned.
     """
+
+    image: Image.Image
+    notes: tuple[str, ...]
+    kind: tuple[str, ...] = ()
+    as_stored: np.ndarray | None = None
+
+
+def _training_sees(data: bytes, picture: _Picture) -> bool:
+    """Whether training decodes a JPEG or PNG of 8 bits to the same pixels; True for other files.
+
+    Raises ValueError if it does not because the file is damaged: of intact JPEGs, the decoders read
+    only CMYK differently. The checksums of PNGs are right if they come here.
+    """
+    if picture.as_stored is None:
+        return True
+    is_jpeg = picture.kind[0] != "PNG"
     try:
         seen = training_decoder.decoded(data)
     except ValueError as error:
-        if _is_damaged(data):
+        if is_jpeg:
             raise ValueError(f"the image is damaged: training {error}") from error
         return False
-    if np.array_equal(seen, np.broadcast_to(np.atleast_3d(pixels), seen.shape)):
+    if np.array_equal(seen, np.broadcast_to(np.atleast_3d(picture.as_stored), seen.shape)):
         return True
-    if _is_damaged(data):
+    if is_jpeg and picture.kind[1] != "CMYK":
         raise ValueError("the image is damaged: two decoders read different pixels")
     return False
 
 
-def _is_damaged(data: bytes) -> bool:
-    """Whether a file that Pillow decodes, and training does not or otherwise, breaks its format.
-
-    Of intact JPEGs, they read only CMYK differently. Of PNGs, checksums tell; one whose end is
-    missing or followed by more has all of its pixels.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.format != "PNG":
-                return image.mode != "CMYK"
-            image.verify()
-            return False
-    except Exception:
-        return True
-
-
-def _from_pillow(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
-    """The pixels, and notes on what they were; none if the bytes can be kept."""
+def _read(data: bytes) -> _Picture:
+    if not data:
+        raise ValueError("the image file is empty")
+    if dicom.is_dicom(data):
+        pixels, notes = dicom.read(data)
+        return _Picture(Image.fromarray(pixels), ("DICOM stored as PNG", *notes))
     try:
         with Image.open(io.BytesIO(data)) as image:
             kind = image.format
@@ -124,13 +129,17 @@ def _from_pillow(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
     raise ValueError(f"image format {kind} is not supported ({known} and DICOM are)")
 
 
-def _decoded(image: Image.Image, data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
+def _decoded(image: Image.Image, data: bytes) -> _Picture:
     notes: tuple[str, ...] = ()
+    kind, as_stored = (str(image.format), image.mode), None
     if image.format in _CONVERTED:
         notes = (f"{image.format} stored as PNG",)
         num_frames = getattr(image, "n_frames", 1)
         if num_frames > 1 and _seek_middle(image, num_frames):
             notes += ("middle of several frames",)
+    elif image.format == "PNG":
+        with Image.open(io.BytesIO(data)) as other:
+            other.verify()  # the checksums, which decoding does not look at
     image.load()
     orientation = exif.orientation(image)
     if image.mode in _DEEP_MODES:
@@ -139,13 +148,16 @@ def _decoded(image: Image.Image, data: bytes) -> tuple[Image.Image, tuple[str, .
     elif data.startswith(_PNG) and data[24] == 16:
         image, deep = _from_deep_png(image, data)
         notes += deep
+        as_stored = None if deep else np.asarray(_plain(image))
     elif _bits_per_sample(image) > 8 and np.asarray(image).max() < _DARK:
         raise ValueError("16-bit colour that uses few of its bits: store it as 8 bits, or as PNG")
+    elif image.format in _KEPT:
+        as_stored = np.asarray(_plain(image))
     if orientation > 1:
         turned = exif.upright(np.asarray(_plain(image)), orientation)
         image = Image.fromarray(np.ascontiguousarray(turned))
         notes += ("turned upright as its EXIF data say",)
-    return image, notes
+    return _Picture(image, notes, kind, as_stored)
 
 
 def _seek_middle(image: Image.Image, num_frames: int) -> bool:
