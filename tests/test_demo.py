@@ -206,7 +206,7 @@ def test_a_phantom_is_drawn_for_those_who_have_no_image(client):
         (
             "line.ppm",
             b"P6 900 1 255 " + bytes(2700),
-            "line.ppm: the image cannot be decoded: the image is 900 x 1",
+            "cannot read the image: the image is 900 x 1 pixels: too elongated",
         ),
     ],
 )
