@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 from helpers.corpora import REPO
 
 from unimed_jax import cli
+from unimed_jax.distributed import process
 from unimed_jax.version import __version__
 
 ABSL = {"train", "evaluate", "segment", "export", "compile-report"}
@@ -56,6 +58,17 @@ def test_help_of_a_command_with_absl_flags_teaches(name):
     status, text = run(name, "--help")
     assert status == 0, text
     assert_teaches(name, text)
+
+
+def test_silent_work_is_announced(capsys):
+    with process.announced("compiling", every=0.05):
+        time.sleep(0.3)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines and set(lines) == {"compiling: 0 s"}
+    with process.announced("compiling", every=0.05):
+        pass
+    time.sleep(0.1)
+    assert capsys.readouterr().out == ""
 
 
 def test_help_of_train_lists_the_keys_of_a_recipe():

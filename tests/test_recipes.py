@@ -33,6 +33,26 @@ def test_a_run_older_than_a_key_resumes_with_its_default():
     assert "data.sources.more.path: 'absent' -> 'more'" in config_lib.differences(old, config)
 
 
+def test_a_recipe_is_found_by_name_and_its_errors_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # not a checkout
+    assert config_lib.load("quickstart:smoke").num_train_steps == 20
+    assert config_lib.load("lg_sdg/phantoms").task == "text_guided_segmentation"
+    (tmp_path / "configs").mkdir()
+    text = "from unimed_jax.config import base_config\n\ndef get_config():\n"
+    (tmp_path / "configs" / "mine.py").write_text(text + "    return base_config()\n")
+    assert config_lib.load("mine").task == "contrastive"
+    (tmp_path / "bad.py").write_text(text + "    config = base_config()\n    config.sed = 1\n")
+    for recipe, message in (
+        ("quickstar", r"no recipe 'quickstar': did you mean quickstart\? .* one of mine, "),
+        ("configs/none.py", r"no recipe 'configs/none.py': give FILE.py, or one of"),
+        ("quickstart:none", r"quickstart:none: this recipe has no variant 'none'; valid: 'smoke'"),
+        ("bad.py", r'bad.py, line 5: AttributeError: Key "sed" does not exist'),
+    ):
+        with pytest.raises(ConfigError, match=f"^{message}") as error:
+            config_lib.load(recipe)
+        assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", sorted({name for name, _ in RECIPES}))
 def test_an_unknown_key_or_variant_is_refused(name):
     config = load(name)

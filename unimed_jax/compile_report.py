@@ -27,7 +27,9 @@ from input_pipeline.io.files import write_text_atomically
 from unimed_jax.aot import compile_report
 from unimed_jax.distributed import process
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="recipe: FILE.py[:variant]")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="recipe: a name in configs/, or FILE.py; with :variant"
+)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "e.g. v5e:4x4")
 _SWEEP = flags.DEFINE_bool("sweep", False, "search for the fastest that fits")
 _REMAT = flags.DEFINE_list("remat", ["none", "dots", "full"], "of the sweep")

@@ -6,16 +6,19 @@ A recipe is a Python file with ``get_config(variant="") -> ConfigDict`` that sta
 """
 
 import ast
+import difflib
 import importlib
 import json
 import runpy
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from input_pipeline.io.errors import ConfigError
+from input_pipeline.io.errors import ConfigError, UserError
 
 # Keys that may change when a run resumes: they alter neither the weights (beyond rounding) nor the
 # order of the data.
@@ -171,10 +174,50 @@ def evaluator(kind: str, **settings: Any) -> ConfigDict:
     return registry.complete(kind, {"kind": kind, **settings})
 
 
+def recipe_file(recipe: str) -> str:
+    """FILE.py[:variant] of a recipe that is given as such, or by its name in ``configs/``.
+
+    ``configs/`` is looked for in the current directory, then beside the package (a checkout).
+
+    Raises:
+      ConfigError: there is no such recipe; the message lists those there are.
+    """
+    path, colon, variant = recipe.partition(":")
+    if Path(path).is_file():
+        return recipe
+    folders = [Path("configs"), Path(__file__).parents[1] / "configs"]
+    for folder in folders:
+        if (file := folder / f"{path.removesuffix('.py')}.py").is_file():
+            return f"{file}{colon}{variant}"
+    names = [
+        file.relative_to(folder).with_suffix("").as_posix()
+        for folder in folders
+        for file in sorted(folder.rglob("*.py"))
+    ]
+    close = difflib.get_close_matches(path.removeprefix("configs/").removesuffix(".py"), names, 1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    listed = ", ".join(dict.fromkeys(names)) or "none here"
+    raise ConfigError(f"no recipe {path!r}: {hint}give FILE.py, or one of {listed}")
+
+
 def load(recipe: str) -> ConfigDict:
-    """The config of a recipe, FILE.py or FILE.py:variant, without overrides."""
-    path, *variant = recipe.split(":", 1)
-    return runpy.run_path(path)["get_config"](*variant)
+    """The config of a recipe, FILE.py or FILE.py:variant, without overrides.
+
+    Raises:
+      ConfigError: there is no such recipe, it has no such variant, or it fails; the message names
+        the line.
+    """
+    path, *variant = recipe_file(recipe).split(":", 1)
+    try:
+        return runpy.run_path(path)["get_config"](*variant)
+    except UserError as error:
+        raise ConfigError(f"{recipe}: {error}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((f.lineno for f in reversed(frames) if f.filename == path), "?")
+        # ml_collections lists the whole config after a key that does not exist
+        text = str(error).strip("'").partition(" Other fields present")[0]
+        raise ConfigError(f"{path}, line {line}: {type(error).__name__}: {text}") from error
 
 
 def explain_override(recipe: str, overrides: Sequence[str]) -> str:

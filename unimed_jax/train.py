@@ -38,7 +38,7 @@ from unimed_jax.training.train_step import State, TrainStep
 from unimed_jax.weights.checkpoint import FOLDER, Checkpoints, make_meta
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="recipe: FILE.py or FILE.py:variant"
+    "config", help_string="recipe: a name in configs/, or FILE.py; with :variant"
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "directory of this run, or gs://BUCKET/DIR; the same one resumes it"
@@ -163,7 +163,8 @@ def _train(
     )
     restored = checkpoints.restore_newest(train_step.abstract_state, train_step.shardings)
     if restored is None:
-        start, state = 0, initial_state(task, train_step)
+        with process.announced("compiling the initialization"):
+            start, state = 0, initial_state(task, train_step)
     else:
         start, state = restored.step, restored.state
         trained_with = restored.meta["identity"]
@@ -187,7 +188,8 @@ def _train(
 
     # --- the step, compiled once, while the first batches are read
     stream = device_prefetch.prefetch(loader.read(start, num_steps))
-    compiled = train_step.lower().compile()
+    with process.announced("compiling the train step"):
+        compiled = train_step.lower().compile()
     key, step_flops = train_step.key(), train_step.model_flops()
     device_kind = jax.devices()[0].device_kind
     process.wait_for_all("the step is compiled")
@@ -336,10 +338,6 @@ def _train_stages(
 def _main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; keys are set by --config.KEY=VALUE")
-    try:
-        _CONFIG.value.task  # noqa: B018  (a missing recipe is reported on first use)
-    except OSError as error:
-        raise UserError(f"no such recipe: {' '.join(str(error).split()[-10:])}") from error
     process.initialize()
     began = psutil.Process().create_time()
     workdir = to_path(process.required(_WORKDIR)).absolute()

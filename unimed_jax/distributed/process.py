@@ -3,11 +3,14 @@
 import collections
 import contextlib
 import os
+import re
 import signal
 import sys
+import threading
+import time
 import traceback
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -87,6 +90,24 @@ def log(text: str) -> None:
     """Prints a line above the progress bar, on the main process only."""
     if jax.process_index() == 0:
         tqdm.write(text)
+
+
+@contextlib.contextmanager
+def announced(work: str, every: float = 20.0) -> Iterator[None]:
+    """Logs the elapsed time of silent work, such as a compilation, every so many seconds."""
+    done, began = threading.Event(), time.monotonic()
+
+    def report() -> None:
+        while not done.wait(every):
+            log(f"{work}: {time.monotonic() - began:.0f} s")
+
+    thread = threading.Thread(target=report, name="announced", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 class StopSignal:
@@ -195,16 +216,29 @@ def _exit(message: str) -> NoReturn:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """Like absl's parser, but an error in a recipe or a key becomes one line."""
+    recipe = _recipe(argv)
     try:
+        if recipe:
+            config_lib.load(recipe)  # a clear error; ml_collections puts a traceback in its own
+            argv = [
+                f"--config={config_lib.recipe_file(recipe)}" if a == f"--config={recipe}" else a
+                for a in argv
+            ]
         return flags.FLAGS(argv)
+    except UserError as error:
+        _exit(str(error))
     except (AttributeError, KeyError, TypeError) as error:  # an override of the wrong type
-        recipe = next((a for a in argv if a.startswith("--config=")), "").partition("=")[2]
         keys = [a[len("--config.") :] for a in argv if a.startswith("--config.")]
         _exit(config_lib.explain_override(recipe, keys) or str(error))
     except flags.Error as error:
-        # ml_collections puts a recipe's traceback into its message; its last line is the cause
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        _exit(lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}")
+        text = " ".join(str(error).split())
+        missing = re.match(r"flag --(\w+)=None:", text)
+        _exit(f"--{missing[1]} is required; --help explains it" if missing else text)
+
+
+def _recipe(argv: Sequence[str]) -> str:
+    """The value of --config=RECIPE; "" if there is none."""
+    return next((a.partition("=")[2] for a in argv if a.startswith("--config=")), "")
 
 
 def _help_text(module: types.ModuleType, arguments: list[str]) -> str:
@@ -214,8 +248,7 @@ def _help_text(module: types.ModuleType, arguments: list[str]) -> str:
     for flag in sorted(flags.FLAGS.get_key_flags_for_module(name), key=lambda flag: flag.name):
         default = "" if flag.default in (None, "", []) else f" (default: {flag.default_as_str})"
         lines.append(f"  --{flag.name}: {flag.help}{default}")
-    recipe = next((a.partition("=")[2] for a in arguments if a.startswith("--config=")), "")
-    if recipe:
+    if recipe := _recipe(arguments):
         lines += ["", f"keys of {recipe}, each set with --config.KEY=VALUE:"]
         lines += [
             f"  {key}={value!r}" for key, value in config_lib.flatten(config_lib.load(recipe))

@@ -30,7 +30,7 @@ def evaluate(
     """Runs every evaluator on the parameters; those that fail are in ``failures`` alone."""
     evaluations = {}
     for name, evaluator in evaluators.items():
-        with failures.catching(name):
+        with failures.catching(name), process.announced(f"evaluating {name}"):
             evaluations[name] = evaluator(params)
     return evaluations
 
