@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from input_pipeline.captioning import templates as caption_templates
 from input_pipeline.captioning.templates import CaptionTemplates
-from input_pipeline.conversion import exclude, label_table, validation_split
+from input_pipeline.conversion import exclude, guard, label_table, validation_split
 from input_pipeline.conversion import report as conversion_report
 from input_pipeline.conversion.corpus_directory import REJECTED_FILE, REPORT_FILE
 from input_pipeline.conversion.executors import Beam, Executor, Local
@@ -77,6 +77,7 @@ def _convert(args: argparse.Namespace) -> int:
         executor=executor,
         overwrite=args.overwrite,
         progress=True,
+        max_suspect=args.max_suspect,
     )
     _print_summary(manifest, args.out, time.monotonic() - start)
     share = manifest.rejected / manifest.read
@@ -138,6 +139,8 @@ def _print_summary(manifest: Manifest, out: files.AnyPath, seconds: float) -> No
         print(f"  why rows were rejected: {out / REJECTED_FILE}")
     for what, count in (report["inputs"] | report["notes"]).items():
         print(f"  {what}: {count}")
+    for finding, suspect in report["suspect"].items():
+        print(f"  suspect, {finding}: {suspect['samples']}, the first: {suspect['first']}")
     if expected := report.get("expected"):
         print(
             f"  {expected['of']}: {expected['found']}, the published corpus has "
@@ -208,6 +211,12 @@ def _parser() -> argparse.ArgumentParser:
             type=float,
             default=0.5,
             help="share of rejected rows above which the exit status is 1; default 0.5",
+        )
+        subparser.add_argument(
+            "--max_suspect",
+            type=float,
+            help="share of samples with one finding, such as empty masks, above which no corpus is "
+            f"published; default: {', '.join(f'{k} {v:g}' for k, v in guard.LIMITS.items())}",
         )
         subparser.add_argument(
             "--overwrite", action="store_true", help="replace another corpus in --out"

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import errno
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Generic, TypeVar
 
 from input_pipeline.io.errors import UserError
@@ -101,10 +101,15 @@ class RejectedSample(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class SampleWithNotes:
-    """A sample with notes on how it was made, which are counted over the corpus."""
+    """A sample with notes on how it was made, which are counted over the corpus.
+
+    `file_varies` says whether the file of the image holds more than nearly one value; None if the
+    image is stored as it is in the file.
+    """
 
     sample: Any
     notes: tuple[str, ...]
+    file_varies: Callable[[], bool] | None = None
 
 
 _MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}

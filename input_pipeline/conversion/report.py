@@ -7,6 +7,7 @@
      "notes": {"16-bit grey scaled to 8 bit": 12},
      "groups_in_several_splits": 0,
      "inputs": {"members": 40, ...}, what the source has seen that is no row of its own
+     "suspect": {"masks without foreground": {"samples": 3, "share": 0.1, "limit": ..., ...}}
      "facts": {...},                 about the source: files read, licence, how to get the data
      "expected": {"of": "samples", "low": ..., "high": ..., "found": ..., "difference": 0}
     }
@@ -23,6 +24,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from input_pipeline.conversion.guard import Suspect
 from input_pipeline.conversion.planned_rows import Rejection, SampleWithNotes
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import AnyPath, atomic_file, write_text_atomically
@@ -81,6 +83,7 @@ def write(
     num_shared_groups: int,
     shared_group: str,
     inputs: Mapping[str, int],
+    suspects: Mapping[str, Suspect],
     metadata: Mapping[str, Any],
 ) -> None:
     """Writes the report; see the module docstring. ``metadata["expected"]`` is compared here."""
@@ -99,6 +102,7 @@ def write(
         "groups_in_several_splits": num_shared_groups,
         "example_of_such_a_group": shared_group,
         "inputs": dict(sorted(inputs.items())),
+        "suspect": {finding: dataclasses.asdict(s) for finding, s in suspects.items()},
         "facts": metadata,
     }
     if expected:

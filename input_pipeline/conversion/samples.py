@@ -1,10 +1,13 @@
 """A row of a source -> a sample: reads and checks the image, collects the captions."""
 
 import dataclasses
+import functools
 
 from input_pipeline.captioning.templates import Caption, CaptionTemplates, Provenance
+from input_pipeline.conversion import guard
 from input_pipeline.conversion.planned_rows import SampleWithNotes, SourceRow, rejecting_invalid
 from input_pipeline.io import files, images
+from input_pipeline.io.cell_text import says_nothing
 from input_pipeline.io.files import AnyPath
 from input_pipeline.records import Sample
 
@@ -24,31 +27,37 @@ class MakeSample:
     def __call__(self, row: SourceRow) -> SampleWithNotes:
         """Raises with the reason, for a row that cannot be used."""
         with rejecting_invalid(row):
+            texts = tuple(text for text in row.texts if not says_nothing(text))
             generated = [
                 *(Caption(text, Provenance("released")) for text in row.released),
                 *self.templates.captions_of(row.source, row.modality, row.labels),
             ]
-            if not row.texts and not generated:
+            if not texts and not generated:
                 raise ValueError(self._why_no_caption(row))
             # No duplicates: a generated text that equals an original one counts as original.
-            provenance = dict.fromkeys(row.texts, "")
+            provenance = dict.fromkeys(texts, "")
             for caption in generated:
                 provenance.setdefault(caption.text, caption.provenance.as_json)
-            image, notes = images.normalise(_read(self.root, row), self.short_side)
+            data = _read(self.root, row)
+            image, notes = images.normalise(data, self.short_side)
             sample = Sample(
                 id=row.id,
                 image=image,
                 captions=tuple(provenance),
-                num_original_captions=len(set(row.texts)),
+                num_original_captions=len(set(texts)),
                 labels=row.labels,
                 modality=row.modality,
                 source=row.source,
                 group=row.group,
                 caption_provenance=tuple(provenance.values()),
             )
-        return SampleWithNotes(sample, (*row.notes, *notes))
+        notes = (*row.notes, *notes, *[guard.LEFT_OUT] * (len(texts) < len(row.texts)))
+        changed = None if image == data else functools.partial(guard.file_varies, data)
+        return SampleWithNotes(sample, notes, changed)
 
     def _why_no_caption(self, row: SourceRow) -> str:
+        if row.texts and not row.labels:
+            return f"no label, and the text says nothing: {row.texts[0]!r}"
         if not row.labels:
             return "neither text nor label"
         how = self.templates.how_to_add(row.source, row.modality, row.labels[0])

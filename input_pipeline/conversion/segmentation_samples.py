@@ -1,12 +1,14 @@
 """A row of a source of images and masks -> a sample: reads and checks both."""
 
 import dataclasses
+import functools
 import io
 import pathlib
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from input_pipeline.conversion import guard
 from input_pipeline.conversion.label_classes import Classes
 from input_pipeline.conversion.planned_rows import SampleWithNotes, rejecting_invalid
 from input_pipeline.io import images
@@ -78,7 +80,8 @@ class MakePicture:
                 source=row.source,
                 group=row.group,
             )
-        return SampleWithNotes(sample, (*notes, *mask_notes))
+        changed = None if image == data else functools.partial(guard.file_varies, data)
+        return SampleWithNotes(sample, (*notes, *mask_notes), changed)
 
 
 def _read(path: pathlib.Path) -> bytes:

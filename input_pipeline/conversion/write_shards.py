@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from input_pipeline import manifest as manifest_lib
 from input_pipeline import records
-from input_pipeline.conversion import corpus_directory, report, tfds_metadata
+from input_pipeline.conversion import corpus_directory, guard, report, tfds_metadata
 from input_pipeline.conversion import plan as plan_lib
 from input_pipeline.conversion.corpus_directory import PARTIAL, REJECTED_FILE, ROWS
 from input_pipeline.conversion.executors import Executor, Local
@@ -47,6 +47,8 @@ class _WrittenShard:
     shard: Shard
     counts: Counts
     remarks: Mapping[str, int]  # see conversion_report.count
+    findings: Mapping[str, int] = dataclasses.field(default_factory=dict)  # see guard
+    first_found: Mapping[str, str] = dataclasses.field(default_factory=dict)  # finding -> id
 
 
 def write_corpus(
@@ -59,6 +61,7 @@ def write_corpus(
     executor: Executor = _IN_PROCESS,
     overwrite: bool = False,
     progress: bool = False,
+    max_suspect: float | None = None,
 ) -> Manifest:
     """Writes a corpus directory, or finishes one that was interrupted.
 
@@ -72,6 +75,8 @@ def write_corpus(
       executor: runs the writing of shards.
       overwrite: remove another corpus that `out_dir` holds, complete or not.
       progress: show progress bars.
+      max_suspect: share of samples with a finding of ``guard`` above which the corpus is not
+        finished; None: a limit for each finding.
 
     Returns:
       The manifest that was written, or the one found if the same corpus is already there.
@@ -79,7 +84,8 @@ def write_corpus(
     Raises:
       UserError: `out_dir` is not writable, or in use by another conversion.
       CorpusError: `out_dir` holds another corpus; there are no rows; more shards than rows are
-        requested; every row of a split was rejected.
+        requested; every row of a split was rejected; a finding is too frequent. The last two leave
+        no manifest.
     """
     out_dir, name, schema = files.to_path(out_dir), name or conversion.name, conversion.schema
     with locks.exclusive(out_dir), corpus_directory.planning(out_dir) as directory:
@@ -98,7 +104,7 @@ def write_corpus(
             return finished
         plan = dataclasses.replace(plan, directory=out_dir / PARTIAL / ROWS)
         _write_shards(out_dir, name, plan, conversion, executor, progress)
-        manifest = _finish(out_dir, name, plan, conversion)
+        manifest = _finish(out_dir, name, plan, conversion, max_suspect)
     return manifest
 
 
@@ -140,6 +146,8 @@ def write_shard(
         field: collections.Counter() for field in manifest_lib.COUNTED_FIELDS
     }
     remarks: collections.Counter[str] = collections.Counter()
+    found: collections.Counter[str] = collections.Counter()
+    first_found: dict[str, str] = {}
     rejections = []
     num_samples = 0
     rows = plan_lib.shard_rows(out_dir / PARTIAL / ROWS, file)
@@ -151,7 +159,7 @@ def write_shard(
                     if isinstance(made, Rejection):
                         rejections.append(made)
                         continue
-                    noted, record = made
+                    noted, record, findings = made
                     sample = noted.sample
                     writer.write(record)
                     num_samples += 1
@@ -159,9 +167,13 @@ def write_shard(
                     counts["modality"][sample.modality] += 1
                     counts["label"].update(sample.labels)
                     remarks.update(report.count(noted))
+                    found.update(findings)
+                    first_found = {**dict.fromkeys(findings, sample.id), **first_found}
             num_bytes, sha256 = temporary.stat().st_size, manifest_lib.file_sha256(temporary)
         shard = Shard(file, num_samples, num_bytes, sha256)
-        written = _WrittenShard(shard, manifest_lib.add_counts([counts]), dict(remarks))
+        written = _WrittenShard(
+            shard, manifest_lib.add_counts([counts]), dict(remarks), dict(found), first_found
+        )
         proof = dataclasses.asdict(written)
         proof["rejections"] = [dataclasses.asdict(rejection) for rejection in rejections]
         write_text_atomically(_proof_file(out_dir, file), json.dumps(proof))
@@ -171,13 +183,13 @@ def write_shard(
 
 def _made(
     make_sample: MakeSample, encode: Callable[[Any], bytes], row: Any
-) -> tuple[SampleWithNotes, bytes] | Rejection:
-    """The sample of a row and its record, or why there is none."""
+) -> tuple[SampleWithNotes, bytes, tuple[str, ...]] | Rejection:
+    """The sample of a row, its record and what is suspect about it, or why there is none."""
     try:
         with rejecting_invalid(row):
             made = make_sample(row)
             noted = made if isinstance(made, SampleWithNotes) else SampleWithNotes(made, ())
-            return noted, encode(noted.sample)
+            return noted, encode(noted.sample), guard.findings(noted)
     except RejectedSample as error:
         return error.rejection
 
@@ -203,15 +215,20 @@ def _finish(
     name: str,
     plan: Plan,
     conversion: Conversion,
+    max_suspect: float | None,
 ) -> Manifest:
     """Writes the files that need all shards: report, rejections, TFDS metadata and manifest."""
     schema = conversion.schema
     splits = {}
     remarks: collections.Counter[str] = collections.Counter()
+    found: collections.Counter[str] = collections.Counter()
+    first_found: dict[str, str] = {}
     for split, shards in plan.splits.items():
         parts = [_proof(out_dir, shard)[0] for shard in shards]
         for part in parts:
             remarks.update(part.remarks)
+            found.update(part.findings)
+            first_found = {**part.first_found, **first_found}
         splits[split] = Split(
             num_samples=sum(part.shard.num_samples for part in parts),
             counts=manifest_lib.add_counts([part.counts for part in parts]),
@@ -237,7 +254,8 @@ def _finish(
             yield from _proof(out_dir, file)[1]
 
     reasons = report.write_rejected(out_dir / REJECTED_FILE, rejections(), out_dir / PARTIAL)
-    assert sum(reasons.values()) == manifest.rejected, (reasons, manifest)
+    if sum(reasons.values()) != manifest.rejected:
+        raise CorpusError(f"{planned} rows were planned, {written} written, rejected {reasons}")
     for split, content in splits.items():
         if content.num_samples == 0:
             first = json.loads((out_dir / REJECTED_FILE).open(encoding="utf-8").readline())
@@ -245,6 +263,8 @@ def _finish(
                 f"every row of split {split!r} was rejected; {out_dir / REJECTED_FILE} says why, "
                 f"the first: {first['reason']}"
             )
+    limits = conversion.limits if max_suspect is None else dict.fromkeys(guard.LIMITS, max_suspect)
+    suspects = guard.suspects(found, first_found, written, limits)
     report.write(
         out_dir / corpus_directory.REPORT_FILE,
         manifest,
@@ -253,8 +273,10 @@ def _finish(
         plan.num_shared_groups,
         plan.shared_group,
         conversion.inputs,
+        suspects,
         conversion.metadata,
     )
+    guard.check(suspects)
     tfds_metadata.write(out_dir, manifest, schema.tfds_features())
     manifest_lib.save(out_dir, manifest)
     files.remove_tree(out_dir / PARTIAL)

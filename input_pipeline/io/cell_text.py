@@ -4,6 +4,8 @@ import ast
 import re
 from typing import Any
 
+_MISSING = {"nan", "n/a", "#n/a", "#na", "<na>", "nat", "null"}  # as pandas and Excel write it
+_NO_TEXT = _MISSING | {"na", "n.a", "none", "nil", "not available"}
 _WINDOWS_ROOT = re.compile(r"[A-Za-z]:|\\\\")  # a drive, or a share of a network
 
 
@@ -52,3 +54,13 @@ def path_text(cell: str) -> str:
             f"a path of another machine: {cell[:60]}; write paths relative to the folder of images"
         )
     return cell.replace("\\", "/")
+
+
+def is_missing(cell: str) -> bool:
+    """Whether a cell stands for no value: `nan`, `N/A`, `null`, ..., or white space."""
+    return not cell.strip() or cell.strip().lower() in _MISSING
+
+
+def says_nothing(text: str) -> bool:
+    """Whether a text is no caption: no letter is in it, or it stands for none."""
+    return not any(map(str.isalpha, text)) or text.strip(" .").lower() in _NO_TEXT

@@ -37,6 +37,7 @@ class Conversion:
       threads: number of samples to make at a time; more than one where images are in a bucket.
       inputs: what the source has seen that is no row of its own, such as members of tars: numbers
         by what became of them, for ``conversion.json``. Complete when all rows are read.
+      limits: of the share of samples with a finding, where they are not those of ``guard.LIMITS``.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Conversion:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     threads: int = 1
     inputs: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

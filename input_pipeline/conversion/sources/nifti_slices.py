@@ -11,6 +11,7 @@ from typing import Annotated
 
 import numpy as np
 
+from input_pipeline.conversion import guard
 from input_pipeline.conversion.label_classes import Classes
 from input_pipeline.conversion.nifti_pairs import labelled, read_labels, read_pair
 from input_pipeline.conversion.planned_rows import (
@@ -89,6 +90,7 @@ def open_nifti(options: NiftiOptions) -> Conversion:
         rows=_rows(options, volumes, options.source or name),
         make_sample=MakeSlice(options.raw, classes, window),
         schema=SCHEMA,
+        limits={guard.EMPTY: 1.0} if options.all_slices else {},
     )
 
 
@@ -168,7 +170,8 @@ class MakeSlice:
                 group=row.group,
                 spacing=pair.spacing,
             )
-        return SampleWithNotes(sample, notes)
+        in_file = functools.partial(guard.varies, pixels, float(np.ptp(pair.values)))
+        return SampleWithNotes(sample, notes, in_file)
 
 
 _load = functools.lru_cache(maxsize=2)(read_pair)  # slices of a volume come in no fixed order

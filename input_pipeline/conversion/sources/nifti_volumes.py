@@ -5,12 +5,14 @@ Layouts: `msd` (a dataset.json, as in the Medical Segmentation Decathlon), `btcv
 (ID_image.nii.gz, ID_label.nii.gz in one folder), or custom patterns.
 """
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+from input_pipeline.conversion import guard
 from input_pipeline.conversion.label_classes import Classes
 from input_pipeline.conversion.nifti_pairs import labelled, read_pair
 from input_pipeline.conversion.planned_rows import (
@@ -241,4 +243,4 @@ class MakeVolume:
                 group=row.group,
                 spacing=pair.spacing,
             )
-        return SampleWithNotes(sample, notes)
+        return SampleWithNotes(sample, notes, functools.partial(guard.varies, pair.values))

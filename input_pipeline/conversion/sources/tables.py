@@ -8,10 +8,12 @@ from typing import Annotated, Any
 from input_pipeline.conversion.planned_rows import Rejection, SourceRow
 from input_pipeline.conversion.sources.base import OpenedSource, corpus_name
 from input_pipeline.io import tabular_files
-from input_pipeline.io.cell_text import clean_texts, path_text
+from input_pipeline.io.cell_text import clean_texts, is_missing, path_text
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import AnyPath
 from input_pipeline.manifest import file_sha256
+
+_NO_LABEL = "labels that say nothing (nan, N/A, ...) left out"
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,12 @@ def _table_rows(
             field: _texts(record.get(column), where) if column else ()
             for field, column in columns.items()
         }
+        given = cells["label"]
+        cells |= {
+            field: tuple(text for text in texts if not is_missing(text))
+            for field, texts in cells.items()
+            if field != "text"  # whether a text is a caption is decided where all are
+        }
         single = {
             field: texts[0] if texts else constants.get(field) or ""
             for field, texts in cells.items()
@@ -145,6 +153,7 @@ def _table_rows(
             source=single["source"],
             split=single["split"],
             group=single["group"],
+            notes=(_NO_LABEL,) if cells["label"] != given else (),
         )
 
 

@@ -50,20 +50,22 @@ def run(tmp_path, members, *flags, status=0, **options):
 
 
 def pairs(*stems):
-    return [m for stem in stems for m in ((f"{stem}.jpg", encoded()), (f"{stem}.txt", stem))]
+    return [
+        m for stem in stems for m in ((f"{stem}.jpg", encoded()), (f"{stem}.txt", f"of {stem}"))
+    ]
 
 
 def test_stems_with_dots_are_stems(tmp_path):
     uids = [f"1.2.826.0.1.3680043.{k}" for k in range(20)]
     stems = [*uids, "ok0", "ok1", "ok2", "a.b/photo.v2", "a.b/photo.v3"]
     samples, inputs = run(tmp_path, pairs(*stems))
-    assert samples == {stem: (stem,) for stem in stems}
+    assert samples == {stem: (f"of {stem}",) for stem in stems}
     assert inputs == {"members": 50, "members of samples": 50}
 
 
 def test_members_of_a_sample_need_not_be_neighbours(tmp_path):
     samples, _ = run(tmp_path, sorted(pairs("a", "b", "c"), key=lambda m: m[0][-3:]))
-    assert samples == {stem: (stem,) for stem in "abc"}
+    assert samples == {stem: (f"of {stem}",) for stem in "abc"}
 
 
 def test_what_is_left_out_is_counted_by_kind(tmp_path):
@@ -83,7 +85,7 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path):
         ("2.txt", "a text"),
     ]
     samples, inputs = run(tmp_path, members)
-    assert samples == {"./x/1": ("./x/1",)}
+    assert samples == {"./x/1": ("of ./x/1",)}
     assert inputs == {
         "members": 14,
         "members of samples": 3,
@@ -109,7 +111,7 @@ def test_links_are_what_they_lead_to(tmp_path):
         link("b/4.jpg", "4.jpg", tarfile.SYMTYPE),
     ]
     samples, inputs = run(tmp_path, members)
-    assert samples == {"a/1": ("a/1",), "a/2": ("a/1",), "b/3": ("third",)}
+    assert samples == {"a/1": ("of a/1",), "a/2": ("of a/1",), "b/3": ("third",)}
     images = {s.image for s in corpora.samples_of(tmp_path / "out").values()}
     assert images == {encoded()}
     assert inputs["members left out: links to what is not in the tar"] == 1
@@ -125,7 +127,7 @@ def test_links_are_what_they_lead_to(tmp_path):
 )
 def test_members_that_compete_are_refused(tmp_path, extra, reason):
     samples, _ = run(tmp_path, [*pairs("1", "2"), extra])
-    assert samples == {"2": ("2",)}
+    assert samples == {"2": ("of 2",)}
     assert [r["reason"] for r in corpora.rejections(tmp_path / "out")] == [reason]
 
 
@@ -151,7 +153,7 @@ def test_all_texts_of_a_sample_are_captions(tmp_path):
 def test_long_names_in_every_format_of_tars(tmp_path, format_):
     stem = f"{'folder' * 12}/{'1.2.' * 20}9"
     samples, _ = run(tmp_path, pairs(stem), format_=format_)
-    assert samples == {stem: (stem,)}
+    assert samples == {stem: (f"of {stem}",)}
 
 
 def test_compressed_tars_beside_others_are_rejections(tmp_path):
