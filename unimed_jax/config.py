@@ -29,6 +29,7 @@ RUN_ONLY_KEYS = (
     "log_every_steps",
     "eval_every_steps",
     "profile",
+    "watchdog",
     "data.root",
     "data.num_threads",
     "data.verify_checksums",
@@ -126,6 +127,13 @@ def base_config(task: str = "contrastive") -> ConfigDict:
     config.checkpoint.keep = 3  # number of newest checkpoints kept
     # the checkpoint with the best value is kept, too; e.g. "zero_shot/modality/balanced_accuracy"
     config.checkpoint.best_metric = ""
+
+    # A run that hangs writes the stacks of its threads to WORKDIR/stacks and exits with status 75:
+    # no step for `factor` times the slowest of the last 200 steps, and for `min_seconds` at least.
+    config.watchdog = ConfigDict()
+    config.watchdog.factor = 10.0
+    config.watchdog.min_seconds = 600.0  # 0: no watchdog
+    config.watchdog.busy_seconds = 14400.0  # limit of compilation, of an evaluation, of a save
 
     config.evals = ConfigDict()  # name -> evaluator(...)
     config.init = ConfigDict()  # part of the model -> weights to start from
@@ -434,6 +442,9 @@ def validate(config: ConfigDict, num_devices: int, num_hosts: int = 1) -> None:
     hold = config.optimizer.hold_fraction
     require(0 <= hold <= 1, "optimizer.hold_fraction", hold, "a share of the steps, 0 to 1")
     one_of(config, "data.on_bad_sample", ("error", "replace"))
+    factor, seconds = config.watchdog.factor, config.watchdog.min_seconds
+    require(factor >= 1, "watchdog.factor", factor, "at least 1")
+    require(seconds >= 0, "watchdog.min_seconds", seconds, "seconds, or 0 for no watchdog")
     require(
         config.optimizer.learning_rate > 0,
         "optimizer.learning_rate",

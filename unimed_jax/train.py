@@ -10,6 +10,7 @@ tensorboard/, checkpoints/, results.json, report.html.
 """
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -187,6 +188,7 @@ def _train(
     startup.mark("state")
 
     # --- the step, compiled once, while the first batches are read
+    watchdog = process.watch(workdir, config.watchdog)
     stream = device_prefetch.prefetch(loader.read(start, num_steps))
     with process.announced("compiling the train step"):
         compiled = train_step.lower().compile()
@@ -221,7 +223,16 @@ def _train(
     # no implicit transfers between host and device: batches are placed in the prefetch thread,
     # metrics fetched in `check`
     with jax.transfer_guard("disallow"), contextlib.ExitStack() as ending:
-        for end in (checkpoints.wait, bar.close, stream.close, trace.close, stop_signal.restore):
+        ends = (
+            watchdog.close,
+            checkpoints.wait,
+            bar.close,
+            stream.close,
+            trace.close,
+            stop_signal.restore,
+            functools.partial(watchdog.begin, "the last save"),
+        )
+        for end in ends:
             ending.callback(end)  # called in reverse order
         while step < num_steps and not stop_signal.received(step):
             trace.before(step)
@@ -241,6 +252,7 @@ def _train(
             # a step is checked while the next one runs, and before it is saved, logged or evaluated
             if unchecked:
                 check(*unchecked)
+            watchdog.step_done(step)
             unchecked = (step, ids, values)
             last = step == num_steps
             run_evals = last or is_multiple(step, config.eval_every_steps)
@@ -256,7 +268,11 @@ def _train(
                 row |= {} if used is None else {"mfu": used}
                 bar.set_postfix(loss=row["loss"], images_s=row["images_per_sec"], refresh=False)
                 process.log(metrics.format_line(step, row))
-            with speed.paused(), jax.transfer_guard("allow"):
+            with (
+                watchdog.busy("evaluation or save"),
+                speed.paused(),
+                jax.transfer_guard("allow"),
+            ):
                 scores: dict[str, float] = {}
                 if run_evals:
                     failures = Failures()

@@ -1,6 +1,7 @@
 """If one process of a job is lost, all stop and name it: real processes, really killed."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -73,3 +74,29 @@ def test_a_process_that_has_done_its_part_alarms_nobody(three_processes):
         time.sleep(0.5)
     for process in three_processes:
         assert "error" not in finish(process)
+
+
+@pytest.mark.slow
+def test_where_one_hangs_all_stop_and_the_one_behind_is_named(three_processes):
+    for process, step in zip(three_processes, (7, 5, 7), strict=True):
+        order(process, f"step {step}")
+        assert process.stdout.readline() == "ready\n"
+    time.sleep(2)  # two beats
+    order(three_processes[2], "hang")
+    said = (
+        f"error: process 1 of 3 (host {socket.gethostname()}) is at step 5, others at 7; a reason"
+    )
+    for process in three_processes:
+        assert finish(process, RESTART_STATUS).splitlines()[-1].startswith(said)
+
+
+@pytest.mark.slow
+def test_where_process_0_is_frozen_the_others_name_it(three_processes):
+    three_processes[0].send_signal(signal.SIGSTOP)
+    for process in three_processes[1:]:
+        order(process, "hang")
+    said = f"error: process 0 of 3 (host {socket.gethostname()}) has not responded for "
+    for process in three_processes[1:]:
+        *_, stacks, last = finish(process, RESTART_STATUS).splitlines()
+        assert last.startswith(said)
+        assert stacks == "stacks"

@@ -1,9 +1,12 @@
 """Failure detection in a job of several processes: if one is lost, all stop and name it.
 
 A collective with a lost process waits forever on some platforms and raises a cryptic error on
-others. Therefore every process keeps a TCP connection to process 0, which is silent as long as all
-processes are alive. The kernel closes the connections of a process that dies, however it dies, and
-probes those of a silent host; process 0 reports the failure to the others.
+others. Therefore every process keeps a TCP connection to process 0. The kernel closes the
+connections of a process that dies, however it dies, and probes those of a silent host; process 0
+reports the failure to the others.
+
+A process that hangs keeps its connections. So each sends its step every second: one that sends
+nothing for long is frozen, and where the watchdog finds no progress, process 0 says who is behind.
 """
 
 import contextlib
@@ -16,6 +19,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn, TextIO
 
 import jax
@@ -27,6 +32,11 @@ from input_pipeline.io.errors import UserError
 _KEY = "unimed_jax/failure_detector"
 _CONNECT_SECONDS = 60
 _REPORT_SECONDS = 5
+_BEAT_SECONDS = 1
+# Less than the 100 seconds after which JAX aborts all processes, with a C++ trace.
+_SILENT_BEATS = 80
+_LATE_BEATS = 4  # late enough to be named where something else went wrong
+_ANSWER_SECONDS = 15  # of process 0 to a process that hangs
 # A host that does not respond to probes counts as lost after 10 + 3 * 5 seconds.
 _PROBES = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
 
@@ -75,8 +85,21 @@ def _is_slurm_step() -> bool:
     return "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
 
+@dataclass
+class _Peer:
+    """What another process sent last: its step, None outside the training loop, and its age."""
+
+    step: int | None = None
+    beats_ago: int = 0
+
+
 class FailureDetector:
-    """The connections of this process: to process 0 or, in process 0, from all other processes."""
+    """The connections of this process: to process 0 or, in process 0, from all other processes.
+
+    Attributes:
+      step: the last step of this process; None outside the training loop.
+      write_stacks: called before the process ends because the job hangs.
+    """
 
     def __init__(self, index: int, count: int) -> None:
         """Connects to process 0; process 0 starts to listen.
@@ -87,13 +110,17 @@ class FailureDetector:
         self._index, self._count = index, count
         self._hosts = {index: socket.gethostname()}
         self._connections: dict[int, socket.socket] = {}
+        self._peers: dict[int, _Peer] = {}
         self._lock = threading.Lock()
         self._over = False
+        self.step: int | None = None
+        self.write_stacks: Callable[[], object] = lambda: None
         _delay_abort()
         if index == 0:
             self._listen()
         else:
             self._connect()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def deregister(self) -> None:
         """Announces that this process has finished; the others then ignore its exit."""
@@ -108,14 +135,72 @@ class FailureDetector:
             text = f"{self._name(self._index)} stopped: {reason}"
             self._send_to_all({"stop": text, "exit": status})
         time.sleep(1)  # they must receive it before they notice that the connection is closed
-        _exit_now(status)
+        exit_now(status)
+
+    def report_hang(self, reason: str) -> NoReturn:
+        """Ends all processes of the job, which write their stacks, and names the one that lags."""
+        if self._index != 0:
+            with self._lock:
+                self._send_to_all({"hang": reason})
+            time.sleep(_ANSWER_SECONDS)  # `_follow` ends this process, unless process 0 hangs, too
+        with self._lock:
+            ending, self._over = self._over, True
+            lagging = self._lagging()
+            text = f"{lagging}; {reason}" if lagging else reason
+            if not ending:
+                self._send_to_all({"stop": text, "exit": RESTART_STATUS, "hang": True})
+        if ending:  # in another thread
+            time.sleep(_ANSWER_SECONDS)
+        self.write_stacks()
+        time.sleep(1)  # they must receive it before they notice that the connection is closed
+        _say(text, RESTART_STATUS)
+        exit_now(RESTART_STATUS)
 
     def await_failure_report(self) -> None:
-        """Returns if no process is lost; otherwise this process ends here, with a report.
+        """Returns if no process is lost or frozen; otherwise this process ends here, with a report.
 
         To be called when a collective has failed: that may be the first sign of a lost process.
         """
         time.sleep(_REPORT_SECONDS)
+        if any(peer.beats_ago > _LATE_BEATS for peer in list(self._peers.values())):
+            self.report_hang("a collective has failed")
+
+    def _beat(self) -> None:
+        """Sends the own step and counts the beats since the others sent theirs.
+
+        Beats are counted, not seconds: while this process is frozen itself, no time passes.
+        """
+        while not self._over:
+            time.sleep(_BEAT_SECONDS)
+            with self._lock:
+                self._send_to_all({"at": self.step})
+                for peer in self._peers.values():
+                    peer.beats_ago += 1
+                silent = any(
+                    peer.beats_ago > _SILENT_BEATS and None not in (peer.step, self.step)
+                    for peer in self._peers.values()
+                )
+            if silent:
+                self.report_hang("it is frozen, or its host is overloaded")
+
+    def _lagging(self) -> str:
+        """Which processes are silent or behind, as far as this one knows; "" if none."""
+        late = {i: p.beats_ago for i, p in self._peers.items() if p.beats_ago > _LATE_BEATS}
+        if late:
+            return ", ".join(
+                f"{self._name(i)} has not responded for {beats * _BEAT_SECONDS} s"
+                for i, beats in sorted(late.items())
+            )
+        steps = {i: p.step for i, p in self._peers.items()} | {self._index: self.step}
+        known = {i: step for i, step in steps.items() if step is not None}
+        if len(known) < 2 or len(set(known.values())) == 1:
+            return ""
+        newest = max(known.values())
+        return ", ".join(
+            f"{self._name(i)} is at step {step}, others at {newest}"
+            for i, step in sorted(known.items())
+            if step < newest
+        )
 
     def _listen(self) -> None:
         dual = socket.has_dualstack_ipv6()
@@ -136,6 +221,7 @@ class FailureDetector:
                 with self._lock:
                     self._hosts[hello["index"]] = hello["host"]
                     self._connections[hello["index"]] = connection
+                    self._peers[hello["index"]] = _Peer()
                     # Only now can a report of process 0 reach it.
                     connection.sendall(b'{"connected": true}\n')
                 self._follow(hello["index"], lines)
@@ -174,18 +260,26 @@ class FailureDetector:
                 "answer; start all processes again"
             )
         connection.settimeout(None)
+        self._peers[0] = _Peer()
         threading.Thread(
             target=self._follow, args=(0, lines), name="failure_detector", daemon=True
         ).start()
 
     def _follow(self, index: int, lines: TextIO) -> None:
         """Reads the messages of a process, until it has finished or all have to stop."""
-        try:
-            message = json.loads(lines.readline() or "{}")
-        except OSError:  # no response to the probes
-            message = {}
+        message: dict[str, Any] = {"at": None}
+        while "at" in message:
+            self._peers[index] = _Peer(message["at"])
+            try:
+                message = json.loads(lines.readline() or "{}")
+            except (OSError, ValueError):  # no response to the probes; killed while writing
+                message = {}
         if "done" in message:
+            with self._lock:
+                del self._peers[index]
             return
+        if "hang" in message and "stop" not in message:
+            self.report_hang(message["hang"])
         lost = f"{self._name(index)} is lost: killed, out of memory, or its host failed"
         text, status = message.get("stop", lost), message.get("exit", RESTART_STATUS)
         with self._lock:
@@ -194,10 +288,11 @@ class FailureDetector:
             self._over = True
             if self._index == 0:
                 self._send_to_all({"stop": text, "exit": status})
+        if "hang" in message:
+            self.write_stacks()
         time.sleep(1)  # so that this line is printed after the C++ messages of JAX
-        advice = "; start all processes again" if status == RESTART_STATUS else ""
-        print(f"error: {text}{advice}", file=sys.stderr)
-        _exit_now(status)
+        _say(text, status)
+        exit_now(status)
 
     def _name(self, index: int) -> str:
         return f"process {index} of {self._count} (host {self._hosts[index]})"
@@ -228,7 +323,12 @@ def _delay_abort() -> None:
     libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
 
 
-def _exit_now(status: int) -> NoReturn:
+def _say(text: str, status: int) -> None:
+    advice = "; start all processes again" if status == RESTART_STATUS else ""
+    print(f"error: {text}{advice}", file=sys.stderr)
+
+
+def exit_now(status: int) -> NoReturn:
     """Ends the process without waiting for anything, because lost processes never respond."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -18,6 +18,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from input_pipeline.io import cli, locks
@@ -27,6 +28,7 @@ from input_pipeline.io.library_errors import LibraryError, show, user_errors
 from unimed_jax import config as config_lib
 from unimed_jax.distributed import cpu_allocator, failure_detector, preemption_notice
 from unimed_jax.distributed.failure_detector import FailureDetector, join_job
+from unimed_jax.distributed.watchdog import Watchdog
 
 _BARRIER_SECONDS = 60 * 60
 
@@ -84,6 +86,11 @@ def wait_for_all(what: str, seconds: int = _BARRIER_SECONDS) -> None:
 def exclusive(folder: AnyPath) -> contextlib.AbstractContextManager[None]:
     """Locks a directory for the whole job: the main process does. Raises as `locks.exclusive`."""
     return locks.exclusive(folder) if jax.process_index() == 0 else contextlib.nullcontext()
+
+
+def watch(workdir: AnyPath, settings: ConfigDict) -> Watchdog:
+    """A watchdog over the training loop of this process, which ends the whole job."""
+    return Watchdog(workdir, settings, _failure_detector)
 
 
 def log(text: str) -> None:
