@@ -123,7 +123,8 @@ def rejecting_invalid(row: Any) -> Iterator[None]:
     not respond) and an OSError of the machine (a full disk), also as the cause of another error.
 
     Args:
-      row: its ``row``, ``id`` and ``image``, if it has them, name it in the rejection.
+      row: its ``row``, ``id`` and ``image`` (or ``path``), if it has them, name it in the
+        rejection.
     """
     try:
         yield
@@ -136,7 +137,7 @@ def rejecting_invalid(row: Any) -> Iterator[None]:
             _reason(error),
             row=getattr(row, "row", None),
             id=getattr(row, "id", ""),
-            path=getattr(row, "image", ""),
+            path=getattr(row, "image", getattr(row, "path", "")),
         ) from error
 
 

@@ -1,5 +1,6 @@
 """Sources: what each one yields, and how it becomes a conversion."""
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -113,8 +114,8 @@ class OpenedSource:
 
     def _planned_row(self, row: SourceRow) -> PlannedRow[SourceRow]:
         group = (row.source, row.labels, row.group) if row.group else None
-        num_bytes = row.span[1] if row.span else _num_bytes(files.under(self.root, row.image))
-        return PlannedRow(row, row.split, row.id, row.row, row.image, group, num_bytes)
+        size = row.span[1] if row.span else num_bytes(files.under(self.root, row.image))
+        return PlannedRow(row, row.split, row.id, row.row, row.image, group, size)
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,18 @@ def corpus_name(text: str) -> str:
     return re.sub(r"\W", "_", text) or "corpus"
 
 
-def _num_bytes(path: AnyPath) -> int:
-    """0 for a file that cannot be looked up: it will be rejected when it is read."""
+def num_bytes(*paths: AnyPath) -> int:
+    """Of some files; 0 for one that cannot be looked up: it will be rejected when it is read."""
+    total = 0
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):
+            total += path.stat().st_size
+    return total
+
+
+def is_file(path: AnyPath) -> bool:
+    """Whether there is a file; a name that the system refuses is none."""
     try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

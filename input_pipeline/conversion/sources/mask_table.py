@@ -8,7 +8,7 @@ from typing import Annotated
 from input_pipeline.conversion.label_classes import Classes
 from input_pipeline.conversion.planned_rows import PlannedRow, Rejection
 from input_pipeline.conversion.segmentation_samples import MakePicture, MaskRow
-from input_pipeline.conversion.sources.base import Conversion, corpus_name
+from input_pipeline.conversion.sources.base import Conversion, corpus_name, is_file, num_bytes
 from input_pipeline.conversion.sources.masks import held_out
 from input_pipeline.io import tabular_files
 from input_pipeline.io.cell_text import path_text
@@ -94,23 +94,23 @@ def _rows(
             yield Rejection(str(error), number, path=record[columns.image])
             continue
         sample_id = f"{source}/{image}"
-        missing = [path for path in (image, mask) if not path or not (root / path).is_file()]
+        missing = [path for path in (image, mask) if not path or not is_file(root / path)]
         if missing:
             yield Rejection(f"no such file: {missing[0]}", number, sample_id, image)
             continue
-        num_bytes = sum((root / path).stat().st_size for path in (image, mask))
+        size = num_bytes(root / image, root / mask)
         group = record[columns.group] if columns.group else ""
         row = MaskRow(
             row=number,
             id=sample_id,
             image=image,
             mask=mask,
-            num_bytes=num_bytes,
+            num_bytes=size,
             split="val" if unit in val else "train",
             modality=options.modality,
             source=source,
             group=group,
         )
         yield PlannedRow(
-            row, row.split, row.id, number, image, (source, group) if group else None, num_bytes
+            row, row.split, row.id, number, image, (source, group) if group else None, size
         )

@@ -11,7 +11,7 @@ from typing import Annotated
 from input_pipeline.conversion.label_classes import Classes
 from input_pipeline.conversion.planned_rows import PlannedRow, Rejection
 from input_pipeline.conversion.segmentation_samples import MakePicture, MaskRow
-from input_pipeline.conversion.sources.base import Conversion, corpus_name
+from input_pipeline.conversion.sources.base import Conversion, corpus_name, num_bytes
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.segmentation_records import SCHEMA
 
@@ -73,7 +73,12 @@ def held_out(groups: list[str], share: float) -> set[str]:
 
     The choice depends only on the names, so an additional image changes few of the others.
     """
-    distinct = sorted(set(groups), key=lambda group: hashlib.sha256(group.encode()).digest())
+
+    def rank(group: str) -> bytes:
+        name = group.encode("utf-8", "surrogateescape")  # file names may be of another encoding
+        return hashlib.sha256(name).digest()
+
+    distinct = sorted(set(groups), key=rank)
     return set(distinct[: round(share * len(distinct))])
 
 
@@ -98,21 +103,21 @@ def _rows(
             reason = f"{len(matching)} masks of its name" if matching else "no mask of its name"
             yield Rejection(reason, number, sample_id, image)
             continue
-        num_bytes = path.stat().st_size + matching[0].stat().st_size
+        size = num_bytes(path, matching[0])
         split = "val" if unit in val else "train"
         row = MaskRow(
             row=number,
             id=sample_id,
             image=image,
             mask=f"{options.masks}/{matching[0].name}",
-            num_bytes=num_bytes,
+            num_bytes=size,
             split=split,
             modality=options.modality,
             source=source,
             group=patient,
         )
         yield PlannedRow(
-            row, split, row.id, number, image, (source, patient) if patient else None, num_bytes
+            row, split, row.id, number, image, (source, patient) if patient else None, size
         )
 
 

@@ -16,11 +16,12 @@ from input_pipeline.conversion.label_classes import Classes
 from input_pipeline.conversion.nifti_pairs import labelled, read_labels, read_pair
 from input_pipeline.conversion.planned_rows import (
     PlannedRow,
+    RejectedSample,
     Rejection,
     SampleWithNotes,
     rejecting_invalid,
 )
-from input_pipeline.conversion.sources.base import Conversion, corpus_name
+from input_pipeline.conversion.sources.base import Conversion, corpus_name, is_file, num_bytes
 from input_pipeline.conversion.sources.masks import held_out
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.intensity_windows import MINMAX, Window, rescaled
@@ -102,19 +103,20 @@ def _rows(
     number = 0
     for path, volume in zip(volumes, ids, strict=True):
         label = path.with_name(path.name.replace(options.image_prefix, options.label_prefix, 1))
-        if not label.is_file():
+        if not is_file(label):
             number += 1
             yield Rejection("no label volume of its name", number, f"{source}/{volume}", path.name)
             continue
         try:
-            labels = read_labels(NiftiVolume(label))
-            if not (options.all_slices or labels.any()):
-                raise ValueError("all labels are 0, so no slice is used: --all_slices uses all")
-        except ValueError as error:
+            with rejecting_invalid(Rejection("", number + 1, f"{source}/{volume}", label.name)):
+                labels = read_labels(NiftiVolume(label))
+                if not (options.all_slices or labels.any()):
+                    raise ValueError("all labels are 0, so no slice is used: --all_slices uses all")
+        except RejectedSample as error:
             number += 1
-            yield Rejection(str(error), number, f"{source}/{volume}", label.name)
+            yield error.rejection
             continue
-        num_bytes = path.stat().st_size + label.stat().st_size
+        size = num_bytes(path, label)
         indices = range(labels.shape[0])
         if not options.all_slices:
             used = np.flatnonzero(labels.any(axis=(1, 2)))
@@ -127,7 +129,7 @@ def _rows(
                 image=path.name,
                 label=label.name,
                 index=index,
-                num_bytes=num_bytes,
+                num_bytes=size,
                 split="val" if volume in val else "train",
                 modality=options.modality,
                 source=source,

@@ -21,7 +21,7 @@ from input_pipeline.conversion.planned_rows import (
     SampleWithNotes,
     rejecting_invalid,
 )
-from input_pipeline.conversion.sources.base import Conversion, corpus_name
+from input_pipeline.conversion.sources.base import Conversion, corpus_name, is_file, num_bytes
 from input_pipeline.conversion.sources.masks import held_out
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.intensity_windows import BY_MODALITY, MINMAX, Window, rescaled
@@ -200,24 +200,24 @@ def _rows(
 ) -> Iterator[PlannedRow[VolumeRow] | Rejection]:
     for number, pair in enumerate(pairs, 1):
         sample_id = f"{source}/{pair.id}"
-        absent = [name for name in (pair.image, pair.label) if not (raw / name).is_file()]
+        absent = [name for name in (pair.image, pair.label) if not is_file(raw / name)]
         if absent:
             yield Rejection(f"there is no {absent[0]}", number, sample_id, pair.image)
             continue
-        num_bytes = sum((raw / name).stat().st_size for name in (pair.image, pair.label))
+        size = num_bytes(raw / pair.image, raw / pair.label)
         row = VolumeRow(
             row=number,
             id=sample_id,
             image=pair.image,
             label=pair.label,
-            num_bytes=num_bytes,
+            num_bytes=size,
             split="val" if pair.id in val else "train",
             modality=modality,
             source=source,
             group=pair.id,
         )
         group = (source, pair.id)
-        yield PlannedRow(row, row.split, row.id, number, pair.image, group, num_bytes)
+        yield PlannedRow(row, row.split, row.id, number, pair.image, group, size)
 
 
 @dataclass(frozen=True)
