@@ -27,6 +27,16 @@ def test_import_is_light():
 
 
 @pytest.mark.slow
+def test_open_clip_can_be_imported_after_tensorflow():
+    pytest.importorskip("triton", reason="without triton nothing crashes")
+    code = "import unimed_jax, tensorflow, open_clip, torch; print(torch.ones(2) @ torch.ones(2))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr  # -11: a segmentation fault
+    assert done.stdout == "tensor(2.)\n"
+    assert "triton is left out" in done.stderr
+
+
+@pytest.mark.slow
 def test_the_wheel_holds_the_packages_and_their_data_and_nothing_else(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path), "."]
     subprocess.run(command, cwd=ROOT, check=True, timeout=300)

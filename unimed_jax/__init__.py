@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import input_pipeline  # noqa: F401  (prepares the process for TensorFlow, without importing it)
 from unimed_jax.version import __version__
 
 if TYPE_CHECKING:
