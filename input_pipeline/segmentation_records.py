@@ -87,10 +87,12 @@ class SegmentationSample:
     def from_array(cls, image: np.ndarray, mask: np.ndarray, **fields: Any) -> SegmentationSample:
         """From an array of any of `DTYPES` and label values of the same shape.
 
-        Raises ValueError when the shapes differ.
+        Raises ValueError if the shapes differ or a value is not finite.
         """
         if image.shape != mask.shape:
             raise ValueError(f"the image is {image.shape}, its mask {mask.shape}")
+        if not np.isfinite(image).all():
+            raise ValueError("the image has values that are no numbers (NaN or infinite)")
         return cls(
             image=_compress(image),
             dtype=image.dtype.name,
@@ -110,6 +112,8 @@ class SegmentationSample:
 
 
 def _mask_fields(mask: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
+    if mask.dtype.kind not in "iu":
+        raise ValueError(f"label values are integers, not {mask.dtype}")
     values = np.unique(mask)
     if values.min() < 0 or values.max() > len(classes):
         raise ValueError(

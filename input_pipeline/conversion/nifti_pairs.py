@@ -1,12 +1,14 @@
 """A NIfTI volume and its label volume: read and checked as one."""
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from input_pipeline.conversion.label_classes import Classes
+from input_pipeline.io.files import walk_files
 from input_pipeline.io.label_pictures import rounded_labels
 from input_pipeline.io.nifti import NiftiVolume
 
@@ -62,6 +64,13 @@ def labelled(classes: Classes, values: np.ndarray) -> tuple[np.ndarray, tuple[st
     named = [f"label value {value} of no class: background" for value in unknown[:_MOST_NAMED]]
     more = ["more label values of no class: background"] if len(unknown) > _MOST_NAMED else []
     return labels, (*named, *more)
+
+
+def count_unused(raw: Path, used: Iterable[str]) -> dict[str, int]:
+    """The volumes below a folder that no pair has, for ``Conversion.inputs``."""
+    volumes = {p for p in walk_files(raw) if p.lower().endswith((".nii", ".nii.gz"))}
+    number = len(volumes - {*used})
+    return {"volumes in no pair": number} if number else {}
 
 
 def _distance(first: NiftiVolume, second: NiftiVolume) -> float:

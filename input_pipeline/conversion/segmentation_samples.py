@@ -11,12 +11,10 @@ from PIL import Image, UnidentifiedImageError
 from input_pipeline.conversion import guard
 from input_pipeline.conversion.label_classes import Classes
 from input_pipeline.conversion.planned_rows import SampleWithNotes, rejecting_invalid
-from input_pipeline.io import images
+from input_pipeline.io import dicom, images
 from input_pipeline.io.exif import orientation, upright
 from input_pipeline.io.label_pictures import read_label_picture
 from input_pipeline.segmentation_records import SegmentationSample
-
-_MIDDLE = "middle of several frames"  # a note of `images`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +55,7 @@ class MakePicture:
             if data == mask_data:
                 raise ValueError(f"the image and its mask {row.mask} are the same file")
             image, notes = images.normalise(data)
-            if _MIDDLE in notes:
+            if dicom.MIDDLE_FRAME in notes:
                 raise ValueError("the image has several frames, its mask one: write them as files")
             with Image.open(io.BytesIO(image)) as stored:
                 width, height = stored.size

@@ -18,6 +18,7 @@ from input_pipeline.io.image_size import MAX_PIXELS, check_size
 if TYPE_CHECKING:
     import pydicom
 
+MIDDLE_FRAME = "middle of several frames"
 IDENTITY_NOTE = "DICOM with identifying tags (not copied)"
 BURNED_IN_NOTE = "DICOM that declares burned-in annotation"
 ASSUMED_NOTE = "DICOM without some tags of its pixels, which were assumed"
@@ -195,5 +196,5 @@ def _notes(dataset: "pydicom.Dataset", frames: int) -> tuple[str, ...]:
     if dicom_tags.text(dataset, "BurnedInAnnotation") == "YES":
         notes.append(BURNED_IN_NOTE)
     if frames > 1:
-        notes.append("middle of several frames")
+        notes.append(MIDDLE_FRAME)
     return tuple(notes)

@@ -180,15 +180,28 @@ def reason(error: OSError) -> str:
 
 
 def walk_files(root: AnyPath) -> Iterator[str]:
-    """Files below a folder as `folder/name`, sorted within each folder, without hidden ones."""
-    walk = os.walk(root) if is_local(root) else root.fs.walk(root.path)
+    """Files below a folder as `folder/name`, sorted within each folder, without hidden ones.
+
+    Links to folders are followed, but none that leads to a folder above itself.
+    """
+    walk = os.walk(root, followlinks=True) if is_local(root) else root.fs.walk(root.path)
     top = str(root) if is_local(root) else root.path
     for folder, folders, names in walk:
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not _leads_up(folder, name)
+        )
         inner = pathlib.PurePath(folder).relative_to(top)
         for name in sorted(names):
             if not name.startswith("."):
                 yield (inner / name).as_posix()
+
+
+def _leads_up(folder: str, name: str) -> bool:
+    """Whether a local folder's entry is a link to the folder or one above it."""
+    path = pathlib.Path(folder, name)
+    if not path.is_symlink():
+        return False
+    return path.resolve() in [above.resolve() for above in path.parents]
 
 
 def sorted_glob(folder: AnyPath, pattern: str) -> list[AnyPath]:

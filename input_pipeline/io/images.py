@@ -136,7 +136,7 @@ def _decoded(image: Image.Image, data: bytes) -> _Picture:
         notes = (f"{image.format} stored as PNG",)
         num_frames = getattr(image, "n_frames", 1)
         if num_frames > 1 and _seek_middle(image, num_frames):
-            notes += ("middle of several frames",)
+            notes += (dicom.MIDDLE_FRAME,)
     elif image.format == "PNG":
         with Image.open(io.BytesIO(data)) as other:
             other.verify()  # the checksums, which decoding does not look at

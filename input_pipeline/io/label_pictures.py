@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from input_pipeline.io import dicom, exif
+from input_pipeline.io.image_size import check_size
 
 LABEL_TOLERANCE = 0.05  # of files that store labels as scaled or floating-point numbers
 
@@ -82,6 +83,7 @@ def read_label_picture(data: bytes) -> LabelPicture:
         raise ValueError("DICOM is not read as a mask: save the label values as PNG or NIfTI")
     try:
         with Image.open(io.BytesIO(data)) as image:
+            check_size(*image.size)
             _check_frames(image)
             image.load()
             return _picture(image, data)
@@ -97,13 +99,16 @@ def _check_frames(image: Image.Image) -> None:
     """Levels of a pyramid are smaller than the first frame, and previews are JPEG."""
     if image.format in ("JPEG", "MPO"):
         return
-    size, same = image.size, 0
-    for frame in range(getattr(image, "n_frames", 1)):
-        image.seek(frame)
-        same += image.size == size
-    image.seek(0)
-    if same > 1:
-        raise ValueError(f"the file has {same} frames: write a file for each")
+    size, frames = image.size, getattr(image, "n_frames", 1)
+    if image.format == "TIFF":
+        sizes = []
+        for frame in range(frames):
+            image.seek(frame)
+            sizes.append(image.size)
+        image.seek(0)
+        frames = sizes.count(size)
+    if frames > 1:
+        raise ValueError(f"the file has {frames} frames: write a file for each")
 
 
 def _picture(image: Image.Image, data: bytes) -> LabelPicture:

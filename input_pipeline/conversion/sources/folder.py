@@ -1,6 +1,7 @@
 """The source `folder`: RAW/CLASS/... or RAW/SPLIT/CLASS/...; the class is the label."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -20,6 +21,9 @@ _SPLITS = {
     "test": "test",
     "testing": "test",
 }
+
+
+_OF_MACOS = "__MACOSX"  # is put beside the files of an archive
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def open_folder(options: FolderOptions) -> OpenedSource:
         folders = sorted(entry.name for entry in options.raw.iterdir() if entry.is_dir())
     except OSError as error:
         raise CorpusError(f"cannot read {options.raw}: {reason(error)}") from error
-    folders = [name for name in folders if not name.startswith(".")]
+    folders = [name for name in folders if not name.startswith(".") and name != _OF_MACOS]
     if not folders:
         raise CorpusError(f"{options.raw} holds no folders; expected one per class")
     try:
@@ -58,19 +62,35 @@ def open_folder(options: FolderOptions) -> OpenedSource:
             raise re.error("it has no group in parentheses")
     except re.error as error:
         raise CorpusError(f"--group_regex={options.group_regex}: {error}") from error
+    splits = [name for name in folders if name.lower() in _SPLITS]
+    if len(splits) > 1 and (others := sorted({*folders} - {*splits})):
+        raise CorpusError(
+            f"{options.raw} holds the splits {', '.join(splits)} and the folder {others[0]}: move "
+            "away what is no split, or name splits otherwise if they are classes"
+        )
     name = corpus_name(options.raw.resolve().name)
-    return OpenedSource(options.raw, name, _rows(options, folders, group, options.source or name))
+    inputs: Counter[str] = Counter()
+    has_splits = len(splits) == len(folders)
+    rows = _rows(options, has_splits, group, options.source or name, inputs)
+    return OpenedSource(options.raw, name, rows, {}, inputs)
 
 
 def _rows(
-    options: FolderOptions, folders: list[str], group: re.Pattern[str] | None, source: str
+    options: FolderOptions,
+    has_splits: bool,
+    group: re.Pattern[str] | None,
+    source: str,
+    inputs: Counter[str],
 ) -> Iterator[SourceRow]:
-    has_splits = all(name.lower() in _SPLITS for name in folders)
     number = 0
     for path in walk_files(options.raw):
         parts = PurePosixPath(path).parts
+        if parts[0] == _OF_MACOS:
+            inputs[f"files in {_OF_MACOS}"] += 1
+            continue
         if len(parts) < 2 + has_splits:
-            continue  # beside the class folders: a licence, a table
+            inputs["files beside the class folders"] += 1  # a licence, a table
+            continue
         number += 1
         match = group.search(path) if group else None
         yield SourceRow(

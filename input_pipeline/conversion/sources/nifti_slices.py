@@ -13,7 +13,7 @@ import numpy as np
 
 from input_pipeline.conversion import guard
 from input_pipeline.conversion.label_classes import Classes
-from input_pipeline.conversion.nifti_pairs import labelled, read_labels, read_pair
+from input_pipeline.conversion.nifti_pairs import count_unused, labelled, read_labels, read_pair
 from input_pipeline.conversion.planned_rows import (
     PlannedRow,
     RejectedSample,
@@ -86,13 +86,19 @@ def open_nifti(options: NiftiOptions) -> Conversion:
     if not volumes:
         raise CorpusError(f"{options.raw} holds no {options.image_prefix}*.nii or .nii.gz")
     name = corpus_name(options.raw.resolve().name)
+    used = [path for image in volumes for path in (image.name, _label_of(image, options).name)]
     return Conversion(
         name=name,
         rows=_rows(options, volumes, options.source or name),
         make_sample=MakeSlice(options.raw, classes, window),
         schema=SCHEMA,
+        inputs=count_unused(options.raw, used),
         limits={guard.EMPTY: 1.0} if options.all_slices else {},
     )
+
+
+def _label_of(image: Path, options: NiftiOptions) -> Path:
+    return image.with_name(image.name.replace(options.image_prefix, options.label_prefix, 1))
 
 
 def _rows(
@@ -102,7 +108,7 @@ def _rows(
     val = held_out(ids, options.held_out)
     number = 0
     for path, volume in zip(volumes, ids, strict=True):
-        label = path.with_name(path.name.replace(options.image_prefix, options.label_prefix, 1))
+        label = _label_of(path, options)
         if not is_file(label):
             number += 1
             yield Rejection("no label volume of its name", number, f"{source}/{volume}", path.name)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from input_pipeline.conversion import guard
 from input_pipeline.conversion.label_classes import Classes
-from input_pipeline.conversion.nifti_pairs import labelled, read_pair
+from input_pipeline.conversion.nifti_pairs import count_unused, labelled, read_pair
 from input_pipeline.conversion.planned_rows import (
     PlannedRow,
     Rejection,
@@ -109,12 +109,14 @@ def open_volumes(options: VolumeOptions) -> Conversion:
     ids = [pair.id for pair in pairs]
     val = set(_names(options.val)) or described.get("val") or held_out(ids, options.held_out)
     name = corpus_name(options.raw.resolve().name)
+    used = () if options.ids else [path for pair in pairs for path in (pair.image, pair.label)]
     return Conversion(
         name=name,
         rows=_rows(options.raw, pairs, val, modality, options.source or name),
         make_sample=MakeVolume(options.raw, classes, window),
         schema=SCHEMA,
         metadata={"window": window_text, "val": sorted(val & set(ids))},
+        inputs=count_unused(options.raw, used) if used else {},
     )
 
 

@@ -140,6 +140,9 @@ def _official_split(
             keys = (re.search(part.identity, line) for line in file)
             return path.name, {match["key"]: what.split for match in keys if match}
         rows = csv.DictReader(file)
+        names = list(rows.fieldnames or ())
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise CorpusError(f"{path} has more than one column {twice[0]!r}")
         if missing := {what.key_column, what.split_column} - set(rows.fieldnames or ()):
             raise CorpusError(f"{path} has no column {sorted(missing)}; found {rows.fieldnames}")
         splits = ((row[what.key_column], row[what.split_column]) for row in rows)
@@ -231,7 +234,7 @@ def _image(part: UnimedPart, record: _Record) -> str:
     """The image path of a record as its annotation has it; empty if there is none."""
     value = record.values[part.image]
     names = literal_texts(value.strip()) if isinstance(value, str) else ()
-    name = names[0].strip() if names else ""
+    name = names[0].strip().replace("\\", "/") if names else ""  # also as Windows writes it
     return part.image_path.format(name) if name else ""
 
 

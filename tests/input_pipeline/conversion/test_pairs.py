@@ -85,6 +85,30 @@ def test_deep_masks_keep_their_values_and_bad_ones_are_named(pictures):
     assert why["size.png"] == "the image is 12 x 9, its mask (11, 9)"
 
 
+def test_a_turned_image_and_its_mask_are_upright_or_refused(pictures):
+    red = np.zeros((12, 12, 3), np.uint8)
+    red[..., 0] = np.where(np.arange(12) > 7, 255, 0)
+    square = (red[..., 0] > 0).astype(np.uint8)
+    wide, marked = red[:9], square[:9]
+    found, why = pictures(
+        {
+            "both.png": (encoded(red, orientation=3), encoded(square, orientation=3)),
+            "raw.png": (encoded(wide, orientation=6), encoded(marked)),
+            "upright.png": (encoded(wide, orientation=6), encoded(np.rot90(marked, -1))),
+            "unclear.png": (encoded(red, orientation=3), encoded(square)),
+            "mask.png": (encoded(red), encoded(square, orientation=6)),
+        },
+        "a",
+    )
+    assert set(found) == {"both.png", "raw.png", "upright.png"}
+    for sample in found.values():
+        np.testing.assert_array_equal(sample.label_map(), sample.pixels()[..., 0] > 128)
+    assert found["both.png"].label_map()[0, 0] == 1, "displayed, the mark is on the left"
+    assert found["raw.png"].shape == found["upright.png"].shape == (12, 9)
+    assert set(why) == {"unclear.png", "mask.png"}
+    assert all("save both upright" in reason for reason in why.values())
+
+
 def test_masks_that_no_image_uses_are_counted(tmp_path):
     for folder, names in (("images", "a"), ("masks", "abc")):
         (tmp_path / "raw" / folder).mkdir(parents=True)
@@ -210,7 +234,12 @@ def test_volumes_without_labels_are_rejections_and_not_forgotten(tmp_path):
     for name, labels in (("1", VOLUME), ("2", VOLUME * 0)):
         (tmp_path / f"image_{name}.nii").write_bytes(nifti(VALUES))
         (tmp_path / f"label_{name}.nii").write_bytes(nifti(labels))
+    (tmp_path / "LABEL_3.NII").write_bytes(nifti(VOLUME))
     flags = (f"--raw={tmp_path}", "--modality=mri", "--classes=a,b", "--held_out=0")
     assert convert("nifti_slices", tmp_path / "out", *flags) == 0
+    assert report(tmp_path / "out")["inputs"] == {"volumes in no pair": 1}
+    flags += ("--image=image_{id}.nii", "--label=label_{id}.nii")
+    assert convert("nifti_volumes", tmp_path / "b", *flags) == 0
+    assert report(tmp_path / "b")["inputs"] == {"volumes in no pair": 1}
     (rejection,) = rejections(tmp_path / "out")
     assert rejection["path"] == "label_2.nii" and "all labels are 0" in rejection["reason"]

@@ -149,7 +149,8 @@ def test_any_text_is_classes_or_a_value_error(text):
 def draw_array(draw, dtype, low, high):
     shape = draw(array_shapes(min_dims=2, max_dims=3, max_side=5))
     # TensorFlow takes numbers below the smallest normal one for 0
-    floats = {"elements": {"allow_subnormal": False}} if dtype.kind == "f" else {}
+    numbers = {"allow_subnormal": False, "allow_nan": False, "allow_infinity": False}
+    floats = {"elements": numbers} if dtype.kind == "f" else {}
     image = draw(arrays(dtype, shape, **floats))
     return image, draw(arrays(np.uint8, shape, elements=st.integers(low, high)))
 

@@ -38,6 +38,10 @@ def test_class_folders(tmp_path, captions_file):
     (raw / "LICENSE").write_text("beside the classes")
     (raw / "benign/notes.txt").write_text("no image")
     (raw / "benign/.hidden").write_text("")
+    put_image(tmp_path / "elsewhere/p3_c.jpg")
+    (raw / "linked").symlink_to(tmp_path / "elsewhere")
+    (raw / "linked/around").symlink_to(raw)
+    put_image(raw / "__MACOSX/benign/1.jpg")
     flags = ("--modality=ct", r"--group_regex=(p\d+)_", captions_file)
     assert convert("folder", tmp_path / "out", f"--raw={raw}", *flags) == 0
     samples = corpora.samples_of(tmp_path / "out")
@@ -45,6 +49,11 @@ def test_class_folders(tmp_path, captions_file):
         "lungs/benign/p1_a.jpg": (("benign",), "p1"),
         "lungs/benign/p2_a.jpg": (("benign",), "p2"),
         "lungs/malignant/deep/p1_b.jpg": (("malignant",), "p1"),
+        "lungs/linked/p3_c.jpg": (("linked",), "p3"),
+    }
+    assert corpora.report(tmp_path / "out")["inputs"] == {
+        "files beside the class folders": 1,
+        "files in __MACOSX": 1,
     }
     assert samples["lungs/benign/p1_a.jpg"].captions == ("benign on ct",)
     (rejection,) = corpora.rejections(tmp_path / "out")
@@ -78,12 +87,15 @@ def test_split_folders_above_class_folders(tmp_path, captions_file):
     [
         ("--raw={}/none", "cannot read"),
         ("--raw={}/empty", "holds no folders; expected one per class"),
+        ("--raw={}/mixed", "holds the splits test, train and the folder masks: move away"),
         ("--group_regex=(", "--group_regex=(: "),
         ("--group_regex=p", "it has no group in parentheses"),
     ],
 )
 def test_unusable_folders_are_errors(tmp_path, capsys, flag, message):
     (tmp_path / "empty").mkdir()
+    for name in ("train", "test", "masks"):
+        put_image(tmp_path / "mixed" / name / "a/1.jpg")
     put_image(tmp_path / "raw/a/1.jpg")
     flags = ("--modality=ct", f"--raw={tmp_path / 'raw'}", flag.format(tmp_path))
     assert convert("folder", tmp_path / "out", *flags) == 2

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from input_pipeline.io.cell_text import path_text
 from input_pipeline.io.errors import UserError
-from input_pipeline.io.tabular_files import csv_header, csv_records
+from input_pipeline.io.tabular_files import csv_header, csv_records, jsonl_records
 
 ROWS = [["image", "text"], ["a.png", "größer; 3,5 mm,\tklar"], ["b.png", 'a "b"\nc']]
 
@@ -96,6 +96,13 @@ def test_what_cannot_be_read_is_refused_with_the_remedy(tmp_path, data, message)
     path.write_bytes(data)
     with pytest.raises(UserError, match=message):
         read(path)
+
+
+def test_a_key_twice_in_an_object_is_refused(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"a": 1}\n{"text": "x", "a": 2, "text": "y"}\n')
+    with pytest.raises(UserError, match="line 2: key 'text' is there twice"):
+        list(jsonl_records(path))
 
 
 def test_windows_paths_are_relative_or_refused():
