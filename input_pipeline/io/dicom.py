@@ -7,11 +7,11 @@ frames the middle one is taken, because a row has one image. Overlays are not dr
 
 import io
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from input_pipeline.io import dicom_grey, dicom_tags
+from input_pipeline.io import dicom_decoder, dicom_grey, dicom_tags
 from input_pipeline.io.errors import UserError
 from input_pipeline.io.image_size import MAX_PIXELS, check_size
 
@@ -125,12 +125,18 @@ def _complete(dataset: "pydicom.Dataset") -> tuple[str, ...]:
     return (ASSUMED_NOTE,) if set(assumed) - {"NumberOfFrames"} else ()
 
 
-def _stored(dataset: "pydicom.Dataset", frame: int) -> np.ndarray:
-    """The stored values of a frame (H, W), as integers or, if the file has these, floats."""
+def _pixel_array(dataset: "pydicom.Dataset", frame: int, **options: Any) -> np.ndarray:
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return dicom_decoder.pixel_array(dataset, frame, **options)
     from pydicom import pixels
 
+    return pixels.pixel_array(dataset, index=frame, **options)
+
+
+def _stored(dataset: "pydicom.Dataset", frame: int) -> np.ndarray:
+    """The stored values of a frame (H, W), as integers or, if the file has these, floats."""
     is_native = not dataset.file_meta.TransferSyntaxUID.is_encapsulated
-    values = pixels.pixel_array(dataset, index=frame, correct_unused_bits=not is_native)
+    values = _pixel_array(dataset, frame, correct_unused_bits=not is_native)
     if values.dtype.kind == "f" or not is_native:
         return values
     stored, allocated = dicom_tags.bits_stored(dataset), dicom_tags.bits_allocated(dataset)
@@ -147,10 +153,8 @@ def _stored(dataset: "pydicom.Dataset", frame: int) -> np.ndarray:
 
 def _colour(dataset: "pydicom.Dataset", frame: int) -> np.ndarray:
     """RGB of a frame, uint8 (H, W, 3)."""
-    from pydicom import pixels
-
     _correct_length(dataset)
-    values = pixels.pixel_array(dataset, index=frame)  # YBR becomes RGB
+    values = _pixel_array(dataset, frame)  # YBR becomes RGB
     if dicom_tags.photometric(dataset) in _PARTIAL:
         values = _from_partial_range(values)
     if values.ndim != 3 or values.shape[2] != 3:
