@@ -139,6 +139,8 @@ def _print_summary(manifest: Manifest, out: files.AnyPath, seconds: float) -> No
         print(f"  why rows were rejected: {out / REJECTED_FILE}")
     for what, count in (report["inputs"] | report["notes"]).items():
         print(f"  {what}: {count}")
+    if unused := report["facts"].get("input", {}).get("columns_not_used"):
+        print(f"  columns not used: {', '.join(unused)}")
     for finding, suspect in report["suspect"].items():
         print(f"  suspect, {finding}: {suspect['samples']}, the first: {suspect['first']}")
     if expected := report.get("expected"):

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from input_pipeline.conversion.planned_rows import SampleWithNotes
-from input_pipeline.io import dicom
+from input_pipeline.io import dicom, images
 from input_pipeline.io.cell_text import says_nothing
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.segmentation_records import SegmentationSample
@@ -25,8 +25,16 @@ LOST = "images of nearly one value whose files are not"
 FLAT = "images of nearly one value"
 EMPTY = "masks without foreground"
 FULL = "masks without background"
+NOT_FINITE = "values that are no numbers"
 NO_CAPTION = "texts that say nothing (nan, N/A, ...)"
-LIMITS: Mapping[str, float] = {LOST: 0.05, FLAT: 1.0, EMPTY: 0.5, FULL: 0.5, NO_CAPTION: 0.5}
+LIMITS: Mapping[str, float] = {
+    LOST: 0.05,
+    FLAT: 1.0,
+    NOT_FINITE: 0.05,
+    EMPTY: 0.5,
+    FULL: 0.5,
+    NO_CAPTION: 0.5,
+}
 
 LEFT_OUT = "texts that say nothing left out"  # a note
 
@@ -59,6 +67,8 @@ def findings(made: SampleWithNotes) -> tuple[str, ...]:
     sample, found = made.sample, []
     if LEFT_OUT in made.notes or any(map(says_nothing, sample.captions)):
         found.append(NO_CAPTION)
+    if images.NOT_FINITE in made.notes:
+        found.append(NOT_FINITE)
     if isinstance(sample, SegmentationSample):
         if not sample.labels:
             found.append(EMPTY)
@@ -78,7 +88,7 @@ def suspects(
     """Counts of findings, against their limits. ``limits`` are those that are not of `LIMITS`."""
     limits = {**LIMITS, **limits}
     return {
-        finding: Suspect(n, round(n / num_samples, 4), limits[finding], first[finding])
+        finding: Suspect(n, float(f"{n / num_samples:.3g}"), limits[finding], first[finding])
         for finding, n in sorted(counts.items())
     }
 

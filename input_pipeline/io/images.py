@@ -28,6 +28,7 @@ from input_pipeline.io.grey_levels import grey_to_8_bit
 from input_pipeline.io.image_size import check_size
 
 JPEG_QUALITY = 95
+NOT_FINITE = "values that are no numbers stored as black or white"  # a note
 
 _KEPT = ("JPEG", "MPO", "PNG")  # MPO: JPEG with more images after the first
 _CONVERTED = ("TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
@@ -143,7 +144,10 @@ def _decoded(image: Image.Image, data: bytes) -> _Picture:
     image.load()
     orientation = exif.orientation(image)
     if image.mode in _DEEP_MODES:
-        image = Image.fromarray(grey_to_8_bit(np.asarray(image)))
+        values = np.asarray(image)
+        if not np.isfinite(values).all():
+            notes += (NOT_FINITE,)
+        image = Image.fromarray(grey_to_8_bit(values))
         notes += ("16-bit grey scaled to 8 bit",)
     elif data.startswith(_PNG) and data[24] == 16:
         image, deep = _from_deep_png(image, data)

@@ -49,7 +49,7 @@ def open_csv(options: TableOptions) -> OpenedSource:
         (number, dict(zip(header, cells, strict=True)))
         for number, cells in tabular_files.csv_records(options.input, options.encoding)
     )
-    return _reading(options, columns, records)
+    return _reading(options, columns, header, records)
 
 
 def open_jsonl(options: TableOptions) -> OpenedSource:
@@ -61,17 +61,21 @@ def open_jsonl(options: TableOptions) -> OpenedSource:
     records = tabular_files.jsonl_records(options.input, options.encoding)
     keys = dict.fromkeys(key for _, record in records for key in record)
     records = tabular_files.jsonl_records(options.input, options.encoding)
-    return _reading(options, _columns(options, keys), records)
+    return _reading(options, _columns(options, keys), keys, records)
 
 
 def _reading(
     options: TableOptions,
     columns: Mapping[str, str | None],
+    names: Iterable[str],
     records: Iterable[tuple[int, Mapping[str, Any]]],
 ) -> OpenedSource:
     name = corpus_name(options.input.resolve().parent.name)
     root = options.image_root or options.input.parent
-    metadata = {"input": {"file": options.input.name, "sha256": file_sha256(options.input)}}
+    file: dict[str, Any] = {"file": options.input.name, "sha256": file_sha256(options.input)}
+    if unused := [name for name in names if name and name not in columns.values()]:
+        file["columns_not_used"] = unused
+    metadata = {"input": file}
     return OpenedSource(root, name, _table_rows(options, columns, records), metadata)
 
 

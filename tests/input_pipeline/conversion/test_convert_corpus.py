@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.corpora import REPO, TOOL, convert, main, rejections, samples_of
+from helpers.corpora import REPO, TOOL, convert, main, rejections, report, samples_of
 from PIL import Image
 
 from input_pipeline import manifest, records
@@ -122,7 +122,9 @@ def test_columns_constants_and_root_are_options(tmp_path):
     (tmp_path / "pics").mkdir()
     (tmp_path / "pics" / "x.png").write_bytes(encoded("PNG"))
     write_csv(
-        tmp_path / "t.csv", [{"file": "x.png", "dx": "a|b", "key": "k"}], ("file", "dx", "key")
+        tmp_path / "t.csv",
+        [{"file": "x.png", "dx": "a|b", "key": "k"}],
+        ("file", "dx", "key", "age"),
     )
     flags = (
         f"--image_root={tmp_path / 'pics'}",
@@ -140,6 +142,7 @@ def test_columns_constants_and_root_are_options(tmp_path):
     assert run("csv", tmp_path / "t.csv", tmp_path / "out", *flags) == 0
     (sample,) = samples_of(tmp_path / "out", "test").values()
     assert (sample.id, sample.labels, sample.modality) == ("k", ("a", "b"), "mri")
+    assert report(tmp_path / "out")["facts"]["input"]["columns_not_used"] == ["age"]
     assert sample.captions == ("mri with a", "mri with b")
     assert sample.num_original_captions == 0
 

@@ -100,6 +100,21 @@ def test_the_values_of_a_file_are_those_that_are_stored(kind):
     assert not guard.file_varies(encoded(ramp * 0 + 7, kind))
 
 
+def test_values_that_are_no_numbers_are_counted_and_refused(tmp_path, capsys):
+    rows = ["image,text"]
+    for n in range(10):
+        values = RAMP.astype(np.float32)
+        values[3, 4] = (np.nan, np.inf)[n] if n < 2 else 1
+        (tmp_path / f"{n}.tif").write_bytes(encoded(values, "TIFF"))
+        rows.append(f"{n}.tif,a text")
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    flags = (f"--input={tmp_path / 't.csv'}", "--modality=ct", "--source=s")
+    assert convert("csv", tmp_path / "out", *flags) == 2
+    assert "2 samples (20.0%) have values that are no numbers" in capsys.readouterr().err
+    assert convert("csv", tmp_path / "out", *flags, "--max_suspect=0.2") == 0
+    assert set(corpora.report(tmp_path / "out")["suspect"]) == {guard.NOT_FINITE}
+
+
 def test_masks_in_which_no_class_is_left_are_refused(tmp_path, capsys):
     raw = tmp_path / "raw"
     for n in range(4):
