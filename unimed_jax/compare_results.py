@@ -48,8 +48,6 @@ def _table(compared: Comparison) -> list[list[str]]:
 
 def _write(directory: files.AnyPath, compared: Comparison) -> None:
     write_text_atomically(directory / "comparison.csv", comparison.as_csv(compared))
-    header, *rows = _table(compared)
-    header[-1] = "differs in"
     names = list(dict.fromkeys(name for column in compared.columns for name in column.facts))
     about = [
         [column.name, *(column.facts.get(name, "—") for name in names)]
@@ -57,9 +55,7 @@ def _write(directory: files.AnyPath, compared: Comparison) -> None:
     ]
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes(compared))
     sections = [
-        html_report.Section(
-            "Scores", html_report.table(header, rows, compact=True) + f"<ul>{notes}</ul>"
-        ),
+        html_report.Section("Scores", _scores_html(compared) + f"<ul>{notes}</ul>"),
         html_report.Section(
             "What is compared", html_report.table(["", *names], about, compact=True)
         ),
@@ -69,6 +65,37 @@ def _write(directory: files.AnyPath, compared: Comparison) -> None:
     path = directory / "comparison.html"
     html_report.write_report(path, title="Results compared", sections=sections)
     print(f"\nwritten: {directory / 'comparison.csv'} and {path}")
+
+
+def _scores_html(compared: Comparison) -> str:
+    """One row per set or task, the best score in bold; the rest is folded."""
+    main = [row for row in compared.rows if comparison.is_main(compared, row)]
+    rest = [row for row in compared.rows if row not in main]
+    page = _rows_html(compared, main)
+    if rest:
+        page += f"<details><summary>{len(rest)} more rows</summary>{_rows_html(compared, rest)}"
+        page += "</details>"
+    return page
+
+
+def _rows_html(compared: Comparison, rows: Sequence[str]) -> str:
+    names = [html.escape(column.name) for column in compared.columns]
+    with_difference = any(comparison.difference(compared, row) for row in rows)
+    header = ["", *names, *(["difference"] if with_difference else []), "differs in"]
+    head = "".join(f"<th>{name}</th>" for name in header)
+    body = []
+    for row in rows:
+        *scores, differs = map(html.escape, comparison.cells(compared, row))
+        for index in comparison.best(compared, row):
+            scores[index] = f"<b>{scores[index]}</b>"
+        if with_difference:
+            scores.append(html.escape(comparison.difference(compared, row)))
+        cells = "".join(f"<td>{cell}</td>" for cell in [*scores, differs])
+        body.append(f'<tr><th scope="row">{html.escape(row)}</th>{cells}</tr>')
+    return (
+        f'<div class="scroll"><table class="scores compact"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
 
 
 def _plot(compared: Comparison) -> str:

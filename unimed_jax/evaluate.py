@@ -177,7 +177,7 @@ def _evaluate_corpus(checkpoint: str, out: AnyPath) -> None:
     evaluations = evaluate(evaluators, model.params(task, mesh), failures)
     process.log(model.title)
     if jax.process_index() == 0:
-        write_results(out, model.title, config, evaluations, failures)
+        write_results(out, model.title, config, evaluations, failures, facts={"model": model.title})
     _end(failures, out)
 
 

@@ -300,11 +300,37 @@ def _train(
         evaluations = evaluate(evaluators, state["params"], failures)
     if main_host:
         history = metrics.read_metrics(workdir / "metrics.jsonl")
-        title = f"{config.task}: {workdir.name}"
-        write_results(workdir, title, config, evaluations, failures, history, task.charts)
+        facts = {
+            "trained": f"{num_params:,} parameters for {num_steps:,} steps of "
+            f"{config.batch_size:,}, {_duration(history)}",
+            "on": loader.description(),
+            "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
+        }
+        write_results(
+            workdir,
+            f"{config.task}: {workdir.name}",
+            config,
+            evaluations,
+            failures,
+            history,
+            task.charts,
+            facts,
+        )
     process.wait_for_all("results are written")
     failures.raise_any(workdir / "results.json")
     return True
+
+
+def _duration(history: Sequence[Mapping[str, Any]]) -> str:
+    """The time in steps, over all interruptions, from the rows of metrics.jsonl."""
+    seconds, before = 0.0, 0
+    for row in history:
+        seconds += (row["step"] - before) * row["step_seconds"]
+        before = row["step"]
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours:
+        return f"{hours} h {minutes} min in steps"
+    return f"{minutes} min in steps" if minutes else f"{seconds:.0f} s in steps"
 
 
 def train_stages(

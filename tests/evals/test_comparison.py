@@ -110,6 +110,41 @@ def test_the_command(results, tmp_path, capsys):
     assert sum(tag == "circle" for tag, _ in page.tags) == len(rows)
 
 
+def test_a_page_has_a_row_per_task_and_says_what_is_best(tmp_path):
+    task = {"balanced_accuracy": 0.5, "balanced_accuracy_low": 0.4, "balanced_accuracy_high": 0.6,
+            "auc": 0.7, "num_samples": 30}  # fmt: skip
+    first = {f"zero_shot/{t}/{k}": v for t in ("ct", "mri") for k, v in task.items()}
+    first["zero_shot/mean/balanced_accuracy"] = 0.5
+    first["segmentation/lung/hd95_mm"] = 4.0
+    second = first | {"zero_shot/ct/balanced_accuracy": 0.625, "segmentation/lung/hd95_mm": 3.0}
+    third = {k: v for k, v in second.items() if "mri" not in k} | {"zero_shot/ct/num_samples": 31}
+    for name, content in (("a", first), ("b", second), ("c", third)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(content))
+
+    same = comparison.compare([tmp_path / "a", tmp_path / "b"])
+    assert not any(same.differences.values())
+    main = [row for row in same.rows if comparison.is_main(same, row)]
+    assert main == ["zero_shot/ct/balanced_accuracy", "zero_shot/mri/balanced_accuracy",
+                    "zero_shot/mean/balanced_accuracy", "segmentation/lung/hd95_mm"]  # fmt: skip
+    assert [comparison.best(same, row) for row in main] == [(1,), (0, 1), (0, 1), (1,)]
+    assert comparison.difference(same, main[0]) == "+0.1250"
+    assert comparison.cells(same, main[0])[:2] == ["0.5000 [0.400, 0.600]", "0.6250 [0.400, 0.600]"]
+    assert (
+        compare_results.main([str(tmp_path / "a"), str(tmp_path / "b"), f"--out={tmp_path}"]) == 0
+    )
+    text = (tmp_path / "comparison.html").read_text()
+    assert "<b>0.6250 [0.400, 0.600]</b>" in text and "2 more rows" in text
+    assert len([row for row in Page(text).rows if row[0].startswith("zero_shot/")]) == 5
+
+    # a mean over other tasks, and other images, are marked and have no best
+    other = comparison.compare([tmp_path / "a", tmp_path / "c"])
+    assert other.differences["zero_shot/mean/balanced_accuracy"] == ("tasks",)
+    assert other.differences["zero_shot/ct/balanced_accuracy"] == ("images",)
+    assert comparison.best(other, "zero_shot/mean/balanced_accuracy") == ()
+    assert comparison.difference(other, "zero_shot/mean/balanced_accuracy") == ""
+
+
 def test_results_of_runs_and_mistakes(results, tmp_path, capsys):
     assert compare_results.main([str(results / "run")]) == 0
     assert "zero_shot/modality/auc  0.5000" in capsys.readouterr().out

@@ -1,14 +1,23 @@
 import base64
 import io
+import re
+import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
 from helpers.html_page import Page
 from PIL import Image
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import roc_auc_score
 
 from input_pipeline.io.errors import UserError
 from unimed_jax.evals import classification_report
-from unimed_jax.evals.classification import ClassificationResult
+from unimed_jax.evals.classification import (
+    ClassificationResult,
+    calibration,
+    expected_calibration_error,
+    roc_curve,
+)
 from unimed_jax.reporting import html_report
 
 CHARTS = (
@@ -85,10 +94,11 @@ def test_the_file_is_self_contained_and_well_formed(tmp_path):
     for tag, attributes in page.tags:
         assert tag not in ("script", "link", "iframe")
         for name in ("src", "href"):
-            assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,"))
+            kinds = ("#", "data:image/png;base64,", "data:image/svg+xml;base64,")
+            assert attributes.get(name, "#").startswith(kinds)
     style = (tmp_path / "report.html").read_text().split("<style>")[1].split("</style>")[0]
     assert "url(" not in style and "@import" not in style and "prefers-color-scheme" in style
-    targets = [a["href"][1:] for t, a in page.tags if t == "a"]
+    targets = [a["href"][1:] for t, a in page.tags if t == "a" and a["href"].startswith("#")]
     assert targets == [a["id"] for t, a in page.tags if t == "section"] and len(targets) == 4
     assert "Steps" in page.text and "400" in page.text
 
@@ -119,21 +129,62 @@ def test_everything_that_is_not_ours_is_escaped(tmp_path):
 def test_curves_draw_what_was_logged_and_only_that(tmp_path):
     page = write(tmp_path, html_report.curves_section(HISTORY, CHARTS))
     captions = [t for t in page.text if t in {c.title for c in CHARTS}]
-    assert captions == ["Loss", "Balanced accuracy", "Learning rate"]
+    # the title of a chart stands at its y axis, too
+    assert list(dict.fromkeys(captions)) == ["Loss", "Balanced accuracy", "Learning rate"]
     assert "1.5" in page.text  # the last loss stands beside its caption
     assert {"brain", "a<b"} <= set(page.text)  # the legend names what the wildcard stands for
     tips = [t for t in page.text if ", step " in t]
-    assert tips == [
-        "loss, step 10: 2.5",
-        "loss, step 30: 1.5",
-        "brain, step 20: 0.5",
-        "a<b, step 20: 0.25",
-        "learning_rate, step 10: 0.0001",
-    ]
+    assert tips == ["loss, step 10: 2.5", "loss, step 30: 1.5"]
+    # what was measured once is a number, not a chart of one point
+    once = [row for row in page.rows if row != ["", ""]]
+    assert once == [["brain", "0.5"], ["a<b", "0.25"], ["learning_rate", "0.0001"]]
+    assert {"step 20", "step 10"} <= set(page.text)
+
+
+def test_axes_have_titles(tmp_path):
+    page = write(tmp_path, html_report.curves_section(HISTORY, CHARTS[:1]))
+    assert page.text.count("step") == 1 and page.text.count("Loss") == 2  # caption and axis
+
+
+def test_a_saved_figure_is_a_whole_svg_file_in_colour():
+    chart = html_report.curves_section(HISTORY, CHARTS[:1]).html
+    (uri,) = re.findall(r'download="chart.svg" href="data:image/svg\+xml;base64,([^"]+)"', chart)
+    svg = base64.b64decode(uri).decode()
+    root = ET.fromstring(svg)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.get("viewBox")
+    style = root.find("{http://www.w3.org/2000/svg}style").text
+    assert "var(--" not in style and ".chart path.line-0{stroke:#0b6a72}" in style
+
+
+def test_roc_and_reliability_are_those_of_scikit_learn(tmp_path):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(200, 3)).astype(np.float32)
+    labels = np.where(rng.random(200) < 0.5, logits.argmax(1), rng.integers(0, 3, 200))
+    ids = tuple(map(str, range(200)))
+    result = ClassificationResult("t", ("a", "b", "c"), ids, labels, logits)
+    probability = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    for index in range(3):
+        false, true = roc_curve(result, index)
+        expected = roc_auc_score(labels == index, probability[:, index])
+        assert np.trapezoid(true, false) == pytest.approx(expected, abs=1e-6)
+    means, shares, counts = calibration(result)
+    right, confidence = labels == logits.argmax(1), probability.max(1)
+    expected_shares, expected_means = calibration_curve(right, confidence, n_bins=10)
+    np.testing.assert_allclose(means, expected_means, atol=1e-6)
+    np.testing.assert_allclose(shares, expected_shares, atol=1e-6)
+    error = np.sum(np.abs(expected_shares - expected_means) * counts) / 200
+    assert expected_calibration_error(result) == pytest.approx(error, abs=1e-6)
+    page = write(tmp_path, classification_report.curves_section([result]))
+    assert {"t: ROC", "t: reliability", "false positive rate", "a", "c"} <= set(page.text)
+    one_class = ClassificationResult("t", ("a", "b"), ids[:2], labels[:2] * 0, logits[:2, :2])
+    assert "No task has samples" in classification_report.curves_section([one_class]).html
 
 
 def test_a_task_can_choose_its_own_charts(tmp_path):
-    history = [{"step": 1, "val/liver/dice": 0.25, "val/all/dice": 0.5, "val/all/dice2": 1.0}]
+    history = [
+        {"step": step, "val/liver/dice": 0.25, "val/all/dice": 0.5, "val/all/dice2": 1.0}
+        for step in (1, 2)
+    ]
     section = html_report.curves_section(
         history, [html_report.Chart("Dice", "val/*/dice")], title="Curves"
     )
@@ -141,7 +192,7 @@ def test_a_task_can_choose_its_own_charts(tmp_path):
     assert "<title>al / liver, step 1: 0.25</title>" in pair.html
     page = write(tmp_path, section, html_report.Section("Mine", "<p>own <b>html</b></p>"))
     tips = [t for t in page.text if ", step " in t]
-    assert tips == ["liver, step 1: 0.25", "all, step 1: 0.5"]
+    assert tips[::2] == ["liver, step 1: 0.25", "all, step 1: 0.5"]
     assert {"Curves", "Dice", "Mine", "html"} <= set(page.text)
 
 

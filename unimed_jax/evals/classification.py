@@ -30,6 +30,7 @@ class ClassificationResult:
       logits: (N, C) float, logit_scale * cosine similarity.
       num_left_out: number of samples that are not scored: without exactly one label among
         ``classes``, or with an image that cannot be decoded.
+      groups: patient of each sample, for intervals; empty: every sample is one of its own.
 
     Raises:
       UserError: a logit is not finite; the message names the first such sample.
@@ -42,6 +43,7 @@ class ClassificationResult:
     labels: Array
     logits: Array
     num_left_out: int = 0
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         num_samples, num_classes = len(self.ids), len(self.classes)
@@ -213,3 +215,33 @@ def metrics(result: ClassificationResult) -> dict[str, float]:
         "auc": macro_auc(result),
         "num_samples": float(len(result.ids)),
     }
+
+
+def roc_curve(result: ClassificationResult, index: int) -> tuple[Array, Array]:
+    """False and true positive rates of a class against the others, float64 each, from 0 to 1."""
+    scores = one_vs_rest_scores(result.logits)[:, index]
+    false, true, _ = sk_metrics.roc_curve(result.labels == index, scores)
+    return false, true
+
+
+def calibration(result: ClassificationResult, num_bins: int = 10) -> tuple[Array, Array, Array]:
+    """Predictions grouped by their probability (Guo et al. 2017, arXiv 1706.04599).
+
+    Returns:
+      For each of the bins of equal width that is not empty: mean probability of the predicted
+      class, share of correct predictions, number of samples.
+    """
+    confidence = probabilities(result).max(axis=1)
+    right = result.predictions == result.labels
+    bins = np.minimum((confidence * num_bins).astype(np.int64), num_bins - 1)
+    counts = np.bincount(bins, minlength=num_bins)
+    used = counts > 0
+    means = np.bincount(bins, confidence, num_bins)[used] / counts[used]
+    shares = np.bincount(bins, right, num_bins)[used] / counts[used]
+    return means, shares, counts[used]
+
+
+def expected_calibration_error(result: ClassificationResult) -> float:
+    """Mean distance of probability and share of correct predictions, weighted by the samples."""
+    means, shares, counts = calibration(result)
+    return float((np.abs(means - shares) * counts).sum() / counts.sum())

@@ -1,13 +1,14 @@
 """Sections of the report on classification results, and their table for the terminal."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from unimed_jax.evals import classification
 from unimed_jax.evals.classification import ClassificationResult
+from unimed_jax.reporting import charts, html_report
 from unimed_jax.reporting.html_report import Section, image_uri, meter, number, text_table
 
 
@@ -31,15 +32,24 @@ class GalleryItem:
 
 
 def classification_section(
-    results: Sequence[ClassificationResult], title: str = "Zero-shot classification"
+    results: Sequence[ClassificationResult],
+    title: str = "Zero-shot classification",
+    intervals: Mapping[str, tuple[float, float]] | None = None,
 ) -> Section:
-    """The scores, one row per task, with balanced accuracy as a bar and chance as a tick."""
+    """The scores, one row per task, with balanced accuracy as a bar and chance as a tick.
+
+    Args:
+      results: the tasks.
+      title: heading.
+      intervals: task -> 95 % interval of the balanced accuracy; None: no such column.
+    """
     rows = []
     for result in results:
         scores = classification.metrics(result)
         rows.append(
             f'<tr><th scope="row">{html.escape(result.task)}</th>'
             f"<td>{meter(scores['balanced_accuracy'], result.chance)}</td>"
+            f"{_interval_cell(intervals, result.task)}"
             f"<td>{number(result.chance)}</td><td>{number(scores['accuracy'])}</td>"
             f"<td>{number(scores['auc'])}</td><td>{len(result.classes)}</td>"
             f"<td>{len(result.ids):,}</td><td>{result.num_left_out:,}</td></tr>"
@@ -49,14 +59,64 @@ def classification_section(
     return Section(
         title,
         '<div class="scroll"><table class="scores"><thead><tr><th>Task</th>'
-        '<th class="wide">Balanced accuracy</th><th>Chance</th><th>Accuracy</th>'
+        f'<th class="wide">Balanced accuracy</th>{"<th>95 %</th>" if intervals else ""}'
+        "<th>Chance</th><th>Accuracy</th>"
         "<th>AUC</th><th>Classes</th><th>Images</th><th>Left out</th></tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
         '<p class="note">Balanced accuracy is the mean recall over classes; the tick marks chance, '
         "1 / classes. AUC is the area under the ROC curve, for more than two classes the mean of "
-        "one against the rest. Left out: images whose label is none of the task's classes, and "
+        "one against the rest. Intervals are bootstraps over patients. "
+        "Left out: images whose label is none of the task's classes, and "
         "those that cannot be decoded.</p>",
     )
+
+
+def _interval_cell(intervals: Mapping[str, tuple[float, float]] | None, task: str) -> str:
+    if not intervals:
+        return ""
+    low, high = intervals[task]
+    return f"<td>{number(low)} to {number(high)}</td>"
+
+
+def curves_section(
+    results: Sequence[ClassificationResult], title: str = "ROC and reliability"
+) -> Section:
+    """Per task the ROC curve of every class, and the calibration of its probabilities."""
+    figures = []
+    for result in results:
+        occurring = np.unique(result.labels)
+        if len(occurring) < 2:
+            continue
+        name = html.escape(result.task)
+        curves = {}
+        for index in occurring if len(result.classes) > 2 else (1,):
+            false, true = classification.roc_curve(result, int(index))
+            curves[result.classes[index]] = list(zip(false.tolist(), true.tolist(), strict=True))
+        roc = charts.line_chart(
+            curves, (0.0, 1.0), x_label="false positive rate", y_label="true positive rate",
+            x_range=(0.0, 1.0), diagonal=True,
+        )  # fmt: skip
+        means, shares, _ = classification.calibration(result)
+        reliability = charts.line_chart(
+            {"predictions": list(zip(means.tolist(), shares.tolist(), strict=True))},
+            (0.0, 1.0), x_label="probability of the prediction", y_label="share that is right",
+            x_range=(0.0, 1.0), diagonal=True,
+        )  # fmt: skip
+        error = classification.expected_calibration_error(result)
+        figures.append(
+            f"<figure><figcaption>{name}: ROC<output>AUC "
+            f"{number(classification.macro_auc(result))}</output></figcaption>{roc}"
+            f"{html_report.legend(list(curves))}</figure>"
+            f"<figure><figcaption>{name}: reliability<output>calibration error {number(error)}"
+            f"</output></figcaption>{reliability}</figure>"
+        )
+    body = "".join(figures) or '<p class="empty">No task has samples of two classes.</p>'
+    note = (
+        '<p class="note">ROC: a class against the rest. Reliability: predictions in ten bins of '
+        "their softmax probability; below the diagonal the model is too sure. Calibration error: "
+        "mean distance to the diagonal, weighted by samples.</p>"
+    )
+    return Section(title, f'<div class="curves">{body}</div>{note}')
 
 
 def confusion_section(

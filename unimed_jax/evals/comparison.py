@@ -14,6 +14,8 @@ from unimed_jax.evals.benchmark import spec as suite_files
 from unimed_jax.evals.failures import FAILED
 
 PUBLISHED = "published"
+# the metric that stands for a task of a run, the first that it has
+MAIN_METRICS = ("balanced_accuracy", "dice", "recall@1", "auc", "accuracy")
 _COLUMNS = {"as_published": "", "leak_free": ", leak-free"}
 
 
@@ -146,10 +148,28 @@ def _read(file: AnyPath, name: str) -> Column:
 
 
 def _of_run(content: Mapping[str, Any], name: str) -> Column:
-    scores = {
-        row: Score(float(value)) for row, value in content.items() if not row.endswith(f"/{FAILED}")
-    }
+    values = {row: float(value) for row, value in content.items() if not row.endswith(f"/{FAILED}")}
+    ends = {f"{row}_{end}" for row in values for end in ("low", "high")}
+    scores = {}
+    for row, value in values.items():
+        if row in ends or row.endswith("/num_samples"):
+            continue
+        low, high = (values.get(f"{row}_{end}") for end in ("low", "high"))
+        interval = None if low is None or high is None else (low, high)
+        scores[row] = Score(value, interval, _made_of(row, values))
     return Column(name, {"source": "evaluators of a run"}, "", scores)
+
+
+def _made_of(row: str, values: Mapping[str, float]) -> Mapping[str, Any]:
+    """The tasks of a mean, and the images of a task."""
+    task, _, metric = row.rpartition("/")
+    if task.rpartition("/")[2] == "mean":
+        evaluator = task.removesuffix("mean")
+        names = (k.removeprefix(evaluator) for k in values if k.startswith(evaluator))
+        tasks = {k.removesuffix(f"/{metric}") for k in names if k.endswith(f"/{metric}")}
+        return {"tasks": tuple(sorted(tasks - {"mean"}))}
+    images = values.get(f"{task}/num_samples")
+    return {} if images is None else {"images": images}
 
 
 def _of_suite(content: Mapping[str, Any], name: str) -> Column:
@@ -254,6 +274,49 @@ def notes(comparison: Comparison) -> list[str]:
     return sentences
 
 
+def is_main(comparison: Comparison, row: str) -> bool:
+    """Whether a row is the one that stands for its set or task; the others give details."""
+    if comparison.is_of_suites:
+        return not row.endswith(_COLUMNS["leak_free"])
+    task, _, metric = row.rpartition("/")
+    others = [r.rpartition("/")[2] for r in comparison.rows if r.rpartition("/")[0] == task]
+    main = next((name for name in MAIN_METRICS if name in others), others[0])
+    return metric == main
+
+
+def best(comparison: Comparison, row: str) -> tuple[int, ...]:
+    """Indices of the columns with the best score of a row; none if it is not comparable."""
+    if comparison.differences[row]:
+        return ()
+    scores = [
+        math.nan if column.is_published or row not in column.scores else column.scores[row].value
+        for column in comparison.columns
+    ]
+    defined = [score for score in scores if not math.isnan(score)]
+    if len(defined) < 2:
+        return ()
+    lower_is_better = "hd95" in row or row.endswith("loss")
+    wanted = min(defined) if lower_is_better else max(defined)
+    return tuple(index for index, score in enumerate(scores) if score == wanted)
+
+
+def difference(comparison: Comparison, row: str) -> str:
+    """Score of the second measured column minus that of the first.
+
+    "" unless there are two columns, and the row is comparable.
+    """
+    if comparison.differences[row]:
+        return ""
+    measured = [column for column in comparison.columns if not column.is_published]
+    if len(measured) != 2 or not all(row in column.scores for column in measured):
+        return ""
+    before, after = (column.scores[row].value for column in measured)
+    if math.isnan(before) or math.isnan(after):
+        return ""
+    factor, decimals = (100, 2) if comparison.is_of_suites else (1, 4)
+    return f"{factor * (after - before):+.{decimals}f}"
+
+
 def cells(comparison: Comparison, row: str) -> list[str]:
     """The scores of a row as text, '—' where there is none, followed by their differences."""
     shown = []
@@ -262,7 +325,9 @@ def cells(comparison: Comparison, row: str) -> list[str]:
         if score is None or math.isnan(score.value):
             shown.append("—")
         elif not comparison.is_of_suites:
-            shown.append(f"{score.value:.4f}")
+            low, high = score.interval or (math.nan, math.nan)
+            text = f"{score.value:.4f}"
+            shown.append(text if math.isnan(low) else f"{text} [{low:.3f}, {high:.3f}]")
         elif score.interval is None:
             shown.append(f"{100 * score.value:.2f}")
         else:

@@ -70,7 +70,12 @@ def evaluation(
 ) -> Evaluation:
     """The Evaluation of probes; ``budgets`` gives the order of the columns."""
     return Evaluation(
-        metrics=_metrics(budgets, results),
+        metrics=(metrics := _metrics(budgets, results)),
+        headline=[
+            name
+            for name in metrics
+            if name.startswith("mean/") and name.endswith("/balanced_accuracy")
+        ],
         table=html_report.text_table(
             [["task", "test images", *budgets], *_rows(budgets, results, "-")]
         )

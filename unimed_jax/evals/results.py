@@ -11,7 +11,7 @@ from input_pipeline.io.files import AnyPath, write_text_atomically
 from unimed_jax import config as config_lib
 from unimed_jax.distributed import process
 from unimed_jax.evals.failures import FAILED, Failures
-from unimed_jax.monitoring import metrics
+from unimed_jax.monitoring import metrics, provenance
 from unimed_jax.reporting import html_report
 from unimed_jax.training.task import Evaluation, Evaluator
 
@@ -52,6 +52,7 @@ def write_results(
     failures: Failures,
     history: Sequence[Mapping[str, Any]] = (),
     charts: Sequence[html_report.Chart] = (),
+    facts: Mapping[str, str] | None = None,
 ) -> None:
     """Logs the tables; writes results.json, report.html and the files of the evaluators.
 
@@ -64,13 +65,20 @@ def write_results(
         whose part of the report fails are added.
       history: rows of metrics.jsonl for the training curves; empty outside training.
       charts: training curves of the task, in addition to those of every run.
+      facts: name -> value of what was trained or evaluated, on what; for the top of the report.
     """
     results = {k: metrics.finite_or_name(v) for k, v in named_metrics(evaluations).items()}
     results |= {f"{name}/{FAILED}": reason for name, reason in failures.reasons.items()}
     content = json.dumps(results, indent=2, sort_keys=True) + "\n"
     write_text_atomically(directory / "results.json", content)
     curves = (_LOSS_CHART, *charts, *_OPTIMIZER_CHARTS)
-    sections = [html_report.curves_section(history, curves)] if history else []
+    facts = {**(facts or {}), "devices": provenance.hardware(), **provenance.software()}
+    sections = [
+        html_report.summary_section(_headline(results, evaluations)),
+        html_report.facts_section(facts),
+    ]
+    if history:
+        sections.append(html_report.curves_section(history, curves))
     for name, evaluation in evaluations.items():
         process.log(f"\n{name}\n{evaluation.table}")
         for folder, text in evaluation.files.items():
@@ -81,6 +89,20 @@ def write_results(
     sections.append(html_report.config_section(json.loads(config_lib.to_json(config))))
     html_report.write_report(directory / "report.html", title=title, sections=sections)
     process.log(f"\nresults: {directory / 'results.json'}\nreport:  {directory / 'report.html'}")
+
+
+def _headline(results: Mapping[str, Any], evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
+    """The scores of every evaluator that matter most, with their intervals where they have one."""
+    shown = {}
+    for name, evaluation in evaluations.items():
+        for metric in evaluation.headline:
+            key = f"{name}/{metric}"
+            low, high = (results.get(f"{key}_{end}") for end in ("low", "high"))
+            text = html_report.number(float(results[key]))
+            if isinstance(low, float) and isinstance(high, float):
+                text += f" [{low:.3f}, {high:.3f}]"
+            shown[key.replace("/", ": ", 1).replace("/", ", ").replace("_", " ")] = text
+    return shown
 
 
 def _failure_section(name: str, reason: str) -> html_report.Section:

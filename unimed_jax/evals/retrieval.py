@@ -85,6 +85,10 @@ class Retrieval:
             metrics[f"{name}/median_rank"] = float(np.median(ranks[name]))
         return Evaluation(
             metrics=metrics,
+            headline=[
+                f"{direction}/recall@{settings.k[0]}"
+                for direction in ("image_to_text", "text_to_image")
+            ],
             table=_table(metrics, settings.k),
             sections=lambda: [_section(metrics, settings.k)],
         )

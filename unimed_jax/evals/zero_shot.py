@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,13 +17,14 @@ from unimed_jax.evals import (
     corpus_prompts,
     label_tasks,
     prompt_sets,
+    statistics,
 )
 from unimed_jax.evals.classification import ClassificationResult
 from unimed_jax.evals.classification_report import GalleryItem
 from unimed_jax.evals.embeddings import CorpusEmbedder, CorpusSplit, Embeddings, SampleMetadata
 from unimed_jax.training.task import Evaluation, Params
 
-_GALLERY_PER_CLASS, _GALLERY_PER_TASK, _GALLERY_SIDE = 1, 6, 160
+_GALLERY_PER_TASK, _GALLERY_SIDE = 6, 160
 
 
 class ZeroShot:
@@ -62,19 +63,28 @@ class ZeroShot:
             for result in results
             for name, value in classification.metrics(result).items()
         }
+        intervals = {result.task: _interval(result) for result in results}
+        for task, (low, high) in intervals.items():
+            metrics[f"{task}/balanced_accuracy_low"] = low
+            metrics[f"{task}/balanced_accuracy_high"] = high
         metrics["mean/balanced_accuracy"] = float(
             np.mean([metrics[f"{result.task}/balanced_accuracy"] for result in results])
         )
         return Evaluation(
             metrics=metrics,
+            headline=_headline([result.task for result in results]),
             table=classification_report.results_table(results),
             files={"prompts": json.dumps(corpus_prompts.as_json(self._tasks), indent=1)}
             if self._made
             else {},
             sections=lambda: [
-                classification_report.classification_section(results),
+                classification_report.classification_section(results, intervals=intervals),
                 classification_report.confusion_section(results),
-                classification_report.gallery_section(self._gallery(results)),
+                classification_report.curves_section(results),
+                classification_report.gallery_section(
+                    self._gallery(results, _surest_mistakes), "Surest mistakes"
+                ),
+                classification_report.gallery_section(self._gallery(results, _first_of_classes)),
             ],
         )
 
@@ -95,24 +105,53 @@ class ZeroShot:
                 embeddings.vectors[indices], classes, self._embedder.logit_scale(params)
             ),
             num_left_out=num_left_out,
+            groups=tuple(embeddings.samples[i].group_key for i in indices),
         )
 
-    def _gallery(self, results: Sequence[ClassificationResult]) -> list[GalleryItem]:
-        """The first image of each class, a few per task, with the classes ranked highest."""
-        wanted: dict[str, list[tuple[ClassificationResult, int]]] = {}
+    def _gallery(
+        self,
+        results: Sequence[ClassificationResult],
+        choose: Callable[[ClassificationResult], Sequence[int]],
+    ) -> list[GalleryItem]:
+        """The chosen samples of every task, with the classes ranked highest."""
+        wanted: dict[str, list[tuple[ClassificationResult, int, int]]] = {}
         for result in results:
-            taken: Mapping[int, list[int]] = {c: [] for c in range(len(result.classes))}
-            for index, label in enumerate(result.labels):
-                if len(taken[int(label)]) < _GALLERY_PER_CLASS:
-                    taken[int(label)].append(index)
-            for index in [i for group in taken.values() for i in group][:_GALLERY_PER_TASK]:
-                wanted.setdefault(result.ids[index], []).append((result, index))
+            for place, index in enumerate(choose(result)):
+                wanted.setdefault(result.ids[index], []).append((result, index, place))
+        order = [result.task for result in results]
         items = []
         for sample in self._split.samples():
-            for result, index in wanted.get(sample.id, ()):
-                items.append(_gallery_item(sample.image, result, index))
-        order = [result.task for result in results]
-        return sorted(items, key=lambda item: order.index(item.task))
+            for result, index, place in wanted.get(sample.id, ()):
+                key = (order.index(result.task), place)
+                items.append((key, _gallery_item(sample.image, result, index)))
+        return [item for _, item in sorted(items, key=lambda pair: pair[0])]
+
+
+def _headline(tasks: Sequence[str]) -> list[str]:
+    """The mean over several tasks, and up to three of them."""
+    mean = ["mean/balanced_accuracy"] if len(tasks) > 1 else []
+    return [*mean, *(f"{task}/balanced_accuracy" for task in tasks[:3])]
+
+
+def _first_of_classes(result: ClassificationResult) -> list[int]:
+    """The first sample of each class, a few per task."""
+    first = [int(np.flatnonzero(result.labels == c)[0]) for c in np.unique(result.labels)]
+    return first[:_GALLERY_PER_TASK]
+
+
+def _surest_mistakes(result: ClassificationResult) -> list[int]:
+    """The wrong predictions of highest probability."""
+    wrong = np.flatnonzero(result.predictions != result.labels)
+    confidence = classification.probabilities(result).max(axis=1)[wrong]
+    return wrong[np.argsort(-confidence, kind="stable")][:_GALLERY_PER_TASK].tolist()
+
+
+def _interval(result: ClassificationResult) -> tuple[float, float]:
+    """95 % interval of the balanced accuracy; NaN without samples."""
+    if not result.ids:
+        return float("nan"), float("nan")
+    groups = result.groups or result.ids
+    return statistics.intervals(result.labels, result.logits, groups)["balanced_accuracy"]
 
 
 def _tasks(

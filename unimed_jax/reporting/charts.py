@@ -1,25 +1,41 @@
-"""Line charts and histograms as inline SVG: sharp at any size, with the colors of the page."""
+"""Line charts and histograms as inline SVG: sharp at any size, with the colors of the page.
 
+Below every chart is a link that saves it as an SVG file of its own.
+"""
+
+import base64
+import functools
 import html
+import importlib.resources
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 Point = tuple[float, float]
 
-_WIDTH, _HEIGHT = 420, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 26
+_WIDTH, _HEIGHT = 420, 236
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 10, 10, 42
 NUM_COLOURS = 8
 _MAX_POINTS = 400  # one per pixel of the plot
 
 
 def line_chart(
-    series: Mapping[str, Sequence[Point]], y_range: tuple[float | None, float | None] = (None, None)
+    series: Mapping[str, Sequence[Point]],
+    y_range: tuple[float | None, float | None] = (None, None),
+    *,
+    x_label: str = "step",
+    y_label: str = "",
+    x_range: tuple[float, float] | None = None,
+    diagonal: bool = False,
 ) -> str:
-    """One SVG element with a line per series over a common x axis (steps).
+    """One SVG element with a line per series over a common x axis.
 
     Args:
       series: name -> (x, y) points, x ascending; non-finite points make gaps.
       y_range: limits of the y axis; None fits a limit to the data.
+      x_label, y_label: titles of the axes.
+      x_range: limits of the x axis; None: those of the data.
+      diagonal: draw the line y = x.
 
     Returns:
       SVG markup; line i has the CSS class `line-(i mod 8)`. Long series are averaged over equal
@@ -29,7 +45,7 @@ def line_chart(
     finite = [p for points in thinned.values() for p in points if math.isfinite(p[1])]
     if not finite:
         return '<p class="empty">no finite values</p>'
-    x_low, x_high = min(p[0] for p in finite), max(p[0] for p in finite)
+    x_low, x_high = x_range or (min(p[0] for p in finite), max(p[0] for p in finite))
     if x_low == x_high:
         x_low, x_high = x_low - 1, x_high + 1
     x_ticks = [x for x in ticks(x_low, x_high, 5) if x_low <= x <= x_high]
@@ -43,10 +59,12 @@ def line_chart(
         share = (min(max(y, y_low), y_high) - y_low) / (y_high - y_low)
         return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = _frame(y_ticks, y_of)
-    for x in x_ticks:
-        parts.append(f'<text x="{x_of(x):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">')
-        parts.append(f"{_label(x, x_ticks)}</text>")
+    parts = [*_frame(y_ticks, y_of), *_titles(x_label, y_label), *_x_labels(x_ticks, x_of)]
+    if diagonal:
+        ends = [(x_of(v), y_of(v)) for v in (x_low, x_high)]
+        parts.append('<line class="reference" ')
+        parts.append(" ".join(f'x{k}="{x:.1f}" y{k}="{y:.1f}"' for k, (x, y) in enumerate(ends, 1)))
+        parts.append("/>")
     for i, (name, points) in enumerate(thinned.items()):
         colour = f"line-{i % NUM_COLOURS}"
         path, pen = [], "M"
@@ -57,19 +75,27 @@ def line_chart(
         parts.append(f'<path class="{colour}" d="{"".join(path)}"/>')
         for x, y in points if len(points) <= 30 else ():
             if math.isfinite(y):
-                tip = html.escape(f"{name}, step {x:g}: {y:.4g}")
+                tip = html.escape(f"{name}, {x_label} {x:.4g}: {y:.4g}")
                 parts.append(f'<circle class="{colour}" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}"')
                 parts.append(f' r="2.5"><title>{tip}</title></circle>')
-    return "".join([*parts, "</svg>"])
+    return _finished(parts)
 
 
-def histogram(edges: Sequence[float], counts: Sequence[int], marker: float | None = None) -> str:
+def histogram(
+    edges: Sequence[float],
+    counts: Sequence[int],
+    marker: float | None = None,
+    *,
+    x_label: str = "",
+    y_label: str = "",
+) -> str:
     """One SVG element with a bar per bin.
 
     Args:
       edges: bin edges, ascending, one more than counts.
       counts: number of items per bin.
       marker: x position of a vertical line.
+      x_label, y_label: titles of the axes.
     """
     x_ticks = [x for x in ticks(edges[0], edges[-1], 6) if edges[0] <= x <= edges[-1]]
     y_ticks = ticks(0, max(*counts, 1), 4)
@@ -81,10 +107,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], marker: float | Non
     def y_of(y: float) -> float:
         return _HEIGHT - _BOTTOM - y / y_ticks[-1] * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = _frame(y_ticks, y_of)
-    for x in x_ticks:
-        parts.append(f'<text x="{x_of(x):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">')
-        parts.append(f"{_label(x, x_ticks)}</text>")
+    parts = [*_frame(y_ticks, y_of), *_titles(x_label, y_label), *_x_labels(x_ticks, x_of)]
     for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
         begin, end, top = x_of(left), x_of(right), y_of(count)
         parts.append(
@@ -97,7 +120,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], marker: float | Non
         parts.append(
             f'<line class="marker" x1="{at}" x2="{at}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
         )
-    return "".join([*parts, "</svg>"])
+    return _finished(parts)
 
 
 def interval_chart(
@@ -147,11 +170,15 @@ def interval_chart(
                 )
             parts.append(f'<circle class="{colour}" cx="{x_of(value):.1f}" cy="{y}" r="3.2">')
             parts.append(f"<title>{html.escape(tip)}</title></circle>")
-    return "".join([*parts, "</svg>"])
+    return _finished(parts)
 
 
 def spread_chart(
-    labels: Sequence[str], series: Mapping[str, Sequence[tuple[float, float] | None]]
+    labels: Sequence[str],
+    series: Mapping[str, Sequence[tuple[float, float] | None]],
+    *,
+    x_label: str = "",
+    y_label: str = "",
 ) -> str:
     """One SVG element with a line per series over named positions, and error bars.
 
@@ -159,6 +186,7 @@ def spread_chart(
       labels: names of the positions, from left to right.
       series: name -> (mean, standard deviation) at each place, of numbers between 0 and 1; None or
         a mean that is not finite is a gap.
+      x_label, y_label: titles of the axes.
     """
     step = (_WIDTH - _LEFT - _RIGHT) / max(len(labels), 1)
     shift = min(6.0, 0.6 * step / max(len(series), 1))  # so that error bars do not overlap
@@ -166,10 +194,10 @@ def spread_chart(
     def y_of(y: float) -> float:
         return _HEIGHT - _BOTTOM - min(max(y, 0.0), 1.0) * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = _frame(ticks(0, 1, 5), y_of)
+    parts = [*_frame(ticks(0, 1, 5), y_of), *_titles(x_label, y_label)]
     for place, label in enumerate(labels):
         x = _LEFT + (place + 0.5) * step
-        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 8}" text-anchor="middle">')
+        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 24}" text-anchor="middle">')
         parts.append(f"{html.escape(label)}</text>")
     for i, (name, points) in enumerate(series.items()):
         colour = f"line-{i % NUM_COLOURS}"
@@ -189,7 +217,7 @@ def spread_chart(
             marks.append(f"<title>{tip}</title></circle>")
         parts.append(f'<path class="{colour}" d="{"".join(path)}"/>' if path else "")
         parts += marks
-    return "".join([*parts, "</svg>"])
+    return _finished(parts)
 
 
 def _frame(y_ticks: Sequence[float], y_of: Callable[[float], float]) -> list[str]:
@@ -203,6 +231,58 @@ def _frame(y_ticks: Sequence[float], y_of: Callable[[float], float]) -> list[str
             f"{_label(y, y_ticks)}</text>"
         )
     return parts
+
+
+def _x_labels(x_ticks: Sequence[float], x_of: Callable[[float], float]) -> list[str]:
+    place = f'y="{_HEIGHT - 24}" text-anchor="middle"'
+    return [f'<text x="{x_of(x):.1f}" {place}>{_label(x, x_ticks)}</text>' for x in x_ticks]
+
+
+def _titles(x_label: str, y_label: str) -> list[str]:
+    """Titles of the axes: below, and turned on the left."""
+    x, y = (_LEFT + _WIDTH - _RIGHT) / 2, (_TOP + _HEIGHT - _BOTTOM) / 2
+    below = f'<text class="title" x="{x:.0f}" y="{_HEIGHT - 6}" text-anchor="middle">'
+    left = (
+        f'<text class="title" transform="translate(12 {y:.0f}) rotate(-90)" text-anchor="middle">'
+    )
+    return [
+        *([f"{below}{html.escape(x_label)}</text>"] if x_label else []),
+        *([f"{left}{html.escape(y_label)}</text>"] if y_label else []),
+    ]
+
+
+@functools.cache
+def style_sheet() -> str:
+    """The style sheet of the reports, which the charts need."""
+    file = importlib.resources.files("unimed_jax.reporting") / "report.css"
+    return file.read_text(encoding="utf-8")
+
+
+@functools.cache
+def _standalone_style() -> str:
+    """The rules of charts alone, with the light colours instead of the variables of the page."""
+    css = style_sheet()
+    colours = dict(re.findall(r"--([\w-]+):(#\w+)", css.partition("@media")[0]))
+    rules = re.findall(r"^(\.(?:chart|line-)[^{]*\{[^}]*\})", css, re.M)
+    lines = {f"line-{i}": colours[f"c{i}"] for i in range(NUM_COLOURS)}
+    text = "\n".join(rule for rule in rules if not rule.startswith(".line-"))
+    # the colour of a line is set below
+    text = re.sub(r"var\(--(\w+)\)", lambda m: colours.get(m[1], "#000"), text)
+    numbered = "\n".join(
+        f".chart path.{name}{{stroke:{c}}} .chart circle.{name},.chart rect.{name}{{fill:{c}}}"
+        for name, c in lines.items()
+    )
+    return f"{text}\n{numbered}\n.chart{{font-family:system-ui,sans-serif;background:#fff}}"
+
+
+def _finished(parts: Sequence[str]) -> str:
+    """The chart, and a link to the same chart as a file."""
+    svg = "".join([*parts, "</svg>"])
+    file = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    file = file.replace(">", f"><style>{_standalone_style()}</style>", 1)
+    uri = f"data:image/svg+xml;base64,{base64.b64encode(file.encode()).decode()}"
+    link = f'<a class="save" download="chart.svg" href="{uri}">save as SVG</a>'
+    return f'<div class="plot">{svg}{link}</div>'
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:

@@ -7,7 +7,6 @@ can be selected, searched and enlarged. Images are embedded PNGs.
 
 import base64
 import html
-import importlib.resources
 import io
 import json
 import math
@@ -61,7 +60,7 @@ def write_report(
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="color-scheme" content="light dark">',
-        f"<title>{html.escape(title)}</title><style>{_css()}</style></head><body><header>",
+        f"<title>{html.escape(title)}</title><style>{charts.style_sheet()}</style></head><body><header>",
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="subtitle">{html.escape(subtitle)}</p>' if subtitle else "",
         "<nav>",
@@ -74,19 +73,24 @@ def write_report(
     write_text_atomically(path, "\n".join([*parts, "</main></body></html>\n"]))
 
 
-def _css() -> str:
-    return (importlib.resources.files("unimed_jax.reporting") / "report.css").read_text(
-        encoding="utf-8"
-    )
-
-
 def summary_section(figures: Mapping[str, str], title: str = "At a glance") -> Section:
     """Key numbers: name -> formatted value ("0.953", "4 min 12 s")."""
+    if not figures:
+        return Section(title, '<p class="empty">No scores.</p>')
     tiles = (
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
         for name, value in figures.items()
     )
     return Section(title, f'<dl class="figures">{"".join(tiles)}</dl>')
+
+
+def facts_section(facts: Mapping[str, str], title: str = "What was measured") -> Section:
+    """A list of names and texts of any length."""
+    rows = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
+        for name, value in facts.items()
+    )
+    return Section(title, f'<dl class="facts">{rows}</dl>')
 
 
 def curves_section(
@@ -100,15 +104,27 @@ def curves_section(
         series = _series(history, plot.keys)
         if not series:
             continue
+        if all(len(points) == 1 for points in series.values()):
+            figures.append(_single_values(plot.title, series))
+            continue
         # a single line is labelled with its last value
         last = next(iter(series.values()))[-1][1]
         value = f"<output>{last:.4g}</output>" if len(series) == 1 else ""
+        chart = charts.line_chart(series, plot.y_range, y_label=plot.title)
         figures.append(
             f"<figure><figcaption>{html.escape(plot.title)}{value}</figcaption>"
-            f"{charts.line_chart(series, plot.y_range)}{legend(list(series))}</figure>"
+            f"{chart}{legend(list(series))}</figure>"
         )
     body = "".join(figures) or '<p class="empty">Nothing was logged.</p>'
     return Section(title, f'<div class="curves">{body}</div>')
+
+
+def _single_values(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """A chart with one point per line is a list of numbers."""
+    step = next(iter(series.values()))[0][0]
+    rows = [(name, f"{points[0][1]:.4g}") for name, points in series.items()]
+    caption = f"{html.escape(title)}<output>step {step:g}</output>"
+    return f"<figure><figcaption>{caption}</figcaption>{table(('', ''), rows)}</figure>"
 
 
 def legend(names: Sequence[str]) -> str:

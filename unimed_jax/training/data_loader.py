@@ -58,6 +58,14 @@ class DataLoader:
         """Samples in one epoch: those of all sources."""
         return self.spec.num_samples
 
+    def description(self) -> str:
+        """The sources with their sizes, for a report."""
+        return ", ".join(
+            f"{source.name}: {content.splits[source.split].num_samples:,} samples of "
+            f"{content.name} {source.split}"
+            for source, content in zip(self.spec.sources, self.spec.manifests, strict=True)
+        )
+
     def position(self, step: int) -> dict[str, Any]:
         """What decides the batches after ``step``; stored with a checkpoint."""
         return self.spec.position(step)

@@ -30,12 +30,14 @@ class Evaluation:
       table: a plain-text table for the terminal.
       sections: creates the sections of the HTML report; called only when a report is written.
       files: folder -> JSON text, written next to the results as FOLDER/EVALUATOR.json.
+      headline: the metrics to show at the top of the report.
     """
 
     metrics: Mapping[str, float]
     table: str = ""
     sections: Callable[[], Sequence[Section]] = field(default=lambda: ())
     files: Mapping[str, str] = field(default_factory=dict)
+    headline: Sequence[str] = ()
 
 
 Evaluator = Callable[[Params], Evaluation]

@@ -110,9 +110,10 @@ def test_metrics_table_and_overlays():
     assert "drive → chase" in table and "0.700" in table and "4.0 px" in table
     assert "held out" in report.text_table([scores], "chase")
     truth, found = (square((8, 8), (1, a), (7, a + 4))[..., None] for a in (1, 3))
-    item = Overlay("chase", "<b>", np.zeros((8, 8, 3), np.uint8), found, truth, np.array([0.5]))
+    item = Overlay("chase", "<b>", np.zeros((8, 8, 3), np.uint8), found, truth, np.array([0.5]),
+                   ("vessel",))  # fmt: skip
     drawn = report.outlined(item)
     assert (drawn[1, 1] != drawn[1, 6]).any() and drawn[1, 1].any() and drawn[1, 6].any()
     assert not drawn[3, 2].any()  # inside of both outlines
     page = report.overlays_section([item]).html
-    assert "&lt;b&gt;" in page and "data:image/png" in page and "Dice 0.50" in page
+    assert "&lt;b&gt;" in page and "data:image/png" in page and "Dice vessel 0.50" in page

@@ -165,6 +165,7 @@ class SegmentationEvaluator(abc.ABC):
             scores.append(self._score(domain, self._units(params, domain, overlays)))
         return Evaluation(
             metrics={k: v for domain in scores for k, v in domain.metrics().items()},
+            headline=[domain.key(name, "dice") for domain in scores for name in domain.dice][:4],
             table=report.text_table(scores, self._source),
             sections=lambda: [
                 report.scores_section(scores, self._source),

@@ -121,7 +121,7 @@ class ImageEvaluator(SegmentationEvaluator):
             prediction = head.masks(probabilities)
             target = head.masks_of_labels(sample.label_map())
             if len(overlays) - first < _OVERLAYS_PER_DOMAIN:
-                overlays.append(_overlay(domain.name, sample, prediction, target))
+                overlays.append(_overlay(domain.name, sample, prediction, target, self._classes))
             group = sample.group or sample.id
             stack = _Stack(group, sample.spacing)
             if self._stacks_slices:
@@ -167,10 +167,16 @@ def resized(probabilities: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _overlay(
-    domain: str, sample: SegmentationSample, prediction: np.ndarray, target: np.ndarray
+    domain: str,
+    sample: SegmentationSample,
+    prediction: np.ndarray,
+    target: np.ndarray,
+    classes: Sequence[str],
 ) -> Overlay:
-    scores = [dice(prediction[..., k], target[..., k]) for k in range(target.shape[-1])]
-    return Overlay(domain, sample.id, _rgb(sample), prediction, target, np.array(scores))
+    scores = np.array([dice(prediction[..., k], target[..., k]) for k in range(len(classes))])
+    return Overlay(
+        domain, sample.id, _rgb(sample), prediction, target, scores, classes=tuple(classes)
+    )
 
 
 def _rgb(sample: SegmentationSample) -> np.ndarray:

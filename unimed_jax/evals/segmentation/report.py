@@ -63,6 +63,7 @@ class Overlay:
       prediction: bool (H, W, K).
       target: bool (H, W, K).
       dice: float64 (K,).
+      classes: names of the K classes.
     """
 
     title: str
@@ -71,6 +72,7 @@ class Overlay:
     prediction: np.ndarray
     target: np.ndarray
     dice: np.ndarray
+    classes: tuple[str, ...]
 
 
 _HEADER = ("source → target", "class", "n", "Dice", "95 % interval", "HD95", "95 % interval")
@@ -118,10 +120,17 @@ def scores_section(scores: Sequence[DomainScores], source: str) -> html_report.S
 
 
 def overlays_section(overlays: Sequence[Overlay]) -> html_report.Section:
-    """Images with the outlines of target (green), prediction (red), and both (yellow)."""
+    """Images with the outlines of target (green), prediction (red), and both (yellow).
+
+    Below each image stands the Dice of every class.
+    """
     groups: dict[str, list[str]] = {}
     for item in overlays:
-        score = ", ".join("-" if np.isnan(d) else f"{d:.2f}" for d in item.dice)
+        scores = (
+            f"{name} {'-' if np.isnan(d) else f'{d:.2f}'}"
+            for name, d in zip(item.classes, item.dice, strict=True)
+        )
+        score = html.escape(", ".join(scores))
         groups.setdefault(item.title, []).append(
             f'<article><img src="{html_report.image_uri(outlined(item), 320)}" '
             f'alt="{html.escape(item.id)}" loading="lazy"><p>Dice {score}</p>'

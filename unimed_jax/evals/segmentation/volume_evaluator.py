@@ -144,6 +144,7 @@ class VolumeEvaluator(SegmentationEvaluator):
                 prediction=prediction_masks,
                 target=target_masks,
                 dice=np.array(scores),
+                classes=tuple(self._classes),
             )
 
 
