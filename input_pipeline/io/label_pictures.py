@@ -172,21 +172,25 @@ def _grey_readings(image: Image.Image, data: bytes, bits: int) -> tuple[np.ndarr
 
 
 def _palette_readings(image: Image.Image) -> tuple[tuple[np.ndarray, ...], np.ndarray | None]:
-    """The readings and colours of a picture with a palette."""
-    indices = np.asarray(image)
-    colours = np.asarray(image.convert("RGB"))
+    """The readings and colours of a picture with a palette.
+
+    Its numbers are no labels if another one than 0 is black, and 0 is not.
+    """
+    indices, colours = np.asarray(image), np.asarray(image.convert("RGB"))
+    black = ~colours.any(axis=-1)
+    numbered = not (any((image.getpalette() or [0])[:3]) and black.any())
     if (colours == colours[..., :1]).all():
         shown = colours[..., 0]
-        return ((shown,) if np.array_equal(shown, indices) else (shown, indices)), None
-    black = ~colours.any(axis=-1)
-    if any((image.getpalette() or [0])[:3]) and black.any():
+        same = np.array_equal(shown, indices)
+        return ((shown, indices) if numbered and not same else (shown,)), None
+    if image.format == "GIF":  # programs reorder its palette
+        return (), colours
+    if not numbered:
         raise ValueError(
             f"black is number {_some(indices[black])} of the palette and not 0, so its numbers are "
             "no labels: save the mask as RGB and name its colours (--classes=NAME=#00ff00), or as "
             "grey PNG"
         )
-    if image.format == "GIF":  # programs reorder its palette
-        return (), colours
     return (indices,), colours
 
 

@@ -61,6 +61,8 @@ def open_tars(options: TarOptions) -> OpenedSource:
         raise CorpusError(f"there is no .tar in {folder}{also}")
     name = source or corpus_name(folder.resolve().name)
     inputs: Counter[str] = Counter()
+    if deeper := sorted_glob(folder, "*/*.tar"):
+        inputs["tars in folders below, which are not read"] = len(deeper)
     rows = _rows(tars, packed, options.split, name, modality, layout, inputs)
     return OpenedSource(folder, name, rows, metadata, inputs)
 
