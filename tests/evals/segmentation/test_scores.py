@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
+from input_pipeline.manifest import Manifest, Shard, Split
 from unimed_jax.evals import statistics
 from unimed_jax.evals.segmentation import report
+from unimed_jax.evals.segmentation.evaluator import Domain, ScoredUnit, SegmentationEvaluator
 from unimed_jax.evals.segmentation.report import DomainScores, Overlay
 from unimed_jax.evals.segmentation.scores import dice, hausdorff95
 from unimed_jax.evals.statistics import mean_interval
@@ -91,6 +93,26 @@ def test_intervals_are_over_patients():
     assert with_nan[0] == pytest.approx(0.6)
     assert np.isnan(mean_interval(np.array([np.nan]), ["a"])).all()
     assert statistics.NUM_RESAMPLES == 1000
+
+
+class HalfRead(SegmentationEvaluator):
+    """An evaluator that could decode two slices of five."""
+
+    def __init__(self, domain):
+        self._classes, self._domains, self._source = domain.classes, [domain], "drive"
+
+    def _units(self, params, domain, overlays):
+        mask = square((8, 8), (1, 1), (7, 5))
+        yield ScoredUnit("a", (), lambda k: (mask, mask), num_samples=2)
+
+
+def test_samples_that_do_not_decode_are_counted():
+    shards = (Shard("val-00000-of-00001.tfrecord", 5, 1, ""),)
+    content = Manifest("x", {"val": Split(5, {}, shards)}, 5, 5, 0, "", 1, "segmentation")
+    evaluation = HalfRead(Domain("chase", Path(), content, ("val",), ("vessel",)))({})
+    assert evaluation.metrics["chase/num_left_out"] == 3
+    assert "chase: 3 samples that cannot be decoded are left out" in evaluation.table
+    assert "3 samples that cannot be decoded" in evaluation.sections()[0].html
 
 
 def test_metrics_table_and_overlays():

@@ -112,11 +112,13 @@ class ScoredUnit:
       group: its patient.
       spacing: mm along the last axes; may be shorter than the number of axes if unknown.
       masks: index of a class -> (prediction, target), bool arrays of the same shape.
+      num_samples: number of samples that it is made of.
     """
 
     group: str
     spacing: tuple[float, ...]
     masks: Callable[[int], tuple[np.ndarray, np.ndarray]]
+    num_samples: int = 1
 
 
 class SegmentationEvaluator(abc.ABC):
@@ -184,7 +186,9 @@ class SegmentationEvaluator(abc.ABC):
             name: ([], []) for name in self._classes
         }
         in_mm = True
+        num_left_out = sum(domain.manifest.splits[name].num_samples for name in domain.splits)
         for unit in units:
+            num_left_out -= unit.num_samples
             groups.append(unit.group)
             for k, name in enumerate(self._classes):
                 prediction, target = unit.masks(k)
@@ -201,6 +205,7 @@ class SegmentationEvaluator(abc.ABC):
             hd95={name: np.array(both[1]) for name, both in values.items()},
             unit="mm" if in_mm else "px",
             distance=self.distance_name,
+            num_left_out=num_left_out,
         )
 
 

@@ -147,7 +147,12 @@ class _Stack:
         prediction, target = (np.stack([s[i] for s in ordered]) for i in (1, 2))
         if len(ordered) == 1:
             prediction, target = prediction[0], target[0]
-        return ScoredUnit(self.group, self.spacing, lambda k: (prediction[..., k], target[..., k]))
+        return ScoredUnit(
+            self.group,
+            self.spacing,
+            lambda k: (prediction[..., k], target[..., k]),
+            len(ordered),
+        )
 
 
 def resized(probabilities: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -24,6 +24,7 @@ class DomainScores:
       hd95: class -> float64 (N,).
       unit: unit of hd95, ``px`` or ``mm``.
       distance: name of hd95 among the metrics.
+      num_left_out: number of samples that cannot be decoded.
     """
 
     domain: str
@@ -32,14 +33,20 @@ class DomainScores:
     hd95: Mapping[str, np.ndarray]
     unit: str
     distance: str = "hd95"
+    num_left_out: int = 0
 
     def key(self, name: str, score: str) -> str:
         """``<domain>/<class>/<score>``."""
         return "/".join(filter(None, (self.domain, name, score)))
 
     def metrics(self) -> dict[str, float]:
-        """``<domain>/<class>/dice`` and so on, with the interval; ``mean`` over the classes."""
+        """``<domain>/<class>/dice`` and so on, with the interval; ``mean`` over the classes.
+
+        ``<domain>/num_left_out`` if there are any.
+        """
         metrics: dict[str, float] = {}
+        if self.num_left_out:
+            metrics[self.key("", "num_left_out")] = float(self.num_left_out)
         for score, per_class in (("dice", self.dice), (self.distance, self.hd95)):
             means = []
             for name, values in per_class.items():
@@ -104,7 +111,16 @@ def text_table(scores: Sequence[DomainScores], source: str) -> str:
     rows = [_HEADER, *_rows(scores, source)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *_left_out(scores)])
+
+
+def _left_out(scores: Sequence[DomainScores]) -> list[str]:
+    return [
+        f"{domain.domain or 'held out'}: {domain.num_left_out} samples that cannot be decoded are "
+        "left out"
+        for domain in scores
+        if domain.num_left_out
+    ]
 
 
 def scores_section(scores: Sequence[DomainScores], source: str) -> html_report.Section:
@@ -114,8 +130,9 @@ def scores_section(scores: Sequence[DomainScores], source: str) -> html_report.S
         "bootstraps over patients. HD95: the larger directed 95th percentile of the distance "
         "between surfaces; the diagonal of the image where the prediction is empty.</p>"
     )
+    left_out = "".join(f'<p class="note">{html.escape(text)}</p>' for text in _left_out(scores))
     return html_report.Section(
-        "Segmentation", html_report.table(_HEADER, _rows(scores, source)) + note
+        "Segmentation", html_report.table(_HEADER, _rows(scores, source)) + left_out + note
     )
 
 
