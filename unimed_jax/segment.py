@@ -15,7 +15,6 @@ windows is in memory, whatever the depth of a volume.
 """
 
 import csv
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from input_pipeline.io.nifti import LabelWriter, NiftiVolume
 from unimed_jax import config as config_lib
 from unimed_jax.distributed import process, sharding
 from unimed_jax.evals.model_under_test import open_model
+from unimed_jax.inference.label_volumes import SegmentedVolume, output_names, without_suffix
 from unimed_jax.inference.volume_segmenter import Segmenter
 from unimed_jax.reporting import overlays
 from unimed_jax.tasks.volumetric_segmentation import VolumetricSegmentation
@@ -43,7 +43,6 @@ _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE of the config; may be giv
 _OVERLAY = flags.DEFINE_bool("overlay", False, "also write PNGs of slices with the labels")
 
 _SLICES_SHOWN = 8
-_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh")
 
 
 class WindowedVolume:
@@ -57,65 +56,6 @@ class WindowedVolume:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         return rescaled(self._volume.read(start, stop), self._limits)
-
-
-def output_names(volumes: Sequence[Path]) -> list[Path]:
-    """Where the labels of each volume go, relative to the output directory.
-
-    A file's own name, below the folders in which volumes of one name differ. Formats other than
-    .nii and .nii.gz, and names without either, become .nii.gz.
-
-    Raises:
-      UserError: a volume is given twice.
-    """
-    resolved = [Path(os.path.realpath(volume)) for volume in volumes]
-    if repeated := sorted({str(p) for p in resolved if resolved.count(p) > 1}):
-        raise UserError(f"{repeated[0]} is given twice")
-    names = [_as_nifti(path.name) for path in resolved]
-    if len(set(names)) < len(names):
-        top = Path(os.path.commonpath([path.parent for path in resolved]))
-        targets = [
-            path.parent.relative_to(top) / name for path, name in zip(resolved, names, strict=True)
-        ]
-    else:
-        targets = list(map(Path, names))
-    if repeated := sorted({str(t) for t in targets if targets.count(t) > 1}):
-        raise UserError(
-            f"two volumes would be written to {repeated[0]}: they differ in their suffix alone; "
-            "segment them into different directories"
-        )
-    return targets
-
-
-def _as_nifti(name: str) -> str:
-    for suffix in _SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name if suffix.startswith(".nii") else name[: -len(suffix)] + ".nii.gz"
-    return f"{name}.nii.gz"
-
-
-class SegmentedVolume:
-    """Counts the voxels of every class while labels are written."""
-
-    def __init__(self, volume: NiftiVolume, num_classes: int) -> None:
-        self._volume = volume
-        self.counts = np.zeros((volume.shape[0], num_classes + 1), np.int64)
-
-    def add(self, start: int, labels: np.ndarray) -> None:
-        """Counts slices uint8 (d, H, W), the first at index ``start``."""
-        for index, plane in enumerate(labels, start):
-            self.counts[index] += np.bincount(plane.ravel(), minlength=self.counts.shape[1])
-
-    @property
-    def millilitres(self) -> np.ndarray:
-        """(K,) volume of every class."""
-        cubic_mm = abs(np.linalg.det(self._volume.affine[:3, :3]))
-        return self.counts[:, 1:].sum(axis=0) * cubic_mm / 1000
-
-    @property
-    def areas(self) -> np.ndarray:
-        """(D,) voxels of any class in each slice."""
-        return self.counts[:, 1:].sum(axis=1)
 
 
 def _write_overlay(
@@ -179,7 +119,7 @@ def _main(argv: list[str]) -> None:
         amounts = dict(zip(classes, segmented.millilitres.tolist(), strict=True))
         rows.append({"volume": str(path), "labels": str(name)} | amounts)
         if _OVERLAY.value and jax.process_index() == 0:
-            picture = out / "overlays" / f"{_without_suffix(name)}.png"
+            picture = out / "overlays" / f"{without_suffix(name)}.png"
             _write_overlay(picture, windowed, target, segmented.areas, classes)
         listed = ", ".join(f"{k} {ml:,.1f} ml" for k, ml in amounts.items())
         process.log(f"{target}: {listed}")
@@ -212,11 +152,6 @@ def _segment(
     if writer:
         writer.close()
     return segmented
-
-
-def _without_suffix(name: Path) -> str:
-    text = str(name)
-    return next((text[: -len(s)] for s in _SUFFIXES if text.lower().endswith(s)), text)
 
 
 def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -170,12 +170,13 @@ def test_export_verifies_and_reads_back_bit_for_bit(
     assert "| zero_shot/modality | 0.875 |" in card
     assert run.stdout.splitlines()[0] in card
 
-    # after a move, it opens as the model card describes
+    assert str(tmp_path) not in card
+
+    # after a move, too, it opens as the model card describes
     moved = tmp_path / "elsewhere"
     out.rename(moved)
-    after_move = card.split("After a move")[1].split("```python\n")[1].split("```")[0]
-    script = f"d = {str(moved)!r}\n{after_move}\nprint(type(model).__name__)"
-    script += "\nprint(open_clip.get_tokenizer(f'local-dir:{d}').context_length)"
+    script = card.split("```python\n")[1].split("```")[0].replace('"DIR"', repr(str(moved)))
+    script += "\nprint(type(model).__name__, tokenizer.context_length)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.stdout.split() == ["CustomTextCLIP", "16"], run.stderr[-2000:]
 

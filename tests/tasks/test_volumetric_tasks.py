@@ -19,7 +19,7 @@ from input_pipeline.io.errors import ConfigError, UserError
 from unimed_jax import config as config_lib
 from unimed_jax import tasks, train
 from unimed_jax.distributed import sharding
-from unimed_jax.segment import output_names
+from unimed_jax.inference.label_volumes import output_names
 from unimed_jax.training import stages, train_step
 from unimed_jax.weights.checkpoint import CheckpointReader
 

@@ -28,22 +28,15 @@ For research. It is no medical device, and its probabilities are no diagnoses.
 ## Opening it
 
 ```python
-import open_clip
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{out}")
-tokenizer = open_clip.get_tokenizer("local-dir:{out}")
-```
-
-After a move to the directory `d`, as open_clip looks BERT's configuration up by the absolute path
-that was written (the tokenizer needs no change):
-
-```python
 import json, open_clip
+d = "DIR"  # where this file is
 text = json.load(open(f"{{d}}/open_clip_config.json"))["model_cfg"]["text_cfg"]
-text["hf_model_name"] = d
+text["hf_model_name"] = d  # open_clip looks BERT's configuration up by a path
 model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{{d}}", text_cfg=text)
+tokenizer = open_clip.get_tokenizer(f"local-dir:{{d}}")
 ```
 
-In JAX, wherever it lies: `unimed_jax.load("{out}")`.
+In JAX: `unimed_jax.load("DIR")`.
 
 ## Evaluation
 
@@ -78,7 +71,6 @@ def text(pretrained: Pretrained, config: ModelConfig, out: Path) -> str:
         config=config,
         version=__version__,
         source=_source(pretrained),
-        out=out,
         scores=_scores(pretrained.record.get("scores", {})),
         data=_data(pretrained.record.get("config", {})),
         model=json.dumps(dataclasses.asdict(config), indent=2),

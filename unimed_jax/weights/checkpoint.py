@@ -184,8 +184,10 @@ class Checkpoints:
         smallest = min(sizes, key=lambda name: sizes[name])
         part = {"params": sharding.select_leaves(state["params"], lambda name: name == smallest)}
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), part)
+        here = SingleDeviceSharding(jax.local_devices()[0])  # of arrays that are on the host
+        shardings = jax.tree.map(lambda x: getattr(x, "sharding", here), part)
         try:
-            _read_state(path, abstract, jax.tree.map(lambda x: x.sharding, part))
+            _read_state(path, abstract, shardings)
             _read_json(path, "meta")
         except Exception as error:
             raise UserError(
