@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from input_pipeline.conversion import guard
 from input_pipeline.conversion.label_classes import Classes
 from input_pipeline.conversion.planned_rows import SampleWithNotes, rejecting_invalid
-from input_pipeline.io import dicom, images
+from input_pipeline.io import dicom, files, images
 from input_pipeline.io.exif import orientation, upright
 from input_pipeline.io.label_pictures import read_label_picture
 from input_pipeline.segmentation_records import SegmentationSample
@@ -84,7 +84,7 @@ class MakePicture:
 
 def _read(path: pathlib.Path) -> bytes:
     try:
-        return path.read_bytes()
+        return files.read_bytes(path)
     except OSError as error:
         raise ValueError(f"cannot read {path.name}: {error.strerror}") from error
 

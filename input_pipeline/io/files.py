@@ -26,6 +26,7 @@ import pathlib
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import urllib.parse
 import urllib.request
@@ -154,10 +155,13 @@ def read_bytes(path: AnyPath, span: tuple[int, int] | None = None) -> bytes:
     """Reads a file or a span (offset, length) of it, in one request; shorter if the file ends.
 
     Raises:
-      OSError: the file is missing or unreadable.
+      OSError: the file is missing or unreadable, a pipe or a device.
       UserError: a bucket did not respond, so nothing is known about the file.
     """
     if is_local(path):
+        mode = path.stat().st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):  # may have no end
+            raise OSError(errno.EINVAL, "a pipe or device, not a file", str(path))
         with path.open("rb") as file:
             file.seek(span[0] if span else 0)
             return file.read(span[1] if span else -1)

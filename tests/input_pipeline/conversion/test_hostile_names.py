@@ -47,12 +47,17 @@ def test_folder(tmp_path):
 
 def test_csv(tmp_path):
     fill(tmp_path / "raw", None)
-    names = ["0.png", LONG, "absent.png", "nowhere.png", "raw", "../raw/1.png", "2.png"]
+    os.mkfifo(tmp_path / "raw" / "pipe.png")
+    (tmp_path / "raw" / "endless.png").symlink_to("/dev/zero")
+    (tmp_path / "raw" / "folder.png").mkdir()
+    unreadable = [LONG, "absent.png", "nowhere.png", "folder.png", "pipe.png", "endless.png"]
+    names = ["0.png", *unreadable, "../raw/1.png", "2.png"]
     rows = [(f"raw/{name}", "ct", "mine", f"picture {name}"[:40]) for name in names]
     file = table(tmp_path / "table.csv", ("image", "modality", "source", "text"), rows)
     found = convert("csv", tmp_path, f"--input={file}", "--max_rejected=0.9")
     assert found[f"raw/{LONG}"].startswith("cannot read the image: File name too long")
-    assert set(found) == {f"raw/{name}" for name in names[1:5]}
+    assert found["raw/pipe.png"] == "cannot read the image: a pipe or device, not a file"
+    assert set(found) == {f"raw/{name}" for name in unreadable}
 
 
 @pytest.mark.parametrize("source", ["masks", "mask_table"])
