@@ -14,7 +14,7 @@ _LARGEST = (1 << 16) - 1
 _MOST_CLASSES = 255  # masks are uint8 in records
 _MOST_COLOURS = 16  # of a drawing; a picture has more
 _MOST_GREYS = 64
-_DARK, _BRIGHT, _MOST_BETWEEN = 64, 191, 0.05  # of a mask of two values in a lossy format
+_DARK, _BRIGHT, _MOST_GREY = 64, 191, 0.05  # of a mask of two values in a lossy format
 
 SEVERAL_VALUES = "mask with several values above 0, which all count as the class"
 
@@ -129,11 +129,13 @@ class Classes:
         values = picture.readings[0]
         if not values.any():
             return np.zeros(values.shape, np.uint8)
-        between = np.mean((values >= _DARK) & (values <= _BRIGHT))
-        if values.max() <= _BRIGHT or between > _MOST_BETWEEN:
+        grey = (values >= _DARK) & (values <= _BRIGHT)
+        # between black and white, a lossy format makes lines of grey, and no areas
+        areas = np.lib.stride_tricks.sliding_window_view(grey, np.minimum(grey.shape, 3))
+        if values.max() <= _BRIGHT or grey.mean() > _MOST_GREY or areas.all(axis=(2, 3)).any():
             raise ValueError(
                 f"a mask in a lossy format that is not black and white (values up to "
-                f"{values.max()}, {between:.0%} of the pixels are grey): {remedy}"
+                f"{values.max()}, {grey.mean():.1%} of the pixels are grey): {remedy}"
             )
         return np.where(values > (_DARK + _BRIGHT) // 2, 1, 0).astype(np.uint8)
 

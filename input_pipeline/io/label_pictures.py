@@ -137,6 +137,11 @@ def _with_alpha(colours: np.ndarray, alpha: np.ndarray, facts: Mapping[str, Any]
     """A picture whose mask is in its colours, in its alpha channel, or in both."""
     values = np.unique(alpha)
     if len(values) == 1:
+        drawn = (colours != colours[:1, :1]).any()
+        if (values[0] == 0 and colours.any()) or not (values[0] in (0, 255) or drawn):
+            raise ValueError(
+                f"all pixels have the alpha value {values[0]}: save the mask without alpha channel"
+            )
         return _of_colours(colours, facts)
     visible = np.where((alpha > 0)[..., None], colours, 0)
     first = colours[alpha > 0][0]
@@ -174,18 +179,18 @@ def _grey_readings(image: Image.Image, data: bytes, bits: int) -> tuple[np.ndarr
 def _palette_readings(image: Image.Image) -> tuple[tuple[np.ndarray, ...], np.ndarray | None]:
     """The readings and colours of a picture with a palette.
 
-    Its numbers are no labels if another one than 0 is black, and 0 is not.
+    The numbers of a GIF are no labels, because programs reorder its palette; nor are others if not
+    0, but another one is black.
     """
     indices, colours = np.asarray(image), np.asarray(image.convert("RGB"))
-    black = ~colours.any(axis=-1)
-    numbered = not (any((image.getpalette() or [0])[:3]) and black.any())
     if (colours == colours[..., :1]).all():
         shown = colours[..., 0]
-        same = np.array_equal(shown, indices)
-        return ((shown, indices) if numbered and not same else (shown,)), None
-    if image.format == "GIF":  # programs reorder its palette
+        alone = image.format == "GIF" or np.array_equal(shown, indices)
+        return ((shown,) if alone else (shown, indices)), None
+    if image.format == "GIF":
         return (), colours
-    if not numbered:
+    black = ~colours.any(axis=-1)
+    if any((image.getpalette() or [0])[:3]) and black.any():
         raise ValueError(
             f"black is number {_some(indices[black])} of the palette and not 0, so its numbers are "
             "no labels: save the mask as RGB and name its colours (--classes=NAME=#00ff00), or as "

@@ -125,7 +125,7 @@ AS_BINARY = {
     "black on transparent white": with_alpha(rgb(BINARY * 1, [WHITE, BLACK]), BINARY * 255),
     "white with alpha": with_alpha(rgb(BINARY * 0, [WHITE]), BINARY * 255),
     "gif": encoded(palette(LABELS, COLOURS), "GIF"),
-    "white before black": encoded(palette(~BINARY, GREYS[::-3])),
+    "white before black": encoded(palette(~BINARY, GREYS[::-3]), "GIF"),
     "jpeg": encoded(BINARY * np.uint8(255), "JPEG", quality=85),
     "colour jpeg of grey": encoded(rgb(BINARY * 1, [BLACK, WHITE]), "JPEG", quality=85),
     "lossy webp": encoded(rgb(BINARY * 1, [BLACK, WHITE]), "WEBP", quality=90),
@@ -159,6 +159,8 @@ def test_colours_are_classes_where_they_are_named():
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
 NOISY = np.clip(np.linspace(0, 255, 64) + np.zeros((64, 1)), 0, 255).astype(np.uint8)
+SMALL = BINARY * np.uint8(255)
+SMALL[60:66, 4:10] = 90
 TWO = Classes.parse("a=#00ff00,b=#ff0000")
 PAGES = encoded(LABELS, "TIFF", save_all=True, append_images=[Image.fromarray(LABELS)])
 REFUSED = {
@@ -170,6 +172,8 @@ REFUSED = {
     "a picture with alpha": (with_alpha(PICTURE, PICTURE[..., 0] > 9), ONE, "picture of"),
     "soft alpha": (with_alpha(DRAWN, LABELS * 80), ONE, "half-transparent"),
     "black within a palette": (encoded(SHUFFLED), THREE, "of the palette and not 0"),
+    "an inverted palette": (encoded(palette(BINARY, GREYS[::-3])), ONE, "and .* as stored"),
+    "jpeg of a small grey": (encoded(SMALL, "JPEG"), ONE, "not black and white"),
     "white is zero": (encoded(LABELS, "TIFF", tiffinfo={262: 0}), ONE, "as displayed"),
     "16 bit colour": (png(np.dstack([LABELS] * 3), 16, 2), THREE, "16 bits per channel"),
     "16 bit and alpha": (png(np.dstack([LABELS, LABELS * 0]), 16, 4), THREE, "16 bits per channel"),
@@ -221,6 +225,45 @@ def test_labels_near_whole_numbers_are_rounded_and_no_others(labels, error):
         rounded_labels(labels + 0.3 + error)
     with pytest.raises(ValueError, match="negative"):
         rounded_labels(labels.astype(np.float32) - 31)
+
+
+WRITERS = [
+    encoded,
+    lambda m: encoded(m, "TIFF"),
+    lambda m: encoded(m, "BMP"),
+    lambda m: encoded(m, "GIF"),
+    lambda m: encoded(m.astype(np.uint16)),
+    lambda m: encoded(m.astype(np.float32) * 1.001, "TIFF"),
+    lambda m: png(m, 2, 0),
+    lambda m: png(m, 4, 0),
+    lambda m: encoded(palette(m, COLOURS)),
+    lambda m: encoded(palette(m, GREYS)),
+    lambda m: encoded(palette(m, GREYS), "GIF"),
+    lambda m: encoded(palette(m, GREYS[::-1])),
+    lambda m: encoded(rgb(m, COLOURS)),
+    lambda m: encoded(np.dstack([m] * 3)),
+    lambda m: with_alpha(m, m),
+    lambda m: with_alpha(rgb(m * 0, [BLACK]), m),
+    lambda m: with_alpha(rgb(m, COLOURS), (m > 0) * 255),
+    lambda m: encoded(rgb(m, COLOURS), "JPEG", quality=95),
+    lambda m: encoded(m * 80, "JPEG", quality=50),
+    lambda m: encoded(Image.fromarray(m).convert("RGB").quantize(4)),
+]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    arrays(np.uint8, st.tuples(*[st.integers(1, 9)] * 2), elements=st.integers(0, 3)),
+    st.sampled_from(range(len(WRITERS))),
+    st.sampled_from([1, 2, 3]),
+)
+def test_labels_in_any_file_are_read_rightly_or_not_at_all(labels, writer, largest):
+    labels = np.minimum(labels, largest).astype(np.uint8)
+    try:
+        found = read(WRITERS[writer](labels), THREE)
+    except ValueError:
+        return
+    np.testing.assert_array_equal(found, labels)
 
 
 def test_the_values_of_the_issue():
