@@ -12,10 +12,10 @@ ANY_VALUE = "*"  # every mask value above 0 that is not named
 _COLOUR = re.compile(r"#[0-9a-f]{6}")
 _LARGEST = (1 << 16) - 1
 _MOST_CLASSES = 255  # masks are uint8 in records
-_MOST_COLOURS = 16  # of a drawing; a picture has more
-_MOST_GREYS = 64
+_MOST_VALUES = 16  # of a drawing, greys or colours; a picture has more
 _DARK, _BRIGHT, _MOST_GREY = 64, 191, 0.05  # of a mask of two values in a lossy format
 
+SPLIT = "mask of compressed black and white, split at half of its range"
 SEVERAL_VALUES = "mask with several values above 0, which all count as the class"
 
 
@@ -91,7 +91,7 @@ class Classes:
         Raises ValueError, with the remedy, for what has no class or no certain meaning.
         """
         if picture.lossy:
-            return self._of_lossy(picture), ("mask in a lossy format, split at half of its range",)
+            return self._of_lossy(picture), (SPLIT,)
         if any(isinstance(value, str) and value != ANY_VALUE for value in self.values):
             return self._of_colours(picture), ()
         if not picture.readings:
@@ -115,9 +115,23 @@ class Classes:
                 "classes: save the mask as PNG of 8 bits without a palette"
             )
         labels, values = fitting[0]
-        if ANY_VALUE in self.values:
-            return labels, _notes_of_any(values, labels == self.values.index(ANY_VALUE) + 1)
-        return labels, ()
+        if ANY_VALUE not in self.values:
+            return labels, ()
+        several = np.unique(values[labels == self.values.index(ANY_VALUE) + 1])
+        if len(several) <= _MOST_VALUES:
+            return labels, (SEVERAL_VALUES,) if len(several) > 1 else ()
+        if len(self.values) > 1:
+            raise ValueError(
+                f"{len(several)} values of the mask would be {ANY_VALUE}: was it compressed or "
+                "interpolated? Save it with the values of its classes alone"
+            )
+        if values.max() <= 255 and _is_black_and_white(values):  # compressed once
+            return _split(values), (SPLIT,)
+        if np.mean(values[:, 1:] != values[:, :-1]) > 0.5:
+            raise ValueError(
+                f"the mask is a picture: it has {len(several)} grey values, and neighbours differ"
+            )
+        return labels, (SEVERAL_VALUES,)
 
     def _of_lossy(self, picture: LabelPicture) -> np.ndarray:
         """Two values of which compression has made many; more are not told apart."""
@@ -129,15 +143,12 @@ class Classes:
         values = picture.readings[0]
         if not values.any():
             return np.zeros(values.shape, np.uint8)
-        grey = (values >= _DARK) & (values <= _BRIGHT)
-        # between black and white, a lossy format makes lines of grey, and no areas
-        areas = np.lib.stride_tricks.sliding_window_view(grey, np.minimum(grey.shape, 3))
-        if values.max() <= _BRIGHT or grey.mean() > _MOST_GREY or areas.all(axis=(2, 3)).any():
+        if not _is_black_and_white(values):
             raise ValueError(
                 f"a mask in a lossy format that is not black and white (values up to "
-                f"{values.max()}, {grey.mean():.1%} of the pixels are grey): {remedy}"
+                f"{values.max()}): {remedy}"
             )
-        return np.where(values > (_DARK + _BRIGHT) // 2, 1, 0).astype(np.uint8)
+        return _split(values)
 
     def _of_colours(self, picture: LabelPicture) -> np.ndarray:
         """Label values of the classes whose colours are named."""
@@ -150,6 +161,7 @@ class Classes:
         labels = np.zeros(packed.shape, np.uint8)
         if ANY_VALUE in self.values:
             labels[packed > 0] = self.values.index(ANY_VALUE) + 1
+            _check_drawn(np.unique(packed))
         for label, value in enumerate(self.values, 1):
             if isinstance(value, str) and value != ANY_VALUE:
                 labels[packed == int(value[1:], 16)] = label
@@ -163,8 +175,7 @@ class Classes:
     def _not_black(self, colours: np.ndarray) -> np.ndarray:
         """The only class, of which every colour but black is."""
         distinct = np.unique(colours.astype(np.int64) @ [1 << 16, 1 << 8, 1])
-        if len(distinct) > _MOST_COLOURS:
-            raise ValueError(f"the mask is a picture of {len(distinct)} colours, not of labels")
+        _check_drawn(distinct)
         if self.values != (ANY_VALUE,) or distinct[0] != 0:
             raise ValueError(
                 f"the mask has the colours {_colours(distinct)}: name the colour of each class, "
@@ -184,11 +195,23 @@ def _colours(packed: np.ndarray) -> str:
     return ", ".join(f"#{value:06x}" for value in packed[:5].tolist())
 
 
-def _notes_of_any(values: np.ndarray, of_class: np.ndarray) -> tuple[str, ...]:
-    """What is noteworthy where all other values are of one class. ValueError for a picture."""
-    distinct = np.unique(values)
-    if len(distinct) > _MOST_GREYS and np.mean(values[:, 1:] != values[:, :-1]) > 0.5:
-        raise ValueError(
-            f"the mask is a picture: it has {len(distinct)} grey values, and neighbours differ"
-        )
-    return (SEVERAL_VALUES,) if len(np.unique(values[of_class])) > 1 else ()
+def _check_drawn(colours: np.ndarray) -> None:
+    """Raises ValueError for the distinct colours of a picture."""
+    if len(colours) > _MOST_VALUES:
+        raise ValueError(f"the mask is a picture of {len(colours)} colours, not of labels")
+
+
+def _is_black_and_white(values: np.ndarray) -> bool:
+    """Whether compression may have made these uint8 values (H, W) of 0 and 255.
+
+    Between black and white it makes lines of grey, and no areas.
+    """
+    grey = (values >= _DARK) & (values <= _BRIGHT)
+    areas = np.lib.stride_tricks.sliding_window_view(grey, tuple(np.minimum(grey.shape, 3)))
+    few = grey.mean() <= _MOST_GREY and not areas.all(axis=(2, 3)).any()
+    return bool(values.max() > _BRIGHT and few)
+
+
+def _split(values: np.ndarray) -> np.ndarray:
+    """1 for the brighter half of the values of uint8, 0 for the other."""
+    return np.where(values > (_DARK + _BRIGHT) // 2, 1, 0).astype(np.uint8)

@@ -128,6 +128,7 @@ AS_BINARY = {
     "white before black": encoded(palette(~BINARY, GREYS[::-3]), "GIF"),
     "jpeg": encoded(BINARY * np.uint8(255), "JPEG", quality=85),
     "colour jpeg of grey": encoded(rgb(BINARY * 1, [BLACK, WHITE]), "JPEG", quality=85),
+    "png of a jpeg": encoded(Image.open(io.BytesIO(encoded(BINARY * np.uint8(255), "JPEG")))),
     "lossy webp": encoded(rgb(BINARY * 1, [BLACK, WHITE]), "WEBP", quality=90),
 }  # fmt: skip
 
@@ -161,6 +162,8 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
 NOISY = np.clip(np.linspace(0, 255, 64) + np.zeros((64, 1)), 0, 255).astype(np.uint8)
 SMALL = BINARY * np.uint8(255)
 SMALL[60:66, 4:10] = 90
+COMPRESSED = Image.open(io.BytesIO(encoded(LABELS * np.uint8(85), "JPEG")))
+TINTED = Image.open(io.BytesIO(encoded(DRAWN, "JPEG")))
 TWO = Classes.parse("a=#00ff00,b=#ff0000")
 PAGES = encoded(LABELS, "TIFF", save_all=True, append_images=[Image.fromarray(LABELS)])
 REFUSED = {
@@ -169,6 +172,8 @@ REFUSED = {
     "green on white": (encoded(rgb(BINARY * 1, [WHITE, COLOURS[1]])), ONE, "name the colour"),
     "a colour picture": (encoded(PICTURE), ONE, "is a picture of"),
     "a grey picture": (encoded(PICTURE[..., 0]), ONE, "is a picture"),
+    "a grey jpeg of two": (encoded(COMPRESSED), Classes.parse("a=*,b=128"), "compressed or"),
+    "a colour jpeg of two": (encoded(TINTED), Classes.parse("a=*,b=#ff0000"), "is a picture of"),
     "a picture with alpha": (with_alpha(PICTURE, PICTURE[..., 0] > 9), ONE, "picture of"),
     "soft alpha": (with_alpha(DRAWN, LABELS * 80), ONE, "half-transparent"),
     "black within a palette": (encoded(SHUFFLED), THREE, "of the palette and not 0"),
