@@ -125,6 +125,29 @@ def test_a_reader_says_in_one_line_which_one_is_damaged(workdir, which, damage):
     assert "\n" not in said
 
 
+def test_no_flipped_bit_is_read_as_a_value(workdir, capsys):
+    folder = workdir / "checkpoints" / "3"
+    path, abstract = files_of(folder)[0], jax.eval_shape(lambda: state_of(0))["params"]
+    content, random, noticed = path.read_bytes(), np.random.default_rng(0), 0
+    for place in random.integers(0, len(content), 20):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << random.integers(8)
+        path.write_bytes(damaged)
+        try:
+            found = CheckpointReader(workdir).params(abstract)
+        except UserError as error:
+            assert str(error).startswith(f"checkpoint {folder} is damaged: ")
+            noticed += 1
+        else:  # the bit means nothing, as in padding
+            np.testing.assert_array_equal(found["a"], state_of(3)["params"]["a"])
+    assert noticed > 15
+    damaged = bytearray(content)
+    damaged[len(content) // 2] ^= 1
+    path.write_bytes(damaged)
+    assert restore_newest(workdir)[1].step == 2
+    assert "cannot be read (params/a is not what was saved)" in capsys.readouterr().out
+
+
 def test_a_meta_without_a_config_is_damaged(workdir):
     folder = workdir / "checkpoints" / "3"
     for content in ("{}", '{"config": 3}', '{"config": {}}'):

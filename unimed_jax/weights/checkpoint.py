@@ -4,15 +4,15 @@
 
 ``state`` is {params, opt_state, step}; ``data`` is the position of the input stream; ``meta`` holds
 the resolved config, versions and, as ``identity``, the fingerprints of the task's assets (say, its
-tokenizer), so that a checkpoint can be opened without its config. A step folder gets its name only
-when it is complete; one that is damaged afterwards is skipped and renamed to ``damaged-STEP``.
+tokenizer), so that a checkpoint can be opened without its config, and the fingerprints of all
+arrays. A step folder gets its name only when it is complete; one that is damaged afterwards is
+skipped and renamed to ``damaged-STEP``.
 """
 
 import contextlib
 import functools
 import json
 import logging
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
@@ -32,20 +31,9 @@ from input_pipeline.io.library_errors import LibraryError, brief
 from unimed_jax import config as config_lib
 from unimed_jax.distributed import process, sharding
 from unimed_jax.version import __version__
-from unimed_jax.weights import checkpoint_folders
+from unimed_jax.weights import checkpoint_folders, fingerprints, step_folder
 
 FOLDER = "checkpoints"
-
-checkpoint_folders.repair_glob()
-
-
-def _ignore_late_callbacks(unraisable: Any, show: Any = sys.unraisablehook) -> None:
-    """Hides what TensorStore prints once per array that it reads after another has failed."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        show(unraisable)
-
-
-sys.unraisablehook = _ignore_late_callbacks
 
 
 @contextlib.contextmanager
@@ -165,7 +153,7 @@ class Checkpoints:
             args=ocp.args.Composite(
                 state=ocp.args.PyTreeSave(state),
                 data=ocp.args.JsonSave(dict(position)),
-                meta=ocp.args.JsonSave(dict(meta)),
+                meta=ocp.args.JsonSave({**meta, step_folder.ARRAYS: fingerprints.of(state)}),
             ),
             metrics=metrics if self._best_metric in metrics else None,
         )
@@ -187,8 +175,8 @@ class Checkpoints:
         here = SingleDeviceSharding(jax.local_devices()[0])  # of arrays that are on the host
         shardings = jax.tree.map(lambda x: getattr(x, "sharding", here), part)
         try:
-            _read_state(path, abstract, shardings)
-            _read_json(path, "meta")
+            step_folder.read_state(path, abstract, shardings)
+            step_folder.read_meta(path)
         except Exception as error:
             raise UserError(
                 f"{path} was saved, but cannot be read: {brief(error)}; choose another --workdir"
@@ -212,14 +200,22 @@ class Checkpoints:
             restored, problem = None, "another host cannot read it"
             try:
                 path = folder / str(step)
-                state = _read_state(path, abstract_state, shardings)
-                restored = Restored(step, state, _read_json(path, "data"), _read_json(path, "meta"))
+                state = step_folder.read_state(path, abstract_state, shardings)
+                position, (meta, stored) = (
+                    step_folder.read_json(path, "data"),
+                    step_folder.read_meta(path),
+                )
+                restored = Restored(step, state, position, meta)
             except UserError:
                 raise  # the same on every host
             except Exception as error:
                 problem = brief(error)
             process.wait_for_all(f"checkpoint {step} is read")
             if np.all(multihost_utils.process_allgather(np.array(restored is not None))):
+                assert restored is not None
+                changed = fingerprints.differing(restored.state, stored)
+                problem = f"{changed[0]} is not what was saved" if changed else ""
+            if not problem:
                 process.log(f"resuming from {folder / str(step)}")
                 return restored
             self._quarantine(step)
@@ -318,14 +314,18 @@ class CheckpointReader:
                 f"another step (there are: {others})"
             ) from error
 
-    @functools.cached_property
+    @property
     def meta(self) -> Mapping[str, Any]:
         """What ``make_meta`` returned. Raises UserError if its file is damaged."""
+        return self._meta[0]
+
+    @functools.cached_property
+    def _meta(self) -> tuple[Mapping[str, Any], Mapping[str, str]]:
         with self._reading():
-            meta = _read_json(self.path, "meta")
+            meta, stored = step_folder.read_meta(self.path)
             if "task" not in meta["config"]:
                 raise KeyError("task")
-        return meta
+        return meta, stored
 
     @property
     def config(self) -> ConfigDict:
@@ -337,7 +337,7 @@ class CheckpointReader:
         """Path -> shape of every parameter."""
         prefix = "params/"
         with self._reading():
-            stored = _stored_shapes(self.path)
+            stored = step_folder.stored_shapes(self.path)
         return {key.removeprefix(prefix): s for key, s in stored.items() if key.startswith(prefix)}
 
     def params(self, abstract_params: Any, shardings: Any = None) -> Any:
@@ -355,7 +355,12 @@ class CheckpointReader:
             host = SingleDeviceSharding(sharding.host_device())
             shardings = jax.tree.map(lambda _: host, abstract_params)
         with self._reading():
-            state = _read_state(self.path, {"params": abstract_params}, {"params": shardings})
+            state = step_folder.read_state(
+                self.path, {"params": abstract_params}, {"params": shardings}
+            )
+            _, stored = step_folder.read_meta(self.path)
+            if changed := fingerprints.differing(state, stored):
+                raise ValueError(f"{changed[0]} is not what was saved")
         logging.info("restored parameters from %s", self.path)
         return state["params"]
 
@@ -364,53 +369,3 @@ def _workdir_of(path: AnyPath) -> AnyPath:
     if path.name.isdigit() and path.parent.name == FOLDER:
         path = path.parent
     return path.parent if path.name == FOLDER else path
-
-
-# Steps are not read through Orbax's manager: it waits for all processes, and one that cannot read a
-# file would never arrive.
-
-
-def _read_json(path: Any, item: str) -> dict[str, Any]:
-    """``data`` or ``meta`` of a step folder."""
-    return ocp.JsonCheckpointHandler().restore(epath.Path(str(path)) / item)
-
-
-def _stored_shapes(path: Any) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every array in the state of a step folder."""
-    tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(str(path)) / "state").tree
-    return {
-        sharding.path_string(key): tuple(leaf.shape)
-        for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _read_state(path: Any, abstract_state: Any, shardings: Any) -> Any:
-    """The state in a step folder, on any mesh; every process reads its part.
-
-    Args:
-      path: the step folder.
-      abstract_state: ShapeDtypeStructs; only the parts named here are read (e.g. params alone).
-      shardings: a tree of the same structure.
-
-    Raises:
-      UserError: names the parameters that are absent or have another shape.
-      Exception: of Orbax or TensorStore, where files are missing or damaged.
-    """
-    target = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract_state, shardings
-    )
-    stored = _stored_shapes(path)
-    for key, wanted in jax.tree_util.tree_leaves_with_path(target):
-        name = sharding.path_string(key)
-        shape = stored.get(name, "absent")
-        if shape != wanted.shape:
-            raise UserError(
-                f"checkpoint {path} does not fit the model: {name} has shape {shape}, the model "
-                f"needs {wanted.shape}"
-            )
-    args = ocp.args.PyTreeRestore(
-        item=target,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-        partial_restore=True,
-    )
-    return ocp.PyTreeCheckpointHandler().restore(epath.Path(str(path)) / "state", args=args)
