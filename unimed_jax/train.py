@@ -29,6 +29,7 @@ from input_pipeline.io.files import AnyPath, sorted_glob, to_path, write_text_at
 from unimed_jax import config as config_lib
 from unimed_jax import tasks
 from unimed_jax.distributed import process, sharding, xla_options
+from unimed_jax.distributed.watchdog import Watchdog
 from unimed_jax.evals.failures import EvaluationFailed, Failures
 from unimed_jax.evals.results import evaluate, named_metrics, write_results
 from unimed_jax.monitoring import metrics, profiling
@@ -138,6 +139,18 @@ def _train(
     config: ConfigDict, workdir: AnyPath, devices: Sequence[jax.Device] | None, began: float | None
 ) -> bool:
     """``train``, in a work directory that is locked."""
+    with contextlib.closing(process.make_watchdog(workdir, config.watchdog)) as watchdog:
+        return _train_watched(config, workdir, devices, began, watchdog)
+
+
+def _train_watched(
+    config: ConfigDict,
+    workdir: AnyPath,
+    devices: Sequence[jax.Device] | None,
+    began: float | None,
+    watchdog: Watchdog,
+) -> bool:
+    """``train``, in a work directory that is locked, with a watchdog to start."""
     startup = profiling.StartupTimer(time.time() if began is None else began)
     startup.mark("imports")
     # --- checks, before anything is compiled
@@ -188,7 +201,7 @@ def _train(
     startup.mark("state")
 
     # --- the step, compiled once, while the first batches are read
-    watchdog = process.watch(workdir, config.watchdog)
+    watchdog.start()
     stream = device_prefetch.prefetch(loader.read(start, num_steps))
     with process.announced("compiling the train step"):
         compiled = train_step.lower().compile()
@@ -224,13 +237,12 @@ def _train(
     # metrics fetched in `check`
     with jax.transfer_guard("disallow"), contextlib.ExitStack() as ending:
         ends = (
-            watchdog.close,
             checkpoints.wait,
             bar.close,
             stream.close,
             trace.close,
             stop_signal.restore,
-            functools.partial(watchdog.begin, "the last save"),
+            functools.partial(watchdog.begin, "the end of the run"),
         )
         for end in ends:
             ending.callback(end)  # called in reverse order

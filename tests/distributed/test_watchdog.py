@@ -33,6 +33,7 @@ def watched(tmp_path):
         values = {"factor": 4.0, "min_seconds": 0.6, "busy_seconds": 60.0, **settings}
         reasons: list[str] = []
         made.append(Watchdog(tmp_path, ConfigDict(values), end=reasons.append))
+        made[-1].start()
         return made[-1], reasons
 
     yield make
@@ -119,7 +120,7 @@ def test_a_stopped_data_thread_ends_a_run_and_a_slow_one_does_not(phantom_corpus
     assert last.endswith("start the run again")
     stacks = (tmp_path / "run" / FOLDER / "step-8-process-0.txt").read_text()
     assert "in slow_then_stuck" in stacks  # the thread that is stuck
-    assert "in _train\n" in stacks  # the one that waits for it
+    assert "in _train_watched\n" in stacks  # the one that waits for it
 
 
 @pytest.mark.slow
@@ -143,4 +144,4 @@ def test_if_one_of_two_processes_is_frozen_the_other_names_it(phantom_corpus, tm
     assert last.endswith("start all processes again")
     (stacks,) = (workdir / FOLDER).iterdir()
     assert stacks.name.endswith("-process-0.txt")
-    assert "in _train\n" in stacks.read_text()
+    assert "in _train_watched\n" in stacks.read_text()

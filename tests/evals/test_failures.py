@@ -1,10 +1,13 @@
 """An evaluator that fails does not take the results of the others with it."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
-from helpers.runs import losses_of
+from helpers.runs import ROOT, job_environment, losses_of
 
 from input_pipeline.io.errors import UserError
 from unimed_jax import config as config_lib
@@ -79,3 +82,43 @@ def test_a_run_goes_on_and_says_so_at_its_end(tiny_config, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert "retrieval/failed" in results
     assert any(name.startswith("zero_shot/") for name in results)
+
+
+TOGETHER = """
+import jax
+from input_pipeline.io.errors import UserError
+from unimed_jax.distributed.failure_detector import join_job
+from unimed_jax.evals import failures
+detector = join_job()
+failures._TOGETHER_SECONDS = 2
+found = failures.Failures()
+with found.catching("both"):
+    raise UserError("of both")
+try:
+    with found.catching("one"):
+        if jax.process_index() == 1:
+            raise UserError("of one")
+except UserError as error:
+    print("raised", error)
+print(found.reasons)
+detector.deregister()
+"""
+
+
+@pytest.mark.slow
+def test_in_a_job_what_fails_in_all_processes_is_caught_and_no_more():
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for environment in job_environment(2)
+    ]
+    said = [process.communicate(timeout=120)[0].splitlines() for process in processes]
+    assert said == [
+        ["both failed: of both", "{'both': 'of both'}"],
+        ["raised of one", "{'both': 'of both'}"],
+    ]

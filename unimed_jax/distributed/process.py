@@ -88,7 +88,7 @@ def exclusive(folder: AnyPath) -> contextlib.AbstractContextManager[None]:
     return locks.exclusive(folder) if jax.process_index() == 0 else contextlib.nullcontext()
 
 
-def watch(workdir: AnyPath, settings: ConfigDict) -> Watchdog:
+def make_watchdog(workdir: AnyPath, settings: ConfigDict) -> Watchdog:
     """A watchdog over the training loop of this process, which ends the whole job."""
     return Watchdog(workdir, settings, _failure_detector)
 

@@ -32,7 +32,7 @@ _WRITE_SECONDS = 10  # for the stacks; a file system may hang as well
 
 
 class Watchdog:
-    """Watches the training loop of this process, from its construction until ``close``."""
+    """Watches the training loop of this process, from ``start`` to ``close``."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Watchdog:
         detector: FailureDetector | None = None,
         end: Callable[[str], object] | None = None,
     ) -> None:
-        """Starts to watch, in a thread, as if busy.
+        """Does not watch yet.
 
         Args:
           workdir: receives stacks/step-STEP-process-INDEX.txt.
@@ -60,9 +60,12 @@ class Watchdog:
         self._durations: collections.deque[float] = collections.deque(maxlen=_LEARNED_FROM)
         self._steps_seen = 0
         self._began = time.monotonic()
-        if settings.min_seconds > 0:
-            if detector:
-                detector.write_stacks = self.write_stacks
+
+    def start(self) -> None:
+        """Watches in a thread, as busy with compilation at first."""
+        if self._settings.min_seconds > 0:
+            if self._detector:
+                self._detector.write_stacks = self.write_stacks
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def step_done(self, step: int) -> None:
