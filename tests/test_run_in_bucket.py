@@ -97,7 +97,7 @@ def test_a_model_is_loaded_from_a_bucket(run, local, storage, tmp_path):
     np.testing.assert_array_equal(
         ours.encode_image("gs://bucket/a.png"), ours.encode_image(picture)
     )
-    with pytest.raises(UserError, match=r"cannot read the image gs://bucket/none.png"):
+    with pytest.raises(UserError, match=r"cannot read gs://bucket/none.png: No such file"):
         ours.encode_image("gs://bucket/none.png")
 
 

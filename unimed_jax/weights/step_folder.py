@@ -4,6 +4,7 @@ Not through Orbax's manager: it waits for all processes, and one that cannot rea
 arrive.
 """
 
+import logging
 import sys
 from typing import Any
 
@@ -22,11 +23,19 @@ checkpoint_folders.repair_glob()
 
 def _ignore_late_callbacks(unraisable: Any, show: Any = sys.unraisablehook) -> None:
     """Hides what TensorStore prints once per array that it reads after another has failed."""
-    if str(unraisable.exc_value) != "Event loop is closed":
+    said = str(unraisable.exc_value)
+    if said != "Event loop is closed" and "TensorStore details" not in said:
         show(unraisable)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for what asyncio logs of further arrays after the reading of one has failed."""
+    said = record.getMessage()
+    return not ("exception was never retrieved" in said and "TensorStore" in said)
+
+
 sys.unraisablehook = _ignore_late_callbacks
+logging.getLogger("asyncio").addFilter(_is_news)
 
 
 def read_json(path: Any, item: str) -> dict[str, Any]:
