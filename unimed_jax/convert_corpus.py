@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status.
 
     0: success; 1: the corpus is written, but more rows were rejected than --max_rejected allows;
-    2: the input is invalid, and there is no corpus.
+    2: the input is invalid, or too many samples are suspect, and there is no corpus.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].startswith("tfds:"):

@@ -19,6 +19,7 @@ from input_pipeline.conversion.planned_rows import SampleWithNotes
 from input_pipeline.io import dicom, images
 from input_pipeline.io.cell_text import says_nothing
 from input_pipeline.io.errors import CorpusError
+from input_pipeline.io.files import AnyPath
 from input_pipeline.segmentation_records import SegmentationSample
 
 LOST = "images of nearly one value whose files are not"
@@ -93,14 +94,18 @@ def suspects(
     }
 
 
-def check(found: Mapping[str, Suspect]) -> None:
-    """Raises CorpusError for what was found more often than its limit allows."""
+def check(found: Mapping[str, Suspect], report: AnyPath) -> None:
+    """Raises CorpusError for what was found more often than its limit allows.
+
+    ``report``: the file that counts all findings, for the message.
+    """
     for finding, suspect in found.items():
         if suspect.share > suspect.limit:
             raise CorpusError(
                 f"{suspect.samples} samples ({suspect.share:.1%}) have {finding}, for example "
-                f"{suspect.first}; more than {suspect.limit:.0%} are refused. If they are right, "
-                f"the same command with --max_suspect={_above(suspect.share)} finishes the corpus"
+                f"{suspect.first} (all findings: {report}). More than {suspect.limit:.0%} are "
+                "refused: there is no corpus. If the samples are right, the same command with "
+                f"--max_suspect={_above(suspect.share)} finishes it"
             )
 
 

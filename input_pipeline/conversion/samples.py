@@ -27,9 +27,12 @@ class MakeSample:
     def __call__(self, row: SourceRow) -> SampleWithNotes:
         """Raises with the reason, for a row that cannot be used."""
         with rejecting_invalid(row):
-            texts = tuple(text for text in row.texts if not says_nothing(text))
+            texts, released = (
+                tuple(text for text in given if not says_nothing(text))
+                for given in (row.texts, row.released)
+            )
             generated = [
-                *(Caption(text, Provenance("released")) for text in row.released),
+                *(Caption(text, Provenance("released")) for text in released),
                 *self.templates.captions_of(row.source, row.modality, row.labels),
             ]
             if not texts and not generated:
@@ -51,7 +54,8 @@ class MakeSample:
                 group=row.group,
                 caption_provenance=tuple(provenance.values()),
             )
-        notes = (*row.notes, *notes, *[guard.LEFT_OUT] * (len(texts) < len(row.texts)))
+        complete = (texts, released) == (row.texts, row.released)
+        notes = (*row.notes, *notes, *[guard.LEFT_OUT] * (not complete))
         changed = None if image == data else functools.partial(guard.file_varies, data)
         return SampleWithNotes(sample, notes, changed)
 

@@ -276,7 +276,7 @@ def _finish(
         suspects,
         conversion.metadata,
     )
-    guard.check(suspects)
+    guard.check(suspects, out_dir / corpus_directory.REPORT_FILE)
     tfds_metadata.write(out_dir, manifest, schema.tfds_features())
     manifest_lib.save(out_dir, manifest)
     files.remove_tree(out_dir / PARTIAL)

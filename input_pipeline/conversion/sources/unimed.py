@@ -15,7 +15,7 @@ from input_pipeline.conversion.planned_rows import Rejection, SourceRow
 from input_pipeline.conversion.sources.base import CaptionedSource, OpenedSource
 from input_pipeline.conversion.unimed_parts import Column, UnimedPart
 from input_pipeline.io import files, tabular_files
-from input_pipeline.io.cell_text import literal_texts, value_texts
+from input_pipeline.io.cell_text import is_missing, literal_texts, value_texts
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import AnyPath, open_to_read
 from input_pipeline.manifest import file_sha256
@@ -339,7 +339,8 @@ class _Rows:
         if held_out_file and match and _identity(match, by) in self.held_out:
             raise ValueError(f"held out: named by {held_out_file.name}")
 
-        labels = value_texts(record.values.get(part.labels)) if part.labels is not None else ()
+        stated = value_texts(record.values.get(part.labels)) if part.labels is not None else ()
+        labels = tuple(label for label in stated if not is_missing(label))
         if excluded_class := next(
             (c for c in excluded if any(_is_class(x, c) for x in labels)), None
         ):
