@@ -35,8 +35,8 @@ from input_pipeline.manifest import Manifest
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status.
 
-    0: success; 1: the corpus is written, but more rows were rejected than --max_rejected allows;
-    2: the input is invalid, or too many samples are suspect, and there is no corpus.
+    0: success; 1: more rows were rejected, or samples are suspect, than --max_rejected and
+    --max_suspect allow, and there is no corpus, but reports; 2: the input is invalid.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].startswith("tfds:"):
@@ -68,26 +68,24 @@ def _convert(args: argparse.Namespace) -> int:
     conversion = source.open(options, **captions)
     if args.val_fraction is not None:
         conversion = validation_split.split_off(conversion, args.val_fraction, args.seed)
-    manifest = write_corpus(
-        args.out,
-        conversion,
-        name=args.name or "",
-        num_shards=num_shards,
-        seed=args.seed,
-        executor=executor,
-        overwrite=args.overwrite,
-        progress=True,
-        max_suspect=args.max_suspect,
-    )
-    _print_summary(manifest, args.out, time.monotonic() - start)
-    share = manifest.rejected / manifest.read
-    if share > args.max_rejected:
-        print(
-            f"error: {share:.1%} of the rows were rejected, more than --max_rejected="
-            f"{args.max_rejected}; the corpus is written without them",
-            file=sys.stderr,
+    try:
+        manifest = write_corpus(
+            args.out,
+            conversion,
+            name=args.name or "",
+            num_shards=num_shards,
+            seed=args.seed,
+            executor=executor,
+            overwrite=args.overwrite,
+            progress=True,
+            max_rejected=args.max_rejected,
+            max_suspect=args.max_suspect,
         )
+    except guard.RefusedCorpus as error:
+        _print_counts(args.out)
+        print(f"error: {error}", file=sys.stderr)
         return 1
+    _print_summary(manifest, args.out, time.monotonic() - start)
     return 0
 
 
@@ -123,7 +121,6 @@ def _shards_given(text: str | None) -> dict[str, int] | int | None:
 
 
 def _print_summary(manifest: Manifest, out: files.AnyPath, seconds: float) -> None:
-    report = conversion_report.load(out / REPORT_FILE)
     merged = f" + {manifest.merged} merged (captions of the same image)" if manifest.merged else ""
     print(
         f"{manifest.name}: {manifest.read} rows read = {manifest.written} samples written "
@@ -133,9 +130,15 @@ def _print_summary(manifest: Manifest, out: files.AnyPath, seconds: float) -> No
         sources = ", ".join(f"{source} {n}" for source, n in split.counts["source"].items())
         size = f"{sum(shard.num_bytes for shard in split.shards) / 1e6:.1f} MB"
         print(f"  {name}: {split.num_samples} in {len(split.shards)} shards, {size} ({sources})")
+    _print_counts(out)
+
+
+def _print_counts(out: files.AnyPath) -> None:
+    """What conversion.json counts, also of a corpus that was refused."""
+    report = conversion_report.load(out / REPORT_FILE)
     for reason, count in report["rejected_by_reason"].items():
         print(f"  rejected, {reason}: {count}")
-    if manifest.rejected:
+    if report["rejected"]:
         print(f"  why rows were rejected: {out / REJECTED_FILE}")
     for what, count in (report["inputs"] | report["notes"]).items():
         print(f"  {what}: {count}")
@@ -212,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
             "--max_rejected",
             type=float,
             default=0.5,
-            help="share of rejected rows above which the exit status is 1; default 0.5",
+            help="share of rejected rows above which no corpus is published; default 0.5",
         )
         subparser.add_argument(
             "--max_suspect",

@@ -8,6 +8,7 @@ them is more frequent than its limit.
 
 import contextlib
 import io
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from input_pipeline.io import dicom, images
 from input_pipeline.io.cell_text import says_nothing
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import AnyPath
+from input_pipeline.manifest import Manifest
 from input_pipeline.segmentation_records import SegmentationSample
 
 LOST = "images of nearly one value whose files are not"
@@ -44,6 +46,10 @@ _NEARLY = 2 / 255  # of the range of an image
 _DENSE = {"PNG": 0.3, "JPEG": 0.1}  # bytes per pixel that nearly one value does not need
 _HEADER = 4096  # bytes of one that need not be pixels
 _MOST_SAMPLED = 1 << 20  # values of a volume that percentiles are taken of
+
+
+class RefusedCorpus(CorpusError):
+    """Too many rows were rejected, or too many samples are suspect: nothing is published."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +100,30 @@ def suspects(
     }
 
 
+def check_rejected(manifest: Manifest, limit: float, rejections: AnyPath) -> None:
+    """Raises RefusedCorpus if more than a share of the rows did not become samples.
+
+    ``rejections``: the file that says why, for the message.
+    """
+    share = manifest.rejected / manifest.read
+    if share > limit:
+        with rejections.open(encoding="utf-8") as file:
+            first = json.loads(file.readline())["reason"]
+        raise RefusedCorpus(
+            f"{share:.1%} of the rows were rejected, more than --max_rejected={limit:g}, and there "
+            f"is no corpus; {rejections} says why, the first: {first}. If the others are right, "
+            f"the same command with --max_rejected={_above(share)} finishes the corpus"
+        )
+
+
 def check(found: Mapping[str, Suspect], report: AnyPath) -> None:
-    """Raises CorpusError for what was found more often than its limit allows.
+    """Raises RefusedCorpus for what was found more often than its limit allows.
 
     ``report``: the file that counts all findings, for the message.
     """
     for finding, suspect in found.items():
         if suspect.share > suspect.limit:
-            raise CorpusError(
+            raise RefusedCorpus(
                 f"{suspect.samples} samples ({suspect.share:.1%}) have {finding}, for example "
                 f"{suspect.first} (all findings: {report}). More than {suspect.limit:.0%} are "
                 "refused: there is no corpus. If the samples are right, the same command with "

@@ -61,6 +61,7 @@ def write_corpus(
     executor: Executor = _IN_PROCESS,
     overwrite: bool = False,
     progress: bool = False,
+    max_rejected: float = 0.5,
     max_suspect: float | None = None,
 ) -> Manifest:
     """Writes a corpus directory, or finishes one that was interrupted.
@@ -75,6 +76,7 @@ def write_corpus(
       executor: runs the writing of shards.
       overwrite: remove another corpus that `out_dir` holds, complete or not.
       progress: show progress bars.
+      max_rejected: share of rejected rows above which the corpus is not finished.
       max_suspect: share of samples with a finding of ``guard`` above which the corpus is not
         finished; None: a limit for each finding.
 
@@ -84,8 +86,8 @@ def write_corpus(
     Raises:
       UserError: `out_dir` is not writable, or in use by another conversion.
       CorpusError: `out_dir` holds another corpus; there are no rows; more shards than rows are
-        requested; every row of a split was rejected; a finding is too frequent. The last two leave
-        no manifest.
+        requested; every row of a split was rejected; or, as RefusedCorpus, too many rows are
+        rejected or samples suspect. The last two leave reports, and no manifest.
     """
     out_dir, name, schema = files.to_path(out_dir), name or conversion.name, conversion.schema
     with locks.exclusive(out_dir), corpus_directory.planning(out_dir) as directory:
@@ -104,7 +106,7 @@ def write_corpus(
             return finished
         plan = dataclasses.replace(plan, directory=out_dir / PARTIAL / ROWS)
         _write_shards(out_dir, name, plan, conversion, executor, progress)
-        manifest = _finish(out_dir, name, plan, conversion, max_suspect)
+        manifest = _finish(out_dir, name, plan, conversion, max_rejected, max_suspect)
     return manifest
 
 
@@ -215,6 +217,7 @@ def _finish(
     name: str,
     plan: Plan,
     conversion: Conversion,
+    max_rejected: float,
     max_suspect: float | None,
 ) -> Manifest:
     """Writes the files that need all shards: report, rejections, TFDS metadata and manifest."""
@@ -276,6 +279,7 @@ def _finish(
         suspects,
         conversion.metadata,
     )
+    guard.check_rejected(manifest, max_rejected, out_dir / REJECTED_FILE)
     guard.check(suspects, out_dir / corpus_directory.REPORT_FILE)
     tfds_metadata.write(out_dir, manifest, schema.tfds_features())
     manifest_lib.save(out_dir, manifest)

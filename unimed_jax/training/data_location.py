@@ -5,17 +5,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from input_pipeline.conversion.corpus_directory import REJECTED_FILE
 from input_pipeline.conversion.sources import SOURCES
 from input_pipeline.conversion.sources.base import CaptionedSource
 from input_pipeline.conversion.write_shards import write_corpus
-from input_pipeline.io.errors import ConfigError, CorpusError
+from input_pipeline.io.errors import ConfigError
 from input_pipeline.io.files import AnyPath, to_path, under
 from unimed_jax.training import stages
 from unimed_jax.weights.uri import resolve
 
 PHANTOMS = "phantoms"  # the value of data.root that stands for the generated corpus
-_MOST_REJECTED = 0.5  # share of rows of ``data.raw``
+_LIMITS = ("max_rejected", "max_suspect")  # arguments of `write_corpus` among the keys of data.raw
 CONVERTED = "corpora"  # folder of the work directory for what data.raw names
 
 
@@ -57,8 +56,8 @@ def prepare(config: ConfigDict, workdir: str) -> AnyPath:
     """The corpus root, after generating or converting the corpora that are missing.
 
     These are the phantoms, or the corpora of ``data.raw``: each entry names a source of
-    ``tools/convert_corpus.py`` as ``kind`` and gives its flags, and ``max_suspect``; its folder
-    ``raw`` is relative to ``data.root``.
+    ``tools/convert_corpus.py`` as ``kind`` and gives its flags, among them ``max_rejected`` and
+    ``max_suspect``; its folder ``raw`` is relative to ``data.root``.
 
     Raises:
       CorpusError: the raw data is invalid, most of it is rejected, or it has changed since it was
@@ -75,22 +74,18 @@ def prepare(config: ConfigDict, workdir: str) -> AnyPath:
 
 
 def _convert(name: str, settings: dict[str, Any], raw_root: AnyPath, out: AnyPath) -> None:
-    kind, max_suspect = settings.pop("kind", ""), settings.pop("max_suspect", None)
+    kind = settings.pop("kind", "")
     source = SOURCES.get(kind)
     if source is None or isinstance(source, CaptionedSource):
         valid = ", ".join(k for k, s in SOURCES.items() if not isinstance(s, CaptionedSource))
         raise ConfigError(f"config.data.raw.{name}.kind={kind!r} is not possible; valid: {valid}")
+    limits = {key: settings.pop(key) for key in _LIMITS if key in settings}
     known = {field.name for field in dataclasses.fields(source.options)}
     if unknown := sorted(settings.keys() - known):
         raise ConfigError(
-            f"config.data.raw.{name} has no key {unknown[0]!r}; valid: {', '.join(sorted(known))}"
+            f"config.data.raw.{name} has no key {unknown[0]!r}; valid: "
+            f"{', '.join(sorted({*known, *_LIMITS}))}"
         )
     if "raw" in settings:
         settings["raw"] = under(raw_root, settings["raw"])
-    opened = source.open(source.options(**settings))
-    manifest = write_corpus(out, opened, max_suspect=max_suspect)
-    if manifest.rejected > _MOST_REJECTED * manifest.read:
-        raise CorpusError(
-            f"config.data.raw.{name}: {manifest.rejected} of {manifest.read} rows were rejected; "
-            f"{out / REJECTED_FILE} says why"
-        )
+    write_corpus(out, source.open(source.options(**settings)), **limits)

@@ -211,7 +211,7 @@ def test_group_on_both_sides_of_the_split_is_reported(table, tmp_path, capsys):
 # --- what is rejected, and why ------------------------------------------------------------------
 
 
-def test_every_rejected_row_is_listed_with_its_reason(tmp_path):
+def test_every_rejected_row_is_listed_with_its_reason(tmp_path, capsys):
     bad = {
         "missing.jpg": (None, "cannot read the image: No such file"),
         "empty.jpg": (b"", "the image file is empty"),
@@ -235,6 +235,9 @@ def test_every_rejected_row_is_listed_with_its_reason(tmp_path):
     ]
     write_csv(tmp_path / "t.csv", rows)
     assert run("csv", tmp_path / "t.csv", tmp_path / "out") == 1, "most rows were rejected"
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert "more than --max_rejected=0.5, and there is no corpus" in capsys.readouterr().err
+    assert run("csv", tmp_path / "t.csv", tmp_path / "out", "--max_rejected=0.92") == 0
     found = rejections(tmp_path / "out")
     assert [r["row"] for r in found] == list(range(2, 13))
     for rejection, (name, (_, reason)) in zip(found[:7], bad.items(), strict=True):

@@ -109,7 +109,7 @@ def test_values_that_are_no_numbers_are_counted_and_refused(tmp_path, capsys):
         rows.append(f"{n}.tif,a text")
     (tmp_path / "t.csv").write_text("\n".join(rows))
     flags = (f"--input={tmp_path / 't.csv'}", "--modality=ct", "--source=s")
-    assert convert("csv", tmp_path / "out", *flags) == 2
+    assert convert("csv", tmp_path / "out", *flags) == 1
     assert "2 samples (20.0%) have values that are no numbers" in capsys.readouterr().err
     assert convert("csv", tmp_path / "out", *flags, "--max_suspect=0.2") == 0
     assert set(corpora.report(tmp_path / "out")["suspect"]) == {guard.NOT_FINITE}
@@ -124,7 +124,7 @@ def test_masks_in_which_no_class_is_left_are_refused(tmp_path, capsys):
         (raw / "masks" / f"{n}.png").write_bytes(encoded((RAMP > 40) * np.uint8(n == 0)))
     out = tmp_path / "out"
     flags = (f"--raw={raw}", "--modality=mri", "--classes=a", "--held_out=0")
-    assert convert("masks", out, *flags) == 2
+    assert convert("masks", out, *flags) == 1
     assert "3 samples (75.0%) have masks without foreground, for example" in capsys.readouterr().err
     assert not (out / "manifest.json").exists()
     assert convert("masks", out, *flags, "--max_suspect=0.75") == 0
@@ -139,7 +139,7 @@ def test_a_window_that_misses_the_values_is_refused(tmp_path, capsys):
     for name, volume in (("a_image", values), ("a_label", labels)):
         nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / f"{name}.nii.gz")
     flags = (f"--raw={tmp_path}", "--layout=names", "--modality=mri", "--classes=a", "--held_out=0")
-    assert convert("nifti_volumes", tmp_path / "out", *flags, "--window=100,200") == 2
+    assert convert("nifti_volumes", tmp_path / "out", *flags, "--window=100,200") == 1
     assert "nearly one value whose files are not" in capsys.readouterr().err
     assert convert("nifti_volumes", tmp_path / "b", *flags) == 0
     assert not corpora.report(tmp_path / "b")["suspect"]

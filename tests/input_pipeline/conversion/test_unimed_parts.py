@@ -357,7 +357,7 @@ def test_odd_cells_are_refused_and_odd_names_found(run, tmp_path):
     lines.append(json.dumps({"image": "PMC100_Fig1_0.jpg", "caption": {"odd": 1}}))
     with (raw / "pmc_oa/pmc_oa.jsonl").open("a") as file:
         file.write("\n".join(lines) + "\n")
-    out = run("pmc_oa", status=1)
+    out = run("pmc_oa", "--max_rejected=0.9")
     assert "pmc_oa/two  spaces, and a comma.jpg" in corpora.samples_of(out)
     reasons = [r["reason"] for r in corpora.rejections(out)]
     assert reasons[:6] == ["no image"] * 6 and "expected a text" in reasons[6]
@@ -401,13 +401,15 @@ def test_a_missing_image_is_refused_and_does_not_stop_the_part(run, tmp_path):
     assert rejection["row"] == 1
 
 
-def test_too_many_refused_rows_give_another_exit_status(run, tmp_path, capsys):
+def test_a_corpus_of_which_too_many_rows_are_rejected_is_not_published(run, tmp_path, capsys):
     raw = tmp_path / "raw/radimagenet"
     layouts.radimagenet(raw)
     next(raw.rglob("1.png")).unlink()
     out = run("radimagenet", "--max_rejected=0.3", status=1)
-    assert "33.3% of the rows were rejected" in capsys.readouterr().err
-    assert len(corpora.samples_of(out)) == 2
+    shown = capsys.readouterr()
+    assert "33.3% of the rows were rejected" in shown.err
+    assert "rejected, cannot read the image: 1" in shown.out
+    assert not (out / "manifest.json").exists() and len(corpora.rejections(out)) == 1
 
 
 def test_files_of_a_folder_are_read_in_the_order_of_names(run, tmp_path):
