@@ -36,7 +36,8 @@ _FILMS = ("GIF", "WEBP")  # all frames are equally large; each is drawn over tho
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _USUAL_DEPTHS = (8, 10, 12, 14)  # of colour in files of 16 bits
 _DARK = 64  # high bytes of colour that uses 14 bits of 16, or fewer
-_PNG, _TIFF_BITS = b"\x89PNG\r\n\x1a\n", 258
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
 def normalise(data: bytes, short_side: int | None = None) -> tuple[bytes, tuple[str, ...]]:
@@ -147,7 +148,8 @@ def _decoded(image: Image.Image, data: bytes) -> _Picture:
         values = np.asarray(image)
         if not np.isfinite(values).all():
             notes += (NOT_FINITE,)
-        image = Image.fromarray(grey_to_8_bit(values))
+        grey = grey_to_8_bit(values)
+        image = Image.fromarray(255 - grey if _is_white_zero(image) else grey)
         notes += ("16-bit grey scaled to 8 bit",)
     elif data.startswith(_PNG) and data[24] == 16:
         image, deep = _from_deep_png(image, data)
@@ -190,6 +192,11 @@ def _from_deep_png(image: Image.Image, data: bytes) -> tuple[Image.Image, tuple[
         return image, ()
     scaled = np.round(colour / ((1 << bits) - 1) * 255).astype(np.uint8)
     return Image.fromarray(scaled), (f"colour of {bits} bits in 16 scaled to 8 bit",)
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    """Whether small values are bright in a TIFF, which Pillow turns round for 8 bits only."""
+    return getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
 
 
 def _bits_per_sample(image: Image.Image) -> int:

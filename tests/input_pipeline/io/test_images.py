@@ -1,6 +1,7 @@
 """Images of many formats and depths: what is stored, what is noted, what is refused."""
 
 import io
+import struct
 
 import numpy as np
 import pydicom
@@ -70,6 +71,18 @@ def test_12_bit_images_in_16_bit_files_keep_their_contrast(format_):
     assert np.all(np.diff(pixels.ravel().astype(int)) >= 0), "order of grey values is lost"
     assert abs(int(pixels[6, 0]) - 128) <= 2
     assert notes[-1] == "16-bit grey scaled to 8 bit"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_tiffs_in_which_small_values_are_bright_are_turned_round(dtype):
+    data = bytearray(encoded(Image.fromarray(RAMP.astype(dtype)), "TIFF"))
+    (directory,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, directory)
+    for entry in range(directory + 2, directory + 2 + 12 * count, 12):
+        if struct.unpack_from("<H", data, entry) == (262,):  # photometric interpretation
+            struct.pack_into("<H", data, entry + 8, 0)  # white is zero
+    _, pixels, _ = stored(bytes(data))
+    assert (np.diff(pixels.ravel().astype(int)) <= 0).all() and pixels[0, 0] == 255
 
 
 def test_one_bright_marker_does_not_darken_the_rest():
