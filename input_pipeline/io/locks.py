@@ -34,6 +34,7 @@ FILE = ".lock"
 
 _BEAT_SECONDS = 5
 _EXPIRY_SECONDS = 30  # a lock that did not change for so long is nobody's
+_NFS_SECONDS = 100  # within which an NFS server frees the locks of a host that crashed
 # of file systems that have no locks
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -85,6 +86,23 @@ def _refuse(folder: AnyPath, content: bytes) -> NoReturn:
     raise LockedError(f"{folder} is in use by {who}; wait for its end, or choose another directory")
 
 
+def _is_of_this_host(content: bytes) -> bool:
+    """Whether the owner is a process of this host, and of this container."""
+    try:
+        owner = json.loads(content)
+        return (owner["host"], owner["namespace"]) == (socket.gethostname(), _pid_namespace())
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def _say_that_it_waits(folder: AnyPath, seconds: float) -> None:
+    print(
+        f"{folder} is locked by another host; watching for {seconds} s whether it lives",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
 @contextlib.contextmanager
 def _on_disk(folder: pathlib.Path) -> Iterator[None]:
     path = folder / FILE
@@ -99,12 +117,14 @@ def _on_disk(folder: pathlib.Path) -> Iterator[None]:
             os.pwrite(lock, json.dumps(_owner()).encode(), 0)
         yield
     finally:
-        path.unlink(missing_ok=True)  # before the lock is freed, so that it is still ours
+        with contextlib.suppress(OSError):  # the directory was removed
+            path.unlink(missing_ok=True)  # before the lock is freed, so that it is still ours
         os.close(lock)
 
 
 def _open_locked(path: pathlib.Path) -> int:
     """The descriptor of the locked file. Raises LockedError, OSError."""
+    deadline = None
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -115,9 +135,15 @@ def _open_locked(path: pathlib.Path) -> int:
                 logging.warning("%s is on a file system without locks", path.parent)
                 return lock
             os.close(lock)
-            if isinstance(error, BlockingIOError):
+            if not isinstance(error, BlockingIOError):
+                raise
+            if _is_of_this_host(content) or (deadline and time.monotonic() > deadline):
                 _refuse(path.parent, content)
-            raise
+            if deadline is None:
+                deadline = time.monotonic() + _NFS_SECONDS
+                _say_that_it_waits(path.parent, _NFS_SECONDS)
+            time.sleep(_BEAT_SECONDS / 5)
+            continue
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock), path.stat()):
                 return lock
@@ -136,15 +162,14 @@ def _in_bucket(path: UPath) -> Iterator[None]:
             owner["beat"] += 1
             try:
                 written = _write(path, owner, generation)
-            except Exception as error:  # of the bucket's client, of many kinds
+                if written is None:
+                    written, content = _read(path)
+                    if not _is_of(owner, content):
+                        _end_process(path)
+                    # else an earlier beat arrived, and its answer did not
+                generation = written
+            except UserError as error:
                 logging.info("%s: %s", path, error)  # the next beat may succeed
-                continue
-            if written is None:
-                if _read(path)[1] == _encoded(owner):  # a request that was repeated
-                    generation = _read(path)[0]
-                    continue
-                _end_process(path)
-            generation = written
 
     thread = threading.Thread(target=beat, name="lock", daemon=True)
     thread.start()
@@ -171,11 +196,7 @@ def _acquire(path: UPath, owner: dict[str, Any]) -> str:
             if _is_dead(content):
                 deadline = 0.0
                 continue
-            print(
-                f"{path.parent} was locked by another process; watching for {_EXPIRY_SECONDS} s "
-                "whether it lives",
-                file=sys.stderr,
-            )
+            _say_that_it_waits(path.parent, _EXPIRY_SECONDS)
         elif generation != seen:
             _refuse(path.parent, content)
         time.sleep(_BEAT_SECONDS / 5)
@@ -183,16 +204,23 @@ def _acquire(path: UPath, owner: dict[str, Any]) -> str:
 
 def _is_dead(content: bytes) -> bool:
     """Whether the owner was a process of this host that has ended."""
+    if not _is_of_this_host(content):
+        return False
     try:
-        owner = json.loads(content)
-        if (owner["host"], owner["namespace"]) != (socket.gethostname(), _pid_namespace()):
-            return False
-        os.kill(int(owner["pid"]), 0)
+        os.kill(int(json.loads(content)["pid"]), 0)
     except ProcessLookupError:
         return True
-    except (OSError, ValueError, LookupError, TypeError):
+    except OSError:
         return False
     return False
+
+
+def _is_of(owner: dict[str, Any], content: bytes) -> bool:
+    """Whether a lock was written by this owner, at any beat."""
+    try:
+        return {**json.loads(content), "beat": 0} == {**owner, "beat": 0}
+    except (ValueError, TypeError):
+        return False
 
 
 def _end_process(path: UPath) -> NoReturn:

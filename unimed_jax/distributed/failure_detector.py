@@ -170,9 +170,11 @@ class FailureDetector:
 
         Beats are counted, not seconds: while this process is frozen itself, no time passes.
         """
-        while not self._over:
+        while True:
             time.sleep(_BEAT_SECONDS)
             with self._lock:
+                if self._over:
+                    return
                 self._send_to_all({"at": self.step})
                 for peer in self._peers.values():
                     peer.beats_ago += 1

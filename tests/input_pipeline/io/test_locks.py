@@ -23,6 +23,8 @@ import sys
 from input_pipeline.io import locks
 from input_pipeline.io.files import to_path
 locks._BEAT_SECONDS, locks._EXPIRY_SECONDS = 0.1, 0.6
+if len(sys.argv) > 2:
+    locks.socket.gethostname = lambda: sys.argv[2]
 with locks.exclusive(to_path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()
@@ -30,10 +32,10 @@ with locks.exclusive(to_path(sys.argv[1])):
 
 
 @contextlib.contextmanager
-def holder(folder: object) -> Iterator[subprocess.Popen]:
-    """A process that holds the lock of a folder."""
+def holder(folder: object, *host: str) -> Iterator[subprocess.Popen]:
+    """A process that holds the lock of a folder, on this host or as if on another."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)],
+        [sys.executable, "-c", HOLD, str(folder), *host],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -51,6 +53,7 @@ def holder(folder: object) -> Iterator[subprocess.Popen]:
 def quick(monkeypatch) -> None:
     monkeypatch.setattr(locks, "_BEAT_SECONDS", 0.1)
     monkeypatch.setattr(locks, "_EXPIRY_SECONDS", 0.6)
+    monkeypatch.setattr(locks, "_NFS_SECONDS", 0.6)
 
 
 def refused(folder: object, pid: int) -> None:
@@ -77,7 +80,20 @@ def test_a_process_that_ends_leaves_nothing(tmp_path):
         assert not list(tmp_path.iterdir())
 
 
-def test_of_many_that_try_again_and_again_one_has_the_lock(tmp_path):
+def test_a_process_of_another_host_is_given_time_to_be_missed(tmp_path, quick, capsys):
+    with holder(tmp_path, "elsewhere") as process:
+        with (
+            pytest.raises(LockedError, match=f"process {process.pid} on host elsewhere since"),
+            locks.exclusive(tmp_path),
+        ):
+            pass
+        threading.Timer(0.3, process.kill).start()  # the server frees the locks of its host
+        with locks.exclusive(tmp_path):
+            pass
+    assert "is locked by another host; watching for 0.6 s" in capsys.readouterr().err
+
+
+def test_of_many_that_try_again_and_again_one_has_the_lock(tmp_path, quick):
     inside, most, wins = 0, 0, 0
     guard = threading.Lock()
 
