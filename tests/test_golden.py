@@ -30,7 +30,7 @@ SMALL = ("quickstart", "minimed", "own")
 # Recipes whose parameters are initialized, one per network: it takes up to a minute. For the others
 # the table has no initializers.
 INITIALIZED = (
-    ("quickstart", ""), ("minimed", ""), ("unimed", "vit_b16"), ("lg_sdg/fundus_vessels", ""),
+    ("quickstart", ""), ("minimed", ""), ("lg_sdg/fundus_vessels", ""),
     ("lwi_vms/covid_ct", ""),
 )  # fmt: skip
 

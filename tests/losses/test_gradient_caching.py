@@ -15,6 +15,7 @@ from unimed_jax.training import optimizer as optim
 from unimed_jax.training import train_step
 
 ROWS = 32
+SMALL = {"batch_size": ROWS, "model__visual__layers": 1, "model__text__layers": 1}
 
 
 @functools.cache
@@ -67,7 +68,7 @@ def test_rows_keep_their_order_and_microbatches_their_keys():
 def test_a_step_in_microbatches_is_the_step_of_the_whole_batch(tiny_config, kind, shape):
     # plain gradient descent, so that parameters after a step differ by the gradients alone
     changes = {
-        "batch_size": ROWS,
+        **SMALL,
         "loss__name": kind,
         "model__text__dropout": 0.0,
         "optimizer__eps": 1e6,  # Adam divides by it: what is left is proportional to the gradient
@@ -89,7 +90,7 @@ def test_a_step_in_microbatches_is_the_step_of_the_whole_batch(tiny_config, kind
 @pytest.mark.slow
 def test_dropout_and_frozen_towers(tiny_config):
     """The gradients are those of the whole batch whose rows were dropped with the same keys."""
-    config = tiny_config(batch_size=ROWS, model__text__dropout=0.3, optimizer__accumulate_steps=4)
+    config = tiny_config(**SMALL, model__text__dropout=0.3, optimizer__accumulate_steps=4)
     task = tasks.create(config, "")
     params = jax.jit(task.init)(jax.random.key(0))
     rng = jax.random.key(5)
