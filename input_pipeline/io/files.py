@@ -13,7 +13,6 @@ appending           at the end of the file                 the whole file is upl
 ==================  =====================================  =========================================
 """
 
-import argparse
 import atexit
 import contextlib
 import errno
@@ -37,6 +36,7 @@ from typing import TYPE_CHECKING
 from upath import UPath
 
 from input_pipeline.io.errors import UserError
+from input_pipeline.io.library_errors import show
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -108,11 +108,12 @@ def _connect(server: str) -> None:
 
 
 def flag(text: str) -> AnyPath:
-    """`to_path` as a type for argparse, which shows the messages of ArgumentTypeError only."""
+    """`to_path` as a type for argparse, which would print its usage before the message."""
     try:
         return to_path(text)
     except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+        show(error)
+        raise SystemExit(2) from error
 
 
 def is_local(path: AnyPath) -> "TypeIs[pathlib.Path]":

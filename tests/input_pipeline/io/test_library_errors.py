@@ -12,6 +12,7 @@ import tensorflow as tf
 from input_pipeline.io import cli, files
 from input_pipeline.io.errors import UserError
 from input_pipeline.io.library_errors import TRACEBACK, LibraryError, user_errors
+from unimed_jax import convert_corpus
 
 FULL = Path("/dev/full")  # every write to it fails as on a full disk
 
@@ -88,7 +89,7 @@ def test_an_error_of_the_bucket_is_one_line():
         assert found.value.temporary is temporary
 
 
-def test_without_a_network_the_reason_is_given_at_once(monkeypatch):
+def test_without_a_network_the_reason_is_given_at_once(monkeypatch, tmp_path, capsys):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
@@ -97,6 +98,10 @@ def test_without_a_network_the_reason_is_given_at_once(monkeypatch):
     with pytest.raises(UserError, match=r"^gs://bucket/run: no connection to .*Connection refused"):
         files.to_path("gs://bucket/run")
     assert time.monotonic() - began < 5
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        convert_corpus.main(["csv", "--input=gs://bucket/a.csv", f"--out={tmp_path}"])
+    assert capsys.readouterr().err.startswith("error: gs://bucket/a.csv: no connection to http")
 
 
 def test_commands_show_one_line_and_the_traceback_on_demand(capsys, monkeypatch):
