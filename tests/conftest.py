@@ -34,7 +34,10 @@ import pytest  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 # files that keep a worker busy for a minute or more
-LONGEST = ("test_hosts.py", "test_meshes.py", "test_resume.py", "test_run_in_bucket.py")
+LONGEST = (
+    "test_hosts.py", "test_meshes.py", "test_extending.py", "test_suite_processes.py",
+    "test_notebooks.py", "test_resume.py", "test_run_in_bucket.py",
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from helpers.gcs_server import Storage

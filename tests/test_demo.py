@@ -189,6 +189,15 @@ def test_the_page_predicts_as_the_python_api_does(client, checkpoint, tmp_path):
 
 
 @pytest.mark.slow
+def test_limits_hold_for_requests_that_do_not_come_from_the_page(client, tmp_path):
+    _read(client, _phantom(tmp_path / "phantom.jpg"))
+    began = time.monotonic()
+    problem, answer = _classify(client, "a: b\nc: d\n" * 500_000)  # 5 MB
+    assert "5,000,000 characters; at most 20,000" in problem and not answer
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.slow
 def test_a_phantom_is_drawn_for_those_who_have_no_image(client):
     figure, problem, answer = client.predict(api_name="/draw")
     assert "nobody&#x27;s image" in figure and problem == "" and not answer

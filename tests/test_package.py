@@ -1,5 +1,6 @@
 """The installed package: what it imports, what is in the wheel."""
 
+import importlib.util
 import subprocess
 import sys
 import zipfile
@@ -28,7 +29,8 @@ def test_import_is_light():
 
 @pytest.mark.slow
 def test_open_clip_can_be_imported_after_tensorflow():
-    pytest.importorskip("triton", reason="without triton nothing crashes")
+    if importlib.util.find_spec("triton") is None:  # importing it may be refused in this process
+        pytest.skip("without triton nothing crashes")
     code = "import unimed_jax, tensorflow, open_clip, torch; print(torch.ones(2) @ torch.ones(2))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr  # -11: a segmentation fault

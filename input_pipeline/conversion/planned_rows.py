@@ -137,7 +137,7 @@ def rejecting_invalid(row: Any) -> Iterator[None]:
             _reason(error),
             row=getattr(row, "row", None),
             id=getattr(row, "id", ""),
-            path=getattr(row, "image", getattr(row, "path", "")),
+            path=_location(row),
         ) from error
 
 
@@ -155,3 +155,9 @@ def _reason(error: Exception) -> str:
     if type(error) is ValueError and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _location(row: Any) -> str:
+    """The path of a row's image; "" where the row holds the image itself."""
+    found = getattr(row, "image", getattr(row, "path", ""))
+    return "" if isinstance(found, bytes) else str(found)

@@ -353,7 +353,8 @@ def test_what_the_report_says(out, capsys):
     for title in ("Linear probe", "Few-shot probe", "Retrieval", "Zero-shot classification"):
         assert title in text
     assert "modality: 2pct" not in text and "stripes" in text
-    assert sum(tag == "svg" for tag, _ in page.tags) == 2
+    # two of probes, and ROC and reliability of two zero-shot tasks
+    assert sum(tag == "svg" for tag, _ in page.tags) == 2 + 2 * 2
     assert (
         "27 images, 15 distinct texts; 18 images without a text, or unreadable, are left out"
         in text
@@ -453,11 +454,11 @@ def test_tasks_without_samples_are_left_out_and_no_task_at_all_is_refused(
 def test_images_that_do_not_decode_count_as_left_out(checkpoint, corpus, prompts, tmp_path, capsys):
     samples = list(corpora.samples_of(corpus, "val").values())
     bad = [s.id for s in samples if s.source == "shapes" and s.num_original_captions][:2]
-    rows = [
-        PlannedRow(dataclasses.replace(s, image=s.image[:99]) if s.id in bad else s, "val", s.id)
-        for s in samples
-    ]
+    damaged = [dataclasses.replace(s, image=s.image[:99]) if s.id in bad else s for s in samples]
+    # conversion would reject them
+    rows = [PlannedRow(s, "val", s.id) for s in samples]
     write_corpus(tmp_path / "corpus", Conversion("shapes", rows, as_it_is), num_shards=1)
+    corpora.replace_records(tmp_path / "corpus", "val", damaged)
     scores = run(checkpoint, tmp_path / "corpus", tmp_path / "out", prompts,
                  evals=["zero_shot", "retrieval"], settings=())  # fmt: skip
     assert scores["zero_shot/shapes/num_samples"] == 25

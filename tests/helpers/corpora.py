@@ -1,5 +1,6 @@
 """Conversions in tests: runs the command in this process and reads its output."""
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -43,3 +44,18 @@ def report(out):
 
 def contents(directory):
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def replace_records(out, split, samples):
+    """Replaces the records of a split by others, as one shard, and adapts the manifest."""
+    found = manifest.load(out)
+    (shard,) = found.splits[split].shards
+    with tf.io.TFRecordWriter(str(out / shard.file)) as writer:
+        for sample in samples:
+            writer.write(records.encode(sample))
+    path = out / shard.file
+    shard = dataclasses.replace(
+        shard, num_bytes=path.stat().st_size, sha256=manifest.file_sha256(path)
+    )
+    splits = {split: dataclasses.replace(found.splits[split], shards=(shard,))}
+    manifest.save(out, dataclasses.replace(found, splits={**found.splits, **splits}))

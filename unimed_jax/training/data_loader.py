@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from input_pipeline import dataset, device_prefetch
+from input_pipeline import dataset, device_prefetch, sampling_order
 from input_pipeline.io.errors import ConfigError
 from input_pipeline.io.files import AnyPath, to_path, under
 from unimed_jax import config as config_lib
@@ -86,25 +86,42 @@ class DataLoader:
                 "pass --config.data.accept_new_order=True to continue in the new order"
             )
 
+    @property
+    def _streams(self) -> range:
+        """The streams that this host reads."""
+        per_host = self.spec.num_streams // jax.process_count()
+        first = jax.process_index() * per_host
+        return range(first, first + per_host)
+
     def first_records(self, count: int = 200) -> Iterator[bytes]:
-        """The first ``count`` serialized records of every source, in the order of its files."""
+        """About the first ``count`` serialized records that this host reads of every source.
+
+        Damaged records are skipped here; training reports them.
+        """
         import tensorflow as tf
 
-        for source, content in zip(self.spec.sources, self.spec.manifests, strict=True):
+        seed, num_streams = self.spec.seed, self.spec.num_streams
+        pairs = zip(self.spec.sources, self.spec.manifests, strict=True)
+        for index, (source, content) in enumerate(pairs):
             shards = content.splits[source.split].shards
-            files = [str(under(to_path(source.directory), shard.file)) for shard in shards]
-            yield from tf.data.TFRecordDataset(files).take(count).as_numpy_iterator()
+            files = [
+                str(under(to_path(source.directory), shards[shard].file))
+                for stream in self._streams
+                for shard in sampling_order.epoch_shards(
+                    len(shards), num_streams, seed, index, 0, stream
+                )
+            ]
+            records = tf.data.TFRecordDataset(files).take(count).ignore_errors()
+            yield from records.as_numpy_iterator()
 
     def read(self, start: int, stop: int) -> Iterator[tuple[list[str], dict[str, jax.Array]]]:
         """(ids of this host's rows, global batch) of the steps ``start`` <= k < ``stop``."""
-        per_host = self.spec.num_streams // jax.process_count()
-        first = jax.process_index() * per_host
         batches = dataset.train_batches(
             self.spec,
             self._task.decode,
             start,
             stop,
-            streams=range(first, first + per_host),
+            streams=self._streams,
             num_threads=self._data.num_threads,
         )
         for batch in dataset.replace_bad_rows(

@@ -417,8 +417,9 @@ def test_embeddings_are_computed_once(model, archive, tmp_path, monkeypatch):
     now, original = (logits[f"PCam_Test_preprocessed/{path.name}"] for path in (large, small))
     np.testing.assert_allclose(now, original, atol=1e-5)
     next((tmp_path / "cache").rglob("PCAM/*.npz")).write_bytes(b"PK torn")
-    with pytest.raises(UserError, match=r"00000000.npz is not a file of embeddings, delete it"):
-        go()
+    fourth, _ = go()  # the set that fails is named, and the other is scored
+    assert "00000000.npz is not a file of embeddings, delete it" in fourth.failed["PCAM"]
+    assert [found.spec.key for found in fourth.sets] == ["acl_mri"]
 
 
 def test_an_image_that_does_not_decode_is_counted_or_stops(model, archive, tmp_path):
