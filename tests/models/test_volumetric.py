@@ -83,7 +83,6 @@ def test_any_crop_and_number_of_outputs(network, sizes, crop):
 
 
 @pytest.mark.slow
-@pytest.mark.parity
 def test_unetr_agrees_with_monai_on_copied_weights(tmp_path):
     sizes = UNETRConfig(width=24, layers=12, heads=2, mlp_width=32, features=4)
     config = VolumetricConfig("unetr", sizes, (32, 48, 16), num_outputs=3)
