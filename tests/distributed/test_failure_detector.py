@@ -93,6 +93,7 @@ def test_where_one_hangs_all_stop_and_the_one_behind_is_named(three_processes):
 @pytest.mark.slow
 def test_where_process_0_is_frozen_the_others_name_it(three_processes):
     three_processes[0].send_signal(signal.SIGSTOP)
+    os.waitpid(three_processes[0].pid, os.WUNTRACED)  # until all of its threads have stopped
     for process in three_processes[1:]:
         order(process, "hang")
     said = f"error: process 0 of 3 (host {socket.gethostname()}) has not responded for "
