@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import logsumexp
-from sklearn import metrics as sk_metrics
 
 from input_pipeline.io.errors import UserError
 
@@ -149,24 +148,16 @@ def probabilities(result: ClassificationResult) -> Array:
 
 def confusion_matrix(result: ClassificationResult) -> Array:
     """(C, C) integer counts; rows are true classes, columns predicted classes."""
-    if not result.ids:
-        return np.zeros((len(result.classes),) * 2, np.int64)
-    return sk_metrics.confusion_matrix(
-        result.labels, result.predictions, labels=np.arange(len(result.classes))
-    )
+    counts = np.zeros((len(result.classes),) * 2, np.int64)
+    np.add.at(counts, (result.labels, result.predictions), 1)
+    return counts
 
 
 def per_class_recall(result: ClassificationResult) -> Array:
     """(C,) recall of each class; NaN for a class without samples."""
-    if not result.ids:
-        return np.full(len(result.classes), np.nan)
-    return sk_metrics.recall_score(
-        result.labels,
-        result.predictions,
-        labels=np.arange(len(result.classes)),
-        average=None,
-        zero_division=np.nan,
-    )
+    counts = confusion_matrix(result)
+    with np.errstate(invalid="ignore"):
+        return np.diagonal(counts) / counts.sum(axis=1)
 
 
 def one_vs_rest_scores(logits: Array) -> Array:
@@ -188,11 +179,13 @@ def macro_auc(result: ClassificationResult) -> float:
     It uses ``one_vs_rest_scores``; with two classes it is the usual binary AUC. NaN if there is no
     such class (no samples, one candidate class, or one class in the labels).
     """
+    from sklearn.metrics import roc_auc_score  # takes a second to import
+
     occurring = np.unique(result.labels)
     if len(occurring) < 2:
         return float("nan")
     scores = one_vs_rest_scores(result.logits)
-    areas = [sk_metrics.roc_auc_score(result.labels == c, scores[:, c]) for c in occurring]
+    areas = [roc_auc_score(result.labels == c, scores[:, c]) for c in occurring]
     return float(np.mean(areas))
 
 
@@ -210,7 +203,7 @@ def metrics(result: ClassificationResult) -> dict[str, float]:
         nan = float("nan")
         return {"accuracy": nan, "balanced_accuracy": nan, "auc": nan, "num_samples": 0.0}
     return {
-        "accuracy": float(sk_metrics.accuracy_score(result.labels, result.predictions)),
+        "accuracy": float(np.mean(result.labels == result.predictions)),
         "balanced_accuracy": float(np.nanmean(per_class_recall(result))),
         "auc": macro_auc(result),
         "num_samples": float(len(result.ids)),
@@ -219,8 +212,10 @@ def metrics(result: ClassificationResult) -> dict[str, float]:
 
 def roc_curve(result: ClassificationResult, index: int) -> tuple[Array, Array]:
     """False and true positive rates of a class against the others, float64 each, from 0 to 1."""
+    from sklearn.metrics import roc_curve
+
     scores = one_vs_rest_scores(result.logits)[:, index]
-    false, true, _ = sk_metrics.roc_curve(result.labels == index, scores)
+    false, true, _ = roc_curve(result.labels == index, scores)
     return false, true
 
 

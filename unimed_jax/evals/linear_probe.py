@@ -12,13 +12,15 @@ import functools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from threadpoolctl import ThreadpoolController
 
 from unimed_jax.evals import statistics
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 Array = np.ndarray
 
@@ -29,7 +31,7 @@ MAX_ITERATIONS = 1000
 class Probe:
     """A fitted probe, its inverse regularization, and whether all fits converged."""
 
-    model: LogisticRegression
+    model: "LogisticRegression"
     c: float
     converged: bool
 
@@ -47,6 +49,9 @@ def fit(features: Array, labels: Array, c: float) -> Probe:
       labels: (N,) class indices; each of 0..C-1 must occur.
       c: inverse regularization strength.
     """
+    from sklearn.exceptions import ConvergenceWarning  # takes a second to import
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(C=c, solver="lbfgs", max_iter=MAX_ITERATIONS)
     one_thread = _blas().limit(limits=1, user_api="blas")
     with one_thread, warnings.catch_warnings(record=True) as caught:

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from input_pipeline.io.errors import UserError
 from input_pipeline.io.files import reason, to_path
@@ -61,6 +60,8 @@ def shots(values: Sequence[int]) -> list[Budget]:
 
 def validation_part(labels: Array, groups: Array, seed: int) -> Array:
     """(N,) bool: about a fifth of each class, in complete groups; needs at least five groups."""
+    from sklearn.model_selection import StratifiedGroupKFold  # takes a second to import
+
     folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=seed)
     _, chosen = next(folds.split(np.zeros(len(labels)), labels, groups))
     mask = np.zeros(len(labels), bool)
