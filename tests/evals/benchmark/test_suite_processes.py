@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from unimed_jax.evals.benchmark.image_embeddings import PART_SIZE
 
 pytestmark = pytest.mark.slow
 NUM_LARGE = 2 * PART_SIZE + 300
+SETS = "--suite.sets=acl_mri,thyroid_us,CT_axial,PCAM,skin_tumor"
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +44,8 @@ def start(
     command = [sys.executable, "-m", "unimed_jax.evaluate", "--suite=unimed21"]
     flags = [f"--checkpoint={checkpoint}", f"--data={archive}", f"--out={out}"]
     return subprocess.Popen(
-        [*command, *flags, *arguments],
-        env={**os.environ, **environment},
+        [*command, *flags, SETS, *arguments],
+        env={**os.environ, "XLA_FLAGS": xla_flags(1), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -87,38 +89,48 @@ def embeddings(out: Path) -> dict[str, np.ndarray]:
     return {f"{p.parent.name}/{p.name}": np.load(p)["rows"] for p in files}
 
 
+@pytest.fixture(scope="module")
+def one(checkpoint: Path, large: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a whole run on one device of one host writes."""
+    out = tmp_path_factory.mktemp("one")
+    assert f"PCAM: {NUM_LARGE:,} images\n" in finish(start(checkpoint, large, out))
+    return out
+
+
 def test_any_number_of_devices_and_hosts_gives_the_same_result_to_the_last_digit(
-    checkpoint, large, tmp_path
+    checkpoint, large, one, tmp_path
 ):
-    sets = "--suite.sets=acl_mri,thyroid_us,CT_axial,PCAM,skin_tumor"
-    for hosts, devices in ((1, 1), (1, 8), (2, 2), (4, 1)):
-        outputs = on_hosts(hosts, devices, checkpoint, large, tmp_path / f"{hosts}x{devices}", sets)
-        assert f"PCAM: {NUM_LARGE:,} images" in outputs[0]
-        assert all("PCAM" not in output for output in outputs[1:])
-        assert not list(tmp_path.rglob("of_host_*"))
-    results = (tmp_path / "1x1" / "results.json").read_bytes()
-    expected = embeddings(tmp_path / "1x1")
+    results, expected = (one / "results.json").read_bytes(), embeddings(one)
     assert len(expected) == 4 + 3  # PCAM in three parts
-    for other in ("1x8", "2x2", "4x1"):
-        assert (tmp_path / other / "results.json").read_bytes() == results
-        found = embeddings(tmp_path / other)
-        assert found.keys() == expected.keys()
-        for name, rows in expected.items():
-            assert found[name].tobytes() == rows.tobytes(), (other, name)
     pcam = next(s for s in json.loads(results)["sets"] if s["dataset"] == "PCAM")
     assert pcam["as_published"]["num_images"] == NUM_LARGE
+    # some embeddings of one host, in a cache that only the first host sees
+    cache = tmp_path / "2x2" / "embeddings"
+    shutil.copytree(one / "embeddings", cache)
+    (cached,) = cache.rglob(f"PCAM/{PART_SIZE:08d}.npz")
+    for path in cache.rglob("*.npz"):
+        if path != cached:
+            path.unlink()
+    before = cached.stat().st_mtime_ns
 
-    # two hosts, only the first of which sees the cache, reuse the embeddings of one host
-    cache = f"--cache={tmp_path / '1x1' / 'embeddings'}"
-    first, _ = on_hosts(2, 1, checkpoint, large, tmp_path / "again", sets, cache)
-    assert f"PCAM: {NUM_LARGE:,} images, {NUM_LARGE:,} of them embedded before" in first
-    assert (tmp_path / "again" / "results.json").read_bytes() == results
+    for hosts, devices in ((1, 8), (3, 1), (2, 2)):
+        out = tmp_path / f"{hosts}x{devices}"
+        outputs = on_hosts(hosts, devices, checkpoint, large, out)
+        of_them = f", {PART_SIZE:,} of them embedded before" if hosts == 2 else ""
+        assert f"PCAM: {NUM_LARGE:,} images{of_them}\n" in outputs[0]
+        assert all("PCAM" not in output for output in outputs[1:])
+        assert not list(tmp_path.rglob("of_host_*"))
+        assert (out / "results.json").read_bytes() == results
+        found = embeddings(out)
+        assert found.keys() == expected.keys()
+        for name, rows in expected.items():
+            assert found[name].tobytes() == rows.tobytes(), (out.name, name)
+    assert cached.stat().st_mtime_ns == before
 
 
-def test_a_killed_run_resumes_where_it_stopped(checkpoint, large, tmp_path):
-    sets = "--suite.sets=acl_mri,PCAM,skin_tumor"
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = start(checkpoint, large, killed, sets)
+def test_a_killed_run_resumes_where_it_stopped(checkpoint, large, one, tmp_path):
+    killed = tmp_path / "killed"
+    process = start(checkpoint, large, killed)
     deadline = time.monotonic() + 300
     while not list(killed.rglob("PCAM/*.npz")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
@@ -132,26 +144,23 @@ def test_a_killed_run_resumes_where_it_stopped(checkpoint, large, tmp_path):
     kept = len([p for p in before if p.parent.name == "PCAM"]) * PART_SIZE
     assert PART_SIZE <= kept < NUM_LARGE, "the run was killed too late to tell anything"
 
-    output = finish(start(checkpoint, large, killed, sets))
+    output = finish(start(checkpoint, large, killed))
     assert "acl_mri: 6 images, 6 of them embedded before" in output
     assert f"PCAM: {NUM_LARGE:,} images, {kept:,} of them embedded before" in output
     assert "skin_tumor: 4 images\n" in output
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
-    finish(start(checkpoint, large, whole, sets))
-    assert (killed / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+    assert (killed / "results.json").read_bytes() == (one / "results.json").read_bytes()
 
 
-def test_clip_benchmark_reads_the_results(checkpoint, large, tmp_path):
+def test_clip_benchmark_reads_the_results(one):
     """`clip_benchmark build` of the files is results.csv (docs/log/measurements.md)."""
-    out = tmp_path / "out"
-    finish(start(checkpoint, large, out, "--suite.sets=acl_mri,CT_axial"))
     rows = []
-    for file in sorted((out / "clip_benchmark").glob("*.json")):
+    for file in sorted((one / "clip_benchmark").glob("*.json")):
         entry = json.loads(file.read_text())
         assert list(entry) == ["dataset", "model", "pretrained", "task", "language", "metrics"]
         full = {"model_fullname": f"{entry['model']} {entry['pretrained']}"}
         rows.append({**entry.pop("metrics"), **entry, **full})
-    with (out / "results.csv").open() as file:
+    with (one / "results.csv").open() as file:
         table = sorted(csv.DictReader(file), key=lambda row: row["dataset"])
     expected = [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
     assert table == sorted(expected, key=lambda row: row["dataset"])
