@@ -1,5 +1,6 @@
 """Eight simulated CPU devices for every test, a tiny phantom corpus, and a tiny config."""
 
+import fcntl
 import os
 
 # before jax or TensorFlow is imported
@@ -63,6 +64,28 @@ def phantom_corpus(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("phantoms")
     write_phantoms(directory, num_train_per_class=6, num_val_per_class=2, image_size=40)
     return directory
+
+
+@pytest.fixture(scope="session")
+def finished_run(phantom_corpus, tmp_path_factory) -> Path:
+    """The work directory of a finished run of ``helpers.runs.WHOLE_RUN`` on one device.
+
+    It has a process of its own, as the interrupted runs do: bits depend on the number of devices
+    that a process has. Of the workers of xdist, the first that needs it trains.
+    """
+    from helpers import runs
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    recipe, workdir = folder / "finished_run.py", folder / "finished_run"
+    with (folder / "finished_run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (workdir / "report.html").is_file():
+            runs.finish(
+                runs.start(runs.write_recipe(recipe, phantom_corpus, **runs.WHOLE_RUN), workdir)
+            )
+    return workdir
 
 
 @pytest.fixture

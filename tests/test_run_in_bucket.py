@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.runs import ROOT, finish, losses_of, start, write_recipe
+from helpers.runs import ROOT, WHOLE_RUN, finish, losses_of, start, write_recipe
 
 import unimed_jax
 from input_pipeline.io.errors import UserError
@@ -20,17 +20,7 @@ from unimed_jax.testing import tiny_config
 from unimed_jax.weights.checkpoint import CheckpointReader
 from unimed_jax.weights.loader import open_weights
 
-CHANGES = {"num_train_steps": 14, "checkpoint__every_steps": 4, "checkpoint__keep": 2}
 RUN = "gs://bucket/run"
-
-
-@pytest.fixture(scope="module")
-def local(phantom_corpus, tmp_path_factory):
-    """The work directory of the same run on a local disk."""
-    folder = tmp_path_factory.mktemp("local")
-    recipe = write_recipe(folder / "recipe.py", phantom_corpus, **CHANGES)
-    finish(start(recipe, folder / "run"))
-    return folder / "run"
 
 
 @pytest.fixture(scope="module")
@@ -39,35 +29,36 @@ def run(storage, phantom_corpus, tmp_path_factory):
     started again."""
     storage.put_folder(phantom_corpus, "corpus")
     recipe = tmp_path_factory.mktemp("recipe") / "recipe.py"
-    write_recipe(recipe, "gs://bucket/corpus", **CHANGES)
+    write_recipe(recipe, "gs://bucket/corpus", **WHOLE_RUN)
     storage.held.clear()
-    storage.hold = lambda: "run/checkpoints/4/commit_success.txt" in storage.objects
+    storage.hold = lambda: "run/checkpoints/5/commit_success.txt" in storage.objects
     process = start(recipe, RUN)
     assert storage.held.wait(600), process.communicate()[0]
     process.kill()
     process.wait()
     storage.hold = None
-    assert b'"step": 4,' in storage.objects["run/metrics.jsonl"]
-    assert "run/checkpoints/8/commit_success.txt" not in storage.objects
+    assert b'"step": 5,' in storage.objects["run/metrics.jsonl"]
+    assert "run/checkpoints/10/commit_success.txt" not in storage.objects
     return finish(start(recipe, RUN))
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_in_a_bucket_the_losses_are_those_of_a_local_run(run, local, storage):
-    assert ", from step 4" in run
-    assert losses_of(to_path(RUN)) == losses_of(local)  # equal floats, not close ones
-    ours, theirs = (json.loads(text) for text in (
-        storage.objects["run/results.json"], (local / "results.json").read_text()))  # fmt: skip
-    assert ours == theirs
+def test_killed_and_resumed_in_a_bucket_the_losses_are_those_of_a_local_run(
+    run, finished_run, storage
+):
+    assert ", from step 5" in run
+    assert losses_of(to_path(RUN)) == losses_of(finished_run)  # equal floats, not close ones
+    results = json.loads(storage.objects["run/results.json"])
+    assert results == json.loads((finished_run / "results.json").read_text())
     assert b"modality" in storage.objects["run/report.html"]
-    assert CheckpointReader(RUN).step == 14
+    assert CheckpointReader(RUN).step == 40
     names = {name.split("/")[0] for name in storage.below("run/checkpoints/") if "/" in name}
-    assert names - {""} == {"12", "14"}
+    assert names - {""} == {"35", "40"}
     events = sorted(storage.below("run/tensorboard/"))
     assert len(events) == 2  # of the killed process, and of the next
     files = [f"gs://bucket/run/tensorboard/{name}" for name in events]
     found = [tf.compat.v1.Event.FromString(x.numpy()).step for x in tf.data.TFRecordDataset(files)]
-    assert found[-1] == 14
+    assert found[-1] == 40
     with pytest.raises(UserError, match=r"^gs://bucket/run belongs to another config"):
         train.claim_workdir(tiny_config("gs://bucket/corpus", {"seed": 1}), to_path(RUN))
 
@@ -85,11 +76,11 @@ def test_a_checkpoint_in_a_bucket_is_evaluated_into_a_bucket(run, storage):
 
 
 @pytest.mark.slow
-def test_a_model_is_loaded_from_a_bucket(run, local, storage, tmp_path):
+def test_a_model_is_loaded_from_a_bucket(run, finished_run, storage, tmp_path):
     texts = ["a chest X-ray", "an MRI slice"]
     ours = unimed_jax.load(RUN)
     np.testing.assert_array_equal(
-        ours.encode_text(texts), unimed_jax.load(local).encode_text(texts)
+        ours.encode_text(texts), unimed_jax.load(finished_run).encode_text(texts)
     )
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     encoded = tf.io.encode_png(picture).numpy()
@@ -124,12 +115,12 @@ def test_weights_in_a_bucket_are_imported_into_a_bucket(run, storage, tmp_path):
 
 @pytest.mark.slow
 def test_an_incomplete_checkpoint_in_a_bucket_is_skipped(run, storage):
-    for name, content in storage.below("run/checkpoints/14/").items():
+    for name, content in storage.below("run/checkpoints/40/").items():
         if name != "commit_success.txt":  # Orbax writes it last
-            storage.put(f"torn/checkpoints/16/{name}", content)
-    for name, content in storage.below("run/checkpoints/12/").items():
-        storage.put(f"torn/checkpoints/12/{name}", content)
-    assert CheckpointReader("gs://bucket/torn").step == 12
+            storage.put(f"torn/checkpoints/45/{name}", content)
+    for name, content in storage.below("run/checkpoints/35/").items():
+        storage.put(f"torn/checkpoints/35/{name}", content)
+    assert CheckpointReader("gs://bucket/torn").step == 35
     with pytest.raises(UserError, match=r"no checkpoint in gs://bucket/nothing"):
         CheckpointReader("gs://bucket/nothing")
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from unimed_jax.monitoring import metrics
 from unimed_jax.training.data_loader import DataLoader
 
 ROOT = Path(__file__).parents[2]
+# what the fixture ``finished_run`` was trained with
+WHOLE_RUN = {"num_train_steps": 40, "checkpoint__every_steps": 5, "checkpoint__keep": 2}
 
 
 def xla_flags(num_devices: int) -> str:
@@ -89,6 +92,12 @@ def wait_for_row(process: subprocess.Popen, workdir: Path, step: int) -> None:
             return
         time.sleep(0.01)
     raise AssertionError(f"no row of step {step} within 240 s")
+
+
+def freeze(process: subprocess.Popen) -> None:
+    """Stops a process; returns when all of its threads have stopped."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:
