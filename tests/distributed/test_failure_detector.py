@@ -1,14 +1,13 @@
 """If one process of a job is lost, all stop and name it: real processes, really killed."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 
 import pytest
-from helpers.runs import ROOT, finish, job_environment
+from helpers.runs import ROOT, finish, freeze, job_environment
 
 from unimed_jax.distributed.failure_detector import RESTART_STATUS
 
@@ -92,8 +91,7 @@ def test_where_one_hangs_all_stop_and_the_one_behind_is_named(three_processes):
 
 @pytest.mark.slow
 def test_where_process_0_is_frozen_the_others_name_it(three_processes):
-    three_processes[0].send_signal(signal.SIGSTOP)
-    os.waitpid(three_processes[0].pid, os.WUNTRACED)  # until all of its threads have stopped
+    freeze(three_processes[0])
     for process in three_processes[1:]:
         order(process, "hang")
     said = f"error: process 0 of 3 (host {socket.gethostname()}) has not responded for "
