@@ -32,7 +32,7 @@ from unimed_jax.weights.checkpoint import CheckpointReader
 SHARE = (3, 60, 30, 9)  # records of each shard: epochs last 12 to 90 of a host's records
 CHANGES = {
     "data__num_streams": 2,
-    "num_train_steps": 80,
+    "num_train_steps": 60,
     "checkpoint__every_steps": 20,
     "checkpoint__keep": 2,
     "model__visual__layers": 1,
@@ -92,33 +92,33 @@ def test_killed_and_preempted_two_processes_train_like_one(uneven_corpus, tmp_pa
     def start_both():
         return [start(recipe, workdir, **environment) for environment in job_environment(2)]
 
-    # kill a worker, then process 0: the other process names it and exits
-    for victim, step in ((1, 22), (0, 42)):
-        processes = start_both()
-        wait_for_row(processes[0], workdir, step)
-        processes[victim].kill()
-        killed = time.monotonic()
-        output = finish(processes[1 - victim], RESTART_STATUS)
-        assert time.monotonic() - killed < 60
-        said = f"error: process {victim} of 2 (host {socket.gethostname()}) is lost: "
-        assert output.splitlines()[-1].startswith(said)
-        assert "Traceback" not in output
-        processes[victim].communicate()
-        assert max(losses_of(workdir)) < 80
+    # kill process 0, which serves the others: they name it and exit. test_failure_detector.py
+    # kills others.
+    processes = start_both()
+    wait_for_row(processes[0], workdir, 22)
+    processes[0].kill()
+    killed = time.monotonic()
+    output = finish(processes[1], RESTART_STATUS)
+    assert time.monotonic() - killed < 60
+    said = f"error: process 0 of 2 (host {socket.gethostname()}) is lost: "
+    assert output.splitlines()[-1].startswith(said)
+    assert "Traceback" not in output
+    processes[0].communicate()
+    assert max(losses_of(workdir)) < 60
 
     # one of them receives SIGTERM: both save the same step and exit normally
     processes = start_both()
-    wait_for_row(processes[0], workdir, 62)
+    wait_for_row(processes[0], workdir, 42)
     processes[1].send_signal(signal.SIGTERM)
     output = finish(processes[0])
     finish(processes[1])
     saved = int(re.search(r"stopped by a signal .*: step (\d+) is saved", output)[1])
-    assert CheckpointReader(workdir).step == saved > 60
+    assert CheckpointReader(workdir).step == saved > 40
 
     outputs = [finish(process) for process in start_both()]
     assert f"from step {saved}" in outputs[0]
     one, two = losses_of(tmp_path / "one"), losses_of(workdir)
-    assert list(two) == list(one) == list(range(1, 81))
+    assert list(two) == list(one) == list(range(1, 61))
     for step, loss in one.items():
         assert two[step] == pytest.approx(loss, rel=1e-3 if step > 10 else 2e-5), step
     a, b = (json.loads((d / "results.json").read_text()) for d in (tmp_path / "one", workdir))

@@ -64,8 +64,7 @@ def test_rows_keep_their_order_and_microbatches_their_keys():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
-def test_a_step_in_microbatches_is_the_step_of_the_whole_batch(tiny_config, kind, shape):
+def test_a_step_in_microbatches_is_the_step_of_the_whole_batch(tiny_config, kind):
     # plain gradient descent, so that parameters after a step differ by the gradients alone
     changes = {
         **SMALL,
@@ -79,7 +78,7 @@ def test_a_step_in_microbatches_is_the_step_of_the_whole_batch(tiny_config, kind
     if kind == "sigmoid":
         changes["model__logit_bias_init"] = -5.0
     _, want, params = updates(tiny_config(**changes), (1, 1, 1))
-    for count in (2, 4):
+    for shape, count in (((1, 1, 1), 4), ((2, 2, 2), 2)):
         config = tiny_config(**changes, optimizer__accumulate_steps=count)
         _, got, updated = updates(config, shape)
         assert got["loss"] == pytest.approx(want["loss"], rel=1e-6)
@@ -129,7 +128,7 @@ def test_memory_is_that_of_a_microbatch_and_rows_stay_on_their_device(tiny_confi
     # activations of the batch outweigh everything else
     changes = {"batch_size": ROWS, "model__visual__layers": 6, "model__text__layers": 6}
     used = {}
-    for count in (1, 2, 4):
+    for count in (1, 4):
         config = tiny_config(**changes, optimizer__accumulate_steps=count)
         compiled, _, _ = updates(config, (4, 1, 1))
         used[count] = compiled.memory_analysis().temp_size_in_bytes
@@ -143,5 +142,4 @@ def test_memory_is_that_of_a_microbatch_and_rows_stay_on_their_device(tiny_confi
             and ("u8[" in line or ",24]" in line)
         ]
         assert not exchanged, exchanged
-    assert used[2] < 0.65 * used[1], used
     assert used[4] < 0.4 * used[1], used
