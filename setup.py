@@ -49,6 +49,7 @@ setup(
         "absl-py>=2.5",
         "flax>=0.12.8,<0.13",  # NNX still changes between minor versions (0.11 changed its state)
         "ftfy>=6.3",
+        "google-crc32c>=1.8",
         "huggingface_hub>=2.4",
         "jax>=0.10.2",
         "ml_collections>=1.1",

@@ -187,7 +187,7 @@ def unimed_jax(corpus: Path, batches: int) -> None:
     from unimed_jax.training.data_loader import DataLoader
 
     config = runpy.run_path(str(ROOT / "configs" / "minimed.py"))["get_config"]()
-    config.data.root, config.data.num_streams = str(corpus), SHARDS
+    config.data.root = str(corpus)
     config.batch_size, config.tokenizer = BATCH, VOCABULARY
     config.model.visual.image_size, config.model.text.context_length = SIZE, CONTEXT
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1})

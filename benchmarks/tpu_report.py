@@ -50,7 +50,7 @@ SECTIONS: dict[str, list[Job]] = {
         (B16, "v5e:4x4", {}),
         (B16, "v5e:8x8", {"batch_size": 8192}),
         (B16, "v5e:16x16", {"batch_size": 32768}),
-        (B16, "v5p:8x8x16", {"batch_size": 131072, "data.num_streams": 256}),
+        (B16, "v5p:8x8x16", {"batch_size": 131072}),
     ],
 }
 

@@ -28,8 +28,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint.every_steps = 200
 
     # --- data
-    config.data.num_streams = 8
-    config.data.shuffle_block = 512
     with edit(config):
         # where an image has original text, it is drawn half of the time
         config.data.sources.minimed = source(caption_rule="original:0.5")

@@ -30,8 +30,6 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # --- data
     config.data.root = chosen["root"]
-    config.data.num_streams = 8
-    config.data.shuffle_block = 512
     with edit(config):
         # where an image has original text, it is drawn half of the time
         config.data.sources.own = source(caption_rule="original:0.5")

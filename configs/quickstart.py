@@ -26,7 +26,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.root = "phantoms"
     config.data.phantoms.num_train_per_class = 16 if smoke else 150
     config.data.phantoms.num_val_per_class = 4 if smoke else 30
-    config.data.num_streams = 4
     with edit(config):
         config.data.sources.phantoms = source()
         config.evals.zero_shot = evaluator("zero_shot", prompts="phantoms")

@@ -38,8 +38,6 @@ def get_config(variant: str = "vit_b16") -> ConfigDict:
     config.checkpoint.every_steps = 1000
 
     # --- data: every part in proportion to its size
-    config.data.num_streams = 64
-    config.data.shuffle_block = 1024
     with edit(config):
         for key, part in PARTS.items():
             config.data.sources[key] = source(path=key, caption_rule=part.caption_rule)

@@ -1,11 +1,14 @@
 """Corpus directories -> batches: the batch at step k is a function of (sources, seed, k) alone.
 
-No iterator state is saved. ``train_dataset`` starts at any step, by the arithmetic of
-``sampling_order``. The task's ``decode`` turns a record into features, given the record and a seed
-for this draw of it. The numbers of worker threads and hosts, and interruptions, change neither the
-order nor the pixels.
+No iterator state is saved. ``train_batches`` starts at any step: ``sampling_order`` says which
+records it has, ``record_reader`` reads them, and one flat ``tf.data`` graph decodes and batches
+them. The task's ``decode`` turns a record into features, given the record and a seed for this draw
+of it. The numbers of worker threads and hosts, and interruptions, change neither the order nor the
+pixels.
 """
 
+import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +17,11 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import manifest as manifest_lib
-from input_pipeline import records, sampling_order
-from input_pipeline.io.errors import ConfigError, CorpusError
-from input_pipeline.io.files import is_local, to_path
+from input_pipeline import record_index, record_reader, records, sampling_order
+from input_pipeline.io.errors import CorpusError
 
 # decode(serialized (), seed (2,), source ()) -> features; in-graph
 DecodeFn = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Mapping[str, tf.Tensor]]
-
-NO_SEED = np.zeros(2, np.int64)
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ class MixtureSource:
 
 def open_sources(
     sources: Sequence[MixtureSource],
-    num_streams: int,
     verify_checksums: bool = False,
     schema: str = records.SCHEMA.name,
 ) -> list[manifest_lib.Manifest]:
@@ -45,7 +44,6 @@ def open_sources(
     Raises:
       CorpusError: a manifest or shard is missing, truncated or altered, a split is empty, or the
         records are of another schema.
-      ConfigError: the shards of a source cannot be dealt evenly to the streams.
     """
     manifests = []
     for source in sources:
@@ -55,18 +53,8 @@ def open_sources(
             raise CorpusError(
                 f"{source.directory} holds {manifest.schema} records, the task reads {schema}"
             )
-        num_shards = len(manifest.splits[source.split].shards)
-        if num_shards % num_streams:
-            raise ConfigError(
-                f"data.num_streams={num_streams} does not divide the {num_shards} shards of source "
-                f"{source.name!r} ({source.directory}, split {source.split!r}); choose a divisor "
-                f"of {num_shards} or convert the corpus with another --num_shards"
-            )
-        if any(shard.num_samples == 0 for shard in manifest.splits[source.split].shards):
-            raise CorpusError(
-                f"{source.directory}: split {source.split!r} has shards without samples; convert "
-                "it again with fewer --num_shards"
-            )
+        if not manifest.splits[source.split].num_samples:
+            raise CorpusError(f"{source.directory}: split {source.split!r} has no samples")
         manifests.append(manifest)
     return manifests
 
@@ -79,22 +67,15 @@ class StreamSpec:
       sources: the mixture; the order and names are part of the stream.
       manifests: manifests of the sources, from ``open_sources``.
       seed: seed of the order and of the seeds that ``decode`` receives.
-      batch_size: rows of the global batch; divisible by ``num_streams``.
-      num_streams: logical streams of the run, independent of the number of hosts.
-      block_size: records that are shuffled together.
+      batch_size: rows of the global batch.
+      block_size: consecutive records that are read together, at most.
     """
 
     sources: Sequence[MixtureSource]
     manifests: Sequence[manifest_lib.Manifest]
     seed: int
     batch_size: int
-    num_streams: int
     block_size: int
-
-    @property
-    def rows_per_stream(self) -> int:
-        """Rows that each stream gives to a batch."""
-        return self.batch_size // self.num_streams
 
     @property
     def num_samples(self) -> int:
@@ -117,13 +98,35 @@ class StreamSpec:
         """Corpus directory -> manifest."""
         return {s.directory: m for s, m in zip(self.sources, self.manifests, strict=True)}
 
+    @functools.cached_property
+    def indices(self) -> list[record_index.RecordIndex]:
+        """Indices of the records of the sources. Raises CorpusError."""
+        return [
+            record_index.load(source.directory, manifest, source.split)
+            for source, manifest in zip(self.sources, self.manifests, strict=True)
+        ]
+
+    @functools.cached_property
+    def blocks(self) -> list[sampling_order.Blocks]:
+        """Blocks of the sources. Raises CorpusError."""
+        total = sum(self.weights)
+        return [
+            sampling_order.cut(
+                index,
+                sampling_order.fitting_block_size(
+                    self.block_size, len(index.offsets), weight / total, self.batch_size
+                ),
+            )
+            for index, weight in zip(self.indices, self.weights, strict=True)
+        ]
+
     def position(self, step: int) -> dict[str, object]:
         """What decides the batches after ``step``: stored in checkpoints, compared on resume."""
         return {
+            "order": sampling_order.VERSION,
             "step": step,
             "seed": self.seed,
             "batch_size": self.batch_size,
-            "num_streams": self.num_streams,
             "block_size": self.block_size,
             "sources": {
                 s.name: {"split": s.split, "weight": weight, "fingerprint": m.fingerprint}
@@ -132,85 +135,34 @@ class StreamSpec:
         }
 
 
-def _paths(directory: str, shards: Sequence[manifest_lib.Shard]) -> list[str]:
-    """Paths of shards for TensorFlow."""
-    root = to_path(directory)
-    if not is_local(root) and root.protocol not in tf.io.gfile.get_registered_schemes():
-        raise CorpusError(
-            f"{directory}: TensorFlow reads records from a local disk and from gs://, not from "
-            f"{root.protocol}://; copy the corpus there"
-        )
-    return [str(root / shard.file) for shard in shards]
+class RecordSource:
+    """Feeds a dataset with records that Python reads; what stopped it is kept in ``error``."""
 
+    _SIGNATURE = (
+        tf.TensorSpec((None,), tf.string),
+        tf.TensorSpec((None, 2), tf.int64),
+        tf.TensorSpec((None,), tf.int64),
+    )
 
-def _shuffled_records(
-    paths: np.ndarray, plans: Sequence[sampling_order.EpochPlan], block_size: int, seed: int
-) -> tf.data.Dataset:
-    """Serialized records of a source in a stream, epoch after epoch, shuffled block by block."""
-    all_paths = tf.constant(np.concatenate([paths[plan.shards] for plan in plans]))
-    ends = np.cumsum([len(plan.shards) for plan in plans])
-    per_epoch = {
-        "epoch": [plan.epoch for plan in plans],
-        "begin": ends - [len(plan.shards) for plan in plans],
-        "end": ends,
-        "skip_records": [plan.skip_records for plan in plans],
-        "first_block": [plan.first_block for plan in plans],
-        "skip_in_block": [plan.skip_in_block for plan in plans],
-    }
+    def __init__(
+        self, read: Callable[[], Iterator[tuple[Sequence[bytes], np.ndarray, np.ndarray]]]
+    ) -> None:
+        """``read`` yields serialized records (n,), their seeds (n, 2) and their sources (n,)."""
+        self._read = read
+        self.error: CorpusError | None = None
 
-    def read_epoch(plan: Mapping[str, tf.Tensor]) -> tf.data.Dataset:
-        def shuffle(block_index: tf.Tensor, block: tf.Tensor) -> tf.Tensor:
-            key = tf.stack([tf.constant(seed, tf.int64), plan["epoch"] * 2**32 + block_index])
-            return tf.random.experimental.stateless_shuffle(block, key)
+    def dataset(self) -> tf.data.Dataset:
+        """(serialized (), seed (2,), source ()) of every record."""
 
-        return (
-            tf.data.Dataset.from_tensor_slices(all_paths[plan["begin"] : plan["end"]])
-            .flat_map(tf.data.TFRecordDataset)
-            .skip(plan["skip_records"])
-            .batch(block_size)
-            .enumerate(start=plan["first_block"])
-            .map(shuffle)
-            .unbatch()
-            .skip(plan["skip_in_block"])
-        )
+        def elements() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+            try:
+                for serialized, seeds, sources in self._read():
+                    yield np.array(serialized, object), seeds, sources
+            except CorpusError as error:  # TensorFlow would only pass its text on
+                self.error = error
+                raise
 
-    columns = {key: np.asarray(values, np.int64) for key, values in per_epoch.items()}
-    return tf.data.Dataset.from_tensor_slices(columns).flat_map(read_epoch)
-
-
-def _stream(spec: StreamSpec, stream: int, *, start: int, stop: int) -> tf.data.Dataset:
-    """(serialized, seed (2,), source ()) of the draws ``start`` to ``stop`` of one stream."""
-    seed = spec.seed
-    draws = sampling_order.source_draws(spec.weights, seed, stream, stop)
-    components = []
-    for index, (source, manifest) in enumerate(zip(spec.sources, spec.manifests, strict=True)):
-        shards = manifest.splits[source.split].shards
-        first = int(np.count_nonzero(draws[:start] == index))
-        plans = sampling_order.plan_epochs(
-            [shard.num_samples for shard in shards],
-            num_streams=spec.num_streams,
-            stream=stream,
-            source=index,
-            seed=seed,
-            block_size=spec.block_size,
-            start=first,
-            stop=max(int(np.count_nonzero(draws == index)), first + 1),
-        )
-        paths = np.array(_paths(source.directory, shards))
-        example_key = tf.constant(sampling_order.example_seed(seed, index, stream), tf.int64)
-
-        def tag(
-            draw: tf.Tensor, record: tf.Tensor, key: tf.Tensor = example_key, index: int = index
-        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            return record, tf.stack([key, draw]), tf.constant(index, tf.int64)
-
-        block_key = sampling_order.block_seed(seed, index, stream)
-        component = _shuffled_records(paths, plans, spec.block_size, block_key)
-        components.append(component.enumerate(start=first).map(tag))
-    if len(components) == 1:
-        return components[0]
-    choice = tf.data.Dataset.from_tensor_slices(draws[start:]).map(lambda i: tf.cast(i, tf.int64))
-    return tf.data.Dataset.choose_from_datasets(components, choice, stop_on_empty_dataset=True)
+        return tf.data.Dataset.from_generator(elements, output_signature=self._SIGNATURE).unbatch()
 
 
 _FAILURES = 3  # failed batches after which all are read the tolerant way
@@ -251,63 +203,114 @@ def _decoded(dataset: tf.data.Dataset, decode: DecodeFn, num_threads: int) -> tf
     )
 
 
-def _with_options(dataset: tf.data.Dataset, num_threads: int) -> tf.data.Dataset:
+def _numpy_batches(
+    source: RecordSource, decode: DecodeFn, rows: int, num_threads: int, tolerant: bool
+) -> Iterator[dict[str, np.ndarray]]:
+    """Decoded batches of ``rows`` records, in order."""
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = num_threads == 0
     if num_threads:
         options.threading.private_threadpool_size = num_threads
-    return dataset.with_options(options)
+    dataset = source.dataset()
+    if tolerant:
+        dataset = _decoded(dataset, decode, num_threads)
+    else:
+        parallelism = num_threads or tf.data.AUTOTUNE
+        dataset = dataset.map(_with_valid(decode), parallelism, deterministic=True)
+    dataset = dataset.batch(rows, drop_remainder=True).prefetch(2).with_options(options)
+    try:
+        yield from dataset.as_numpy_iterator()
+    except tf.errors.OpError:
+        if source.error:
+            raise source.error from None
+        raise
 
 
-def train_dataset(
+def train_batches(
     spec: StreamSpec,
     decode: DecodeFn,
     start_step: int,
     stop_step: int,
     *,
-    streams: range | None = None,
+    rows: range | None = None,
     num_threads: int = 0,
-    tolerant: bool = True,
-) -> tf.data.Dataset:
+    tolerant: bool = False,
+    waited: Callable[[float], object] = lambda seconds: None,
+) -> Iterator[dict[str, np.ndarray]]:
     """Host batches of the steps ``start_step`` <= k < ``stop_step``.
+
+    A batch with a record that cannot be decoded is read again the tolerant way, which takes a fifth
+    longer; after a few such batches, all further ones are. The batches are the same either way.
 
     Args:
       spec: the stream.
       decode: the task's features of a record; must return ``id`` (string).
       start_step: the first step.
       stop_step: the step after the last one.
-      streams: the contiguous range of streams that this host serves; None: all streams.
+      rows: the rows of the global batch that this host reads; None: all of them.
       num_threads: size of the decoding pool; 0 lets tf.data choose. Does not affect the batches.
-      tolerant: False fails at the first batch with a record that cannot be decoded, and is faster.
+      tolerant: True reads the tolerant way from the beginning.
+      waited: is called with the seconds for which decoding waited for a step's records.
 
-    Returns:
-      A dataset of dicts with leading dim ``batch_size * len(streams) / num_streams``, rows in
-      stream order, among them ``valid`` (bool): False where a record could not be decoded.
+    Yields:
+      Dicts with leading dimension ``len(rows)``, among them ``valid`` (bool): False where a record
+      could not be decoded; its features are zeros, except for ``id``.
+
+    Raises:
+      CorpusError: a shard was removed or altered since its manifest was written.
     """
-    rows = spec.rows_per_stream
-    streams = range(spec.num_streams) if streams is None else streams
-    parts = tuple(
-        _stream(spec, stream, start=start_step * rows, stop=stop_step * rows).batch(
-            rows, drop_remainder=True
+    rows = range(spec.batch_size) if rows is None else rows
+    step, failures = start_step, 0
+    while step < stop_step:
+        tolerant = tolerant or failures == _FAILURES
+        try:
+            for batch in _train_batches(
+                spec, decode, step, stop_step, rows, num_threads, tolerant, waited
+            ):
+                yield batch
+                step += 1
+            return
+        except tf.errors.OpError:
+            if tolerant:
+                raise
+            failures += 1
+            yield from _train_batches(spec, decode, step, step + 1, rows, num_threads, True, waited)
+            step += 1
+
+
+def _train_batches(
+    spec: StreamSpec,
+    decode: DecodeFn,
+    start: int,
+    stop: int,
+    rows: range,
+    num_threads: int,
+    tolerant: bool,
+    waited: Callable[[float], object],
+) -> Iterator[dict[str, np.ndarray]]:
+    example_seed = sampling_order.example_seed(spec.seed)
+
+    def read() -> Iterator[tuple[list[bytes], np.ndarray, np.ndarray]]:
+        steps = record_reader.steps(
+            spec.indices,
+            spec.blocks,
+            spec.weights,
+            seed=spec.seed,
+            batch_size=spec.batch_size,
+            rows=rows,
+            start=start,
+            stop=stop,
+            waited=waited,
         )
-        for stream in streams
-    )
-    joined = tf.data.Dataset.zip(parts).map(
-        lambda *batches: tuple(tf.concat(column, axis=0) for column in zip(*batches, strict=True))
-    )
-    dataset = joined.unbatch()
-    if tolerant:
-        dataset = _decoded(dataset, decode, num_threads)
-    else:
-        parallelism = num_threads or tf.data.AUTOTUNE
-        dataset = dataset.map(_with_valid(decode), parallelism, deterministic=True)
-    dataset = dataset.batch(rows * len(streams), drop_remainder=True)
-    dataset = dataset.take(stop_step - start_step).prefetch(2)
-    return _with_options(dataset, num_threads)
+        for step, (serialized, sources) in enumerate(steps, start):
+            draws = step * spec.batch_size + np.asarray(rows)
+            yield serialized, np.stack([np.full_like(draws, example_seed), draws], axis=1), sources
+
+    return _numpy_batches(RecordSource(read), decode, len(rows), num_threads, tolerant)
 
 
-def evaluation_dataset(
+def evaluation_batches(
     directory: str,
     manifest: manifest_lib.Manifest,
     split: str,
@@ -317,104 +320,48 @@ def evaluation_dataset(
     host: int = 0,
     num_hosts: int = 1,
     num_threads: int = 0,
-) -> tf.data.Dataset:
+) -> Iterator[dict[str, np.ndarray]]:
     """Every record of a split once, in file order; rows that pad the last batch are not ``valid``.
 
-    Global batch j holds the records j*batch_size to (j+1)*batch_size; host h decodes its contiguous
-    share of the rows, so every host yields the same number of batches.
-    """
-    rows = batch_size // num_hosts
-    num_samples = manifest.splits[split].num_samples
-    paths = _paths(directory, manifest.splits[split].shards)
-    dataset = tf.data.Dataset.from_tensor_slices(paths).flat_map(tf.data.TFRecordDataset)
-    dataset = dataset.concatenate(dataset.take(1).repeat(-num_samples % batch_size))
-    dataset = dataset.enumerate().filter(lambda i, _: (i % batch_size) // rows == host)
-    dataset = dataset.map(lambda _, record: (record, NO_SEED, tf.zeros((), tf.int64)))
-    dataset = _decoded(dataset, decode, num_threads).batch(rows, drop_remainder=True)
-
-    def mask_filling(
-        batch_index: tf.Tensor, batch: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
-        sample = batch_index * batch_size + host * rows + tf.range(rows, dtype=tf.int64)
-        return {**batch, "valid": batch["valid"] & (sample < num_samples)}
-
-    return _with_options(dataset.enumerate().map(mask_filling).prefetch(2), num_threads)
-
-
-def train_batches(
-    spec: StreamSpec,
-    decode: DecodeFn,
-    start_step: int,
-    stop_step: int,
-    *,
-    streams: range | None = None,
-    num_threads: int = 0,
-) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of ``train_dataset``, read the fast way as long as every record can be decoded.
-
-    A batch that fails is read again the tolerant way, which takes a fifth longer; after a few
-    failures, all further batches are. The batches are the same either way.
-
-    Raises:
-      CorpusError: see ``numpy_batches``.
-    """
-
-    def make(start: int, stop: int, tolerant: bool) -> tf.data.Dataset:
-        return train_dataset(
-            spec, decode, start, stop, streams=streams, num_threads=num_threads, tolerant=tolerant
-        )
-
-    step, failures = start_step, 0
-    while step < stop_step:
-        if failures == _FAILURES:
-            yield from numpy_batches(make(step, stop_step, True), spec.directories)
-            return
-        try:
-            for batch in make(step, stop_step, False).as_numpy_iterator():
-                yield batch
-                step += 1
-            return  # also if the stream is too short: it must not be read again and again
-        except tf.errors.OpError:
-            failures += 1
-            yield from numpy_batches(make(step, step + 1, True), spec.directories)
-            step += 1
-
-
-def numpy_batches(
-    dataset: tf.data.Dataset, directories: Mapping[str, manifest_lib.Manifest]
-) -> Iterator[dict[str, np.ndarray]]:
-    """Iterates over a dataset; an error names the damaged file, which TensorFlow's does not.
-
-    Args:
-      dataset: from ``train_dataset`` or ``evaluation_dataset``.
-      directories: corpus directory -> manifest, of all corpora that the dataset reads.
+    Global batch j holds the records j*batch_size to (j+1)*batch_size; host h reads and decodes its
+    contiguous share of the rows, so every host yields the same number of batches.
 
     Raises:
       CorpusError: a shard was removed or altered since its manifest was written.
     """
-    try:
-        yield from dataset.as_numpy_iterator()
-    except tf.errors.OpError as error:
-        for directory, manifest in directories.items():
-            for split in manifest.splits:
-                manifest_lib.verify(directory, manifest, split, checksums=True)
-        reason = (error.message or str(error)).splitlines()[0]
-        raise CorpusError(f"reading {', '.join(directories)} failed: {reason}") from error
+    index = record_index.load(directory, manifest, split)
+    rows = batch_size // num_hosts
+    num_samples = manifest.splits[split].num_samples
+    firsts = range(host * rows, num_samples + -num_samples % batch_size, batch_size)
+
+    def read() -> Iterator[tuple[list[bytes], np.ndarray, np.ndarray]]:
+        filling = next(record_reader.sequential(index))
+        spans = [(min(first, num_samples), min(first + rows, num_samples)) for first in firsts]
+        found = record_reader.sequential(index, spans)
+        for begin, end in spans:
+            serialized = [*itertools.islice(found, end - begin)]
+            serialized += [filling] * (rows - len(serialized))
+            yield serialized, np.zeros((rows, 2), np.int64), np.zeros(rows, np.int64)
+
+    batches = _numpy_batches(RecordSource(read), decode, rows, num_threads, tolerant=True)
+    for first, batch in zip(firsts, batches, strict=True):
+        yield {**batch, "valid": batch["valid"] & (first + np.arange(rows) < num_samples)}
 
 
 def replace_bad_rows(
-    batches: Iterator[Mapping[str, np.ndarray]], policy: str, rows_per_stream: int
+    batches: Iterator[Mapping[str, np.ndarray]], policy: str, first_row: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
     """Handles records that could not be decoded.
 
     Args:
-      batches: host batches of ``train_dataset``.
-      policy: ``error`` stops; ``replace`` logs and counts the record, and copies the nearest valid
-        row of the same stream into its place, so that the batch stays a function of the step alone.
-      rows_per_stream: rows that each stream gives to a batch.
+      batches: host batches of ``train_batches``.
+      policy: ``error`` stops; ``replace`` logs and counts the record, and copies a valid row into
+        its place: the other row of its pair, or else one of its group of 4, 8, ... rows, so that
+        the batch does not depend on the number of hosts.
+      first_row: number of the first row in the global batch.
 
     Raises:
-      CorpusError: under ``error``, or when a stream has no valid row in a batch.
+      CorpusError: under ``error``, or when a batch has no valid row.
     """
     replaced = 0
     for batch in batches:
@@ -424,6 +371,7 @@ def replace_bad_rows(
             batch = {
                 key: value.copy() for key, value in batch.items()
             }  # TensorFlow's are read-only
+        candidates = np.flatnonzero(valid)
         for row in np.flatnonzero(~valid):
             sample_id = batch["id"][row].decode()
             if policy == "error":
@@ -431,13 +379,12 @@ def replace_bad_rows(
                     f"sample {sample_id!r} cannot be decoded; remove it by converting the corpus "
                     "again, or set data.on_bad_sample='replace' to put its neighbour in its place"
                 )
-            begin = row - row % rows_per_stream
-            candidates = begin + np.flatnonzero(valid[begin : begin + rows_per_stream])
             if not len(candidates):
                 raise CorpusError(
                     f"no sample near {sample_id!r} can be decoded; the corpus is damaged"
                 )
-            donor = candidates[np.argmin(np.abs(candidates - row))]
+            # the smallest exclusive or: the smallest aligned group of 2, 4, 8, ... rows
+            donor = candidates[np.argmin((first_row + candidates) ^ (first_row + row))]
             replaced += 1
             logging.warning(
                 "sample %r cannot be decoded: replaced by %r (%d replaced so far)",

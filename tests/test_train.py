@@ -46,7 +46,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_samples(tiny_conf
         ({"loss__name": "sigmoid"}, "model.logit_bias_init"),
         ({"model__visual__patch_size": 7}, "image_size 32 .*patch_size 7"),
         ({"model__text__vocab_size": 100}, "vocab_size=100 contradicts .* 296"),
-        ({"data__num_streams": 8}, "num_streams=8 does not divide the 4 shards"),
+        ({"data__block_size": 0}, "block_size=0.*at least 1"),
         ({"data__root": "/nonexistent/corpus"}, "/nonexistent/corpus"),
         ({"data__root": ""}, "data.root is empty"),
         ({"data__sources__phantoms__caption_rule": "random"}, "caption rule 'random'"),

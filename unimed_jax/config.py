@@ -50,6 +50,9 @@ RENAMED_KEYS = {
     "optimizer.kind": "optimizer.name",
     "optimizer.hold": "optimizer.hold_fraction",
 }
+# Keys that older versions wrote and that decide nothing any more. (A run in the order that
+# data.num_streams belonged to is refused by ``DataLoader.check_position``, with what to do.)
+REMOVED_KEYS = ("data.num_streams", "data.shuffle_block")
 
 
 def base_config(task: str = "contrastive") -> ConfigDict:
@@ -103,10 +106,8 @@ def base_config(task: str = "contrastive") -> ConfigDict:
     config.data = ConfigDict()
     config.data.root = ""  # a corpus, or the parent of those in data.sources
     config.data.sources = ConfigDict()  # name -> source(...); at least one
-    config.data.num_streams = (
-        64  # logical streams: a multiple of the hosts, a divisor of batch_size
-    )
-    config.data.shuffle_block = 1024  # records shuffled together, per stream and source
+    # consecutive records that are read together; they go to as many batches, one after the other
+    config.data.block_size = 8
     config.data.num_threads = 0  # decoding threads; 0: tf.data decides
     config.data.on_bad_sample = "error"  # or "replace": log, count, use its neighbour
     config.data.verify_checksums = False  # hash all shards before training
@@ -329,7 +330,8 @@ def from_json(text: str) -> ConfigDict:
     """The inverse of ``to_json``: a locked ConfigDict (lists stand where tuples stood).
 
     A config of an older version is updated: renamed keys (``RENAMED_KEYS`` here and in the module
-    of its task) get their new names, and keys that it lacks get their defaults.
+    of its task) get their new names, ``REMOVED_KEYS`` are dropped, and keys that it lacks get their
+    defaults.
     """
     content = json.loads(text)
     _rename_keys(content, content["task"])
@@ -340,10 +342,13 @@ def from_json(text: str) -> ConfigDict:
 
 
 def _rename_keys(config: dict[str, Any], task: str) -> None:
-    """Moves the values of renamed dotted keys of a nested dict; drops dicts that become empty."""
+    """Moves the values of renamed dotted keys of a nested dict, and drops removed ones.
+
+    Dicts that become empty are dropped, too.
+    """
     module = importlib.import_module(f"unimed_jax.tasks.{task}")
     renamed = {**RENAMED_KEYS, **getattr(module, "RENAMED_KEYS", {})}
-    for old, new in renamed.items():
+    for old in (*renamed, *REMOVED_KEYS):
         *outer, last = old.split(".")
         parents = [config]
         for part in outer:
@@ -355,6 +360,9 @@ def _rename_keys(config: dict[str, Any], task: str) -> None:
         for parent, part, inner in zip(parents, outer, parents[1:], strict=False):
             if not inner:
                 del parent[part]
+        new = renamed.get(old)
+        if new is None:
+            continue
         target = config
         *outer, last = new.split(".")
         for part in outer:
@@ -425,8 +433,7 @@ def validate(config: ConfigDict, num_devices: int, num_hosts: int = 1) -> None:
         "checkpoint.every_steps",
         "checkpoint.keep",
         "optimizer.accumulate_steps",
-        "data.num_streams",
-        "data.shuffle_block",
+        "data.block_size",
     )
     for key in counts:
         value = dict(flatten(config))[key]
@@ -463,15 +470,10 @@ def validate(config: ConfigDict, num_devices: int, num_hosts: int = 1) -> None:
         config.batch_size,
         f"a multiple of mesh.data x mesh.fsdp x optimizer.accumulate_steps = {batch_shards}",
     )
-    streams = config.data.num_streams
     require(
-        config.batch_size % streams == 0, "batch_size", config.batch_size,
-        f"a multiple of data.num_streams = {streams}",
-    )  # fmt: skip
-    require(
-        streams % num_hosts == 0,
-        "data.num_streams",
-        streams,
+        config.batch_size % num_hosts == 0,
+        "batch_size",
+        config.batch_size,
         f"a multiple of the {num_hosts} hosts",
     )
     importlib.import_module(f"unimed_jax.tasks.{config.task}").validate(config)

@@ -21,8 +21,6 @@ def tiny_config(corpus: str, changes: Mapping[str, Any] = {}) -> ConfigDict:
     config.log_every_steps = 1
     config.checkpoint.every_steps = 3
     config.data.root = corpus
-    config.data.num_streams = 4
-    config.data.shuffle_block = 8
     with edit(config):
         config.data.sources.phantoms = source()
         config.evals.zero_shot = ConfigDict(

@@ -36,8 +36,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.num_epochs = 100.0
     config.log_every_steps = 20
     config.checkpoint.every_steps = 100
-    config.data.num_streams = 4
-    config.data.shuffle_block = 64
 
     # --- model
     config.model.network = "resnet34"

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 
 from input_pipeline import manifest as manifest_lib
+from input_pipeline import record_index
 from input_pipeline.conversion import tfds_metadata
 from input_pipeline.conversion.plan import Plan
 from input_pipeline.io import files
@@ -122,8 +123,10 @@ def _finished(out_dir: AnyPath, plan: Plan) -> Manifest:
 def _remove_corpus(out_dir: AnyPath) -> None:
     """Removes the files of a corpus, and no others, starting with the manifest."""
     names = (manifest_lib.FILE_NAME, REPORT_FILE, REJECTED_FILE, *tfds_metadata.FILE_NAMES)
-    shards = (f.name for f in out_dir.iterdir() if manifest_lib.SHARD_PATTERN.fullmatch(f.name))
-    for file in (*names, *shards):
+    found = [file.name for file in out_dir.iterdir()]
+    shards = [name for name in found if manifest_lib.SHARD_PATTERN.fullmatch(name)]
+    indices = [name for name in found if name.endswith(record_index.SUFFIX)]
+    for file in (*names, *indices, *shards):
         (out_dir / file).unlink(missing_ok=True)
     if not files.is_local(out_dir):
         files.remove_tree(out_dir / PARTIAL)

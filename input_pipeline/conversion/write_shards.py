@@ -11,13 +11,14 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from input_pipeline import manifest as manifest_lib
-from input_pipeline import records
+from input_pipeline import record_index, records
 from input_pipeline.conversion import corpus_directory, guard, report, tfds_metadata
 from input_pipeline.conversion import plan as plan_lib
 from input_pipeline.conversion.corpus_directory import PARTIAL, REJECTED_FILE, ROWS
@@ -49,6 +50,7 @@ class _WrittenShard:
     remarks: Mapping[str, int]  # see conversion_report.count
     findings: Mapping[str, int] = dataclasses.field(default_factory=dict)  # see guard
     first_found: Mapping[str, str] = dataclasses.field(default_factory=dict)  # finding -> id
+    record_bytes: Sequence[int] = ()
 
 
 def write_corpus(
@@ -151,7 +153,7 @@ def write_shard(
     found: collections.Counter[str] = collections.Counter()
     first_found: dict[str, str] = {}
     rejections = []
-    num_samples = 0
+    record_bytes: list[int] = []
     rows = plan_lib.shard_rows(out_dir / PARTIAL / ROWS, file)
     try:
         with files.atomic_file(out_dir / file, out_dir / PARTIAL) as temporary:
@@ -164,7 +166,7 @@ def write_shard(
                     noted, record, findings = made
                     sample = noted.sample
                     writer.write(record)
-                    num_samples += 1
+                    record_bytes.append(len(record))
                     counts["source"][sample.source] += 1
                     counts["modality"][sample.modality] += 1
                     counts["label"].update(sample.labels)
@@ -172,9 +174,13 @@ def write_shard(
                     found.update(findings)
                     first_found = {**dict.fromkeys(findings, sample.id), **first_found}
             num_bytes, sha256 = temporary.stat().st_size, manifest_lib.file_sha256(temporary)
-        shard = Shard(file, num_samples, num_bytes, sha256)
         written = _WrittenShard(
-            shard, manifest_lib.add_counts([counts]), dict(remarks), dict(found), first_found
+            Shard(file, len(record_bytes), num_bytes, sha256),
+            manifest_lib.add_counts([counts]),
+            dict(remarks),
+            dict(found),
+            first_found,
+            record_bytes,
         )
         proof = dataclasses.asdict(written)
         proof["rejections"] = [dataclasses.asdict(rejection) for rejection in rejections]
@@ -222,7 +228,7 @@ def _finish(
 ) -> Manifest:
     """Writes the files that need all shards: report, rejections, TFDS metadata and manifest."""
     schema = conversion.schema
-    splits = {}
+    splits, offsets = {}, {}
     remarks: collections.Counter[str] = collections.Counter()
     found: collections.Counter[str] = collections.Counter()
     first_found: dict[str, str] = {}
@@ -237,6 +243,7 @@ def _finish(
             counts=manifest_lib.add_counts([part.counts for part in parts]),
             shards=tuple(part.shard for part in parts),
         )
+        offsets[split] = np.concatenate([record_index.offsets_of(p.record_bytes) for p in parts])
     planned = sum(plan.shards.values()) + plan.num_rejected
     written = sum(split.num_samples for split in splits.values())
     manifest = Manifest(
@@ -282,6 +289,10 @@ def _finish(
     guard.check_rejected(manifest, max_rejected, out_dir / REJECTED_FILE)
     guard.check(suspects, out_dir / corpus_directory.REPORT_FILE)
     tfds_metadata.write(out_dir, manifest, schema.tfds_features())
+    for split, content in splits.items():
+        if len(offsets[split]) == content.num_samples:  # an older version wrote no lengths
+            index = record_index.RecordIndex(out_dir, content.shards, offsets[split])
+            record_index.save(index, manifest, split)
     manifest_lib.save(out_dir, manifest)
     files.remove_tree(out_dir / PARTIAL)
     return manifest

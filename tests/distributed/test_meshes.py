@@ -1,5 +1,6 @@
 """A run on different meshes and numbers of processes: same records, same losses."""
 
+import itertools
 import math
 import shutil
 from pathlib import Path
@@ -17,7 +18,7 @@ from helpers.runs import (
     write_recipe,
 )
 
-from input_pipeline import manifest, sampling_order
+from input_pipeline import dataset, sampling_order
 from unimed_jax import train
 from unimed_jax.testing import tiny_config
 from unimed_jax.training.data_loader import DataLoader
@@ -30,7 +31,6 @@ STEPS = {
     "model__text__layers": 1,
 }
 TOLERANCE = 2e-5  # relative: the order of summation depends on the mesh
-NUM_STREAMS = 4
 
 
 def train_here(corpus: Path, workdir: Path, mesh: tuple[int, int, int]) -> None:
@@ -65,19 +65,28 @@ def train_in_processes(corpora: list[Path], workdir: Path, devices_each: int) ->
             process.kill()
 
 
-def only_own_shards(corpus: Path, copy: Path, host: int, num_hosts: int) -> Path:
-    """A copy in which the shards that other hosts read in the first epoch are zeros."""
+def only_own_records(corpus: Path, copy: Path, host: int, num_hosts: int) -> Path:
+    """A copy in which the blocks of records that other hosts read are zeros."""
     shutil.copytree(corpus, copy)
-    shards = manifest.load(corpus).splits["train"].shards
-    streams = range(NUM_STREAMS)[host * NUM_STREAMS // num_hosts :][: NUM_STREAMS // num_hosts]
-    own = {
-        s
-        for k in streams
-        for s in sampling_order.epoch_shards(len(shards), NUM_STREAMS, 0, 0, 0, k)
-    }
-    for index in set(range(len(shards))) - own:
-        path = copy / shards[index].file
-        path.write_bytes(bytes(path.stat().st_size))
+    config = tiny_config(str(corpus), STEPS)
+    source = dataset.MixtureSource("phantoms", str(corpus), "train", None)
+    manifests = dataset.open_sources([source])
+    spec = dataset.StreamSpec(
+        [source], manifests, config.seed, config.batch_size, config.data.block_size
+    )
+    (blocks,), size = spec.blocks, config.batch_size
+    plan = sampling_order.assignments(spec.seed, [blocks], spec.weights, size, 0)
+    own = set()
+    for assignment in itertools.islice(plan, config.num_train_steps):
+        mine = assignment.rows * num_hosts // size == host
+        own |= set(assignment.entries.block[mine].tolist())
+    assert own and len(own) < len(blocks)
+    for block in set(range(len(blocks))) - own:
+        begin, end = map(int, blocks.span[block])
+        shard = manifests[0].splits["train"].shards[blocks.shard[block]]
+        with (copy / shard.file).open("r+b") as file:
+            file.seek(begin)
+            file.write(bytes(end - begin))
     return copy
 
 
@@ -98,10 +107,10 @@ def one_process(phantom_corpus, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def four_processes(phantom_corpus, tmp_path_factory) -> Path:
-    """The same with four processes of two devices each, which can read only their shards."""
+    """The same with four processes of two devices each, which can read only their blocks."""
     directory = tmp_path_factory.mktemp("four")
     corpora = [
-        only_own_shards(phantom_corpus, directory / f"corpus{host}", host, 4) for host in range(4)
+        only_own_records(phantom_corpus, directory / f"corpus{host}", host, 4) for host in range(4)
     ]
     train_in_processes(corpora, directory / "run", devices_each=2)
     return directory / "run"
@@ -115,7 +124,7 @@ def test_the_loss_curve_is_the_same_on_every_mesh(one_process, phantom_corpus, t
 
 
 @pytest.mark.slow
-def test_four_processes_that_read_only_their_shards_train_like_one(four_processes, one_process):
+def test_four_processes_that_read_only_their_records_train_like_one(four_processes, one_process):
     assert recorded(four_processes / "batches") == recorded(one_process / "batches")
     assert len(list((four_processes / "batches").iterdir())) == 4
     assert_same_losses(four_processes, one_process)

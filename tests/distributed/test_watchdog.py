@@ -13,7 +13,6 @@ from unimed_jax.distributed.watchdog import FOLDER, Watchdog
 
 CHANGES = {
     "num_train_steps": 2000,
-    "data__num_streams": 2,
     "checkpoint__every_steps": 2000,
     "evals": {},
     "model__visual__layers": 1,

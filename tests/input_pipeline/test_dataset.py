@@ -1,15 +1,17 @@
 """The stream of batches: same step, same batch; bad records; damaged files."""
 
+import dataclasses
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from input_pipeline import dataset, manifest, records, sampling_order, transforms
-from input_pipeline.io.errors import ConfigError, CorpusError
+from input_pipeline import dataset, manifest, records, transforms
+from input_pipeline.io.errors import CorpusError
 
-BATCH, STREAMS, BLOCK = 8, 4, 5
+BATCH, BLOCK = 8, 5
 
 
 def decode(record, seed, source):
@@ -18,36 +20,19 @@ def decode(record, seed, source):
     return {"id": sample["id"], "image": image, "source": source}
 
 
-def read_and_made(
-    directories, start, stop, *, streams=range(STREAMS), threads=2, weights=None, seed=3,
-    tolerant=False,
-):  # fmt: skip
+def spec_of(directories, weights=None, seed=3):
     weights = weights or [None] * len(directories)
     sources = [
         dataset.MixtureSource(f"s{i}", str(d), "train", w)
         for i, (d, w) in enumerate(zip(directories, weights, strict=True))
     ]
-    manifests = dataset.open_sources(sources, STREAMS)
-    spec = dataset.StreamSpec(
-        sources, manifests, seed=seed, batch_size=BATCH, num_streams=STREAMS, block_size=BLOCK
-    )
-    options = {"streams": streams, "num_threads": threads}
-    if tolerant:
-        batches = dataset.train_dataset(spec, decode, start, stop, **options)
-        return list(dataset.numpy_batches(batches, spec.directories)), []
-    made, train_dataset = [], dataset.train_dataset
-
-    def recording(spec, decode, start, stop, *, tolerant, **options):
-        made.append((start, stop, tolerant))
-        return train_dataset(spec, decode, start, stop, tolerant=tolerant, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataset, "train_dataset", recording)
-        return list(dataset.train_batches(spec, decode, start, stop, **options)), made
+    manifests = dataset.open_sources(sources)
+    return dataset.StreamSpec(sources, manifests, seed, batch_size=BATCH, block_size=BLOCK)
 
 
-def read(*arguments, **settings):
-    return read_and_made(*arguments, **settings)[0]
+def read(directories, start, stop, *, threads=2, weights=None, seed=3, **options):
+    spec = spec_of(directories, weights, seed)
+    return [*dataset.train_batches(spec, decode, start, stop, num_threads=threads, **options)]
 
 
 def assert_same(ours, theirs):
@@ -87,10 +72,9 @@ def test_resuming_at_any_step_continues_the_stream(corpus, three_epochs, step):
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_the_global_batch_does_not_depend_on_the_number_of_hosts(corpus, three_epochs, hosts):
-    share = STREAMS // hosts
+    share = BATCH // hosts
     parts = [
-        read([corpus], 0, 15, streams=range(host * share, (host + 1) * share))
-        for host in range(hosts)
+        read([corpus], 0, 15, rows=range(host * share, (host + 1) * share)) for host in range(hosts)
     ]
     joined = [
         {key: np.concatenate([rows[key] for rows in batches]) for key in batches[0]}
@@ -99,18 +83,11 @@ def test_the_global_batch_does_not_depend_on_the_number_of_hosts(corpus, three_e
     assert_same(joined, three_epochs[:15])
 
 
-def test_an_epoch_draws_every_record_once(corpus):
-    # each stream's rows are a chain of epochs of its own; together they are epochs of the corpus
-    rows = BATCH // STREAMS
-    batches = read([corpus], 0, 14)
-    counts = [s.num_samples for s in manifest.load(corpus).splits["train"].shards]
-    seen = []
-    for stream in range(STREAMS):
-        ids = np.concatenate([b["id"][stream * rows : (stream + 1) * rows] for b in batches])
-        first_shard = sampling_order.epoch_shards(len(counts), STREAMS, 3, 0, 0, stream)
-        seen.append(ids[: sum(counts[s] for s in first_shard)])
-    seen = np.concatenate(seen)
-    assert len(seen) == len(set(seen)) == sum(counts)
+def test_every_record_is_drawn_equally_often(corpus, three_epochs):
+    draws = Counter(sample_id for batch in three_epochs for sample_id in batch["id"])
+    assert len(draws) == 102
+    # 320 draws of 102 records; the blocks that the rows hold at the end are not used up
+    assert set(draws.values()) <= {3, 4}
 
 
 def test_crops_differ_between_draws_of_one_image(three_epochs):
@@ -144,10 +121,11 @@ def _damage(directory, corpus, index):
             fields = {**s.__dict__, "image": image}
             writer.write(records.encode(records.Sample(**fields)))
     content = manifest.load(directory)
-    shard = content.splits["train"].shards[0]
-    text = (directory / "manifest.json").read_text()
-    text = text.replace(f'"num_bytes": {shard.num_bytes}', f'"num_bytes": {path.stat().st_size}')
-    (directory / "manifest.json").write_text(text)
+    train = content.splits["train"]
+    sums = {"num_bytes": path.stat().st_size, "sha256": manifest.file_sha256(path)}
+    shards = (dataclasses.replace(train.shards[0], **sums), *train.shards[1:])
+    splits = {**content.splits, "train": dataclasses.replace(train, shards=shards)}
+    manifest.save(directory, dataclasses.replace(content, splits=splits))
     return samples[index].id
 
 
@@ -155,7 +133,15 @@ def test_the_fast_way_gives_what_the_tolerant_one_does(corpus, three_epochs, tmp
     assert_same(read([corpus], 0, 40, tolerant=True), three_epochs)
     _damage(tmp_path / "damaged", corpus, 4)
     tolerant = read([tmp_path / "damaged"], 2, 60, tolerant=True)
-    fast, made = read_and_made([tmp_path / "damaged"], 2, 60)
+    made, numpy_batches = [], dataset._train_batches
+
+    def recording(spec, decode, start, stop, rows, num_threads, tolerant, waited):
+        made.append((start, stop, tolerant))
+        return numpy_batches(spec, decode, start, stop, rows, num_threads, tolerant, waited)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "_train_batches", recording)
+        fast = read([tmp_path / "damaged"], 2, 60)
     assert_same(fast, tolerant)
     bad = [2 + k for k, batch in enumerate(tolerant) if not batch["valid"].all()]
     assert len(bad) >= dataset._FAILURES  # once an epoch
@@ -171,17 +157,17 @@ def test_a_bad_image_keeps_its_place_and_is_replaced_or_named(corpus, tmp_path):
     assert place
     for k, row in place:
         assert good[k]["id"][row].decode() == bad[k]["id"][row].decode() == bad_id
-    replaced = list(dataset.replace_bad_rows(iter(bad), "replace", BATCH // STREAMS))
+    replaced = list(dataset.replace_bad_rows(iter(bad), "replace"))
     for k, batch in enumerate(replaced):
         assert "valid" not in batch
         for row in range(BATCH):
             if (k, row) in place:
-                neighbour = row ^ 1  # the other row of its stream
+                neighbour = row ^ 1  # the other row of its pair
                 np.testing.assert_array_equal(batch["image"][row], good[k]["image"][neighbour])
             else:
                 np.testing.assert_array_equal(batch["image"][row], good[k]["image"][row])
     with pytest.raises(CorpusError, match=bad_id):
-        list(dataset.replace_bad_rows(iter(bad), "error", BATCH // STREAMS))
+        list(dataset.replace_bad_rows(iter(bad), "error"))
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated"])
@@ -206,9 +192,16 @@ def test_a_shard_altered_under_a_running_job_is_named(corpus, tmp_path):
         read([tmp_path / "copy"], 0, 13)
 
 
-def test_streams_must_divide_the_shards(corpus):
-    with pytest.raises(ConfigError, match=r"num_streams=3 .* 4 shards"):
-        dataset.open_sources([dataset.MixtureSource("x", str(corpus), "train", None)], 3)
+def test_a_group_of_bad_rows_is_replaced_alike_on_any_number_of_hosts():
+    valid = np.array([1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 1], bool)
+    ids = np.array([b"%d" % row for row in range(16)], object)
+    whole = next(dataset.replace_bad_rows(iter([{"id": ids, "valid": valid}]), "replace"))["id"]
+    halves = [
+        next(dataset.replace_bad_rows(iter([{"id": i, "valid": v}]), "replace", first))["id"]
+        for i, v, first in ((ids[:8], valid[:8], 0), (ids[8:], valid[8:], 8))
+    ]
+    assert list(whole) == [*np.concatenate(halves)]
+    assert [int(row) for row in whole] == [0, 0, 0, 0, 4, 5, 6, 6, 11, 11, 11, 11, 12, 13, 14, 15]
 
 
 @pytest.mark.parametrize("batch_size", [8, 16, 34, 40])
@@ -217,10 +210,10 @@ def test_evaluation_meets_every_record_once(corpus, batch_size, hosts):
     content = manifest.load(corpus)
     parts = []
     for host in range(hosts):
-        batches = dataset.evaluation_dataset(
+        batches = dataset.evaluation_batches(
             str(corpus), content, "val", decode, batch_size=batch_size, host=host, num_hosts=hosts
         )
-        parts.append(list(batches.as_numpy_iterator()))
+        parts.append(list(batches))
     assert len({len(p) for p in parts}) == 1
     ids, valid = [], []
     for batches in zip(*parts, strict=True):

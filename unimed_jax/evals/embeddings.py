@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from input_pipeline import device_prefetch, manifest, records
+from input_pipeline import device_prefetch, manifest, record_index, record_reader, records
 from input_pipeline.io.files import AnyPath, under
 from unimed_jax.distributed import process, sharding
 from unimed_jax.inference import embedding_cache
@@ -52,12 +52,8 @@ class CorpusSplit:
 
     def samples(self) -> Iterator[records.Sample]:
         """Every sample, in file order."""
-        import tensorflow as tf
-
-        for shard in self.manifest.splits[self.name].shards:
-            path = str(self.directory / shard.file)
-            for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
-                yield records.decode(record)
+        index = record_index.load(self.directory, self.manifest, self.name)
+        yield from map(records.decode, record_reader.sequential(index))
 
 
 @dataclass(frozen=True)
@@ -212,7 +208,7 @@ class CorpusEmbedder:
     ) -> tuple[tuple[str, ...], np.ndarray]:
         from input_pipeline import dataset
 
-        batches = dataset.evaluation_dataset(
+        batches = dataset.evaluation_batches(
             str(split.directory),
             split.manifest,
             split.name,
@@ -222,10 +218,9 @@ class CorpusEmbedder:
             num_hosts=jax.process_count(),
         )
         valid: list[jax.Array] = []
-        directories = {str(split.directory): split.manifest}
 
         def images() -> Iterator[jax.Array]:
-            for batch in device_prefetch.prefetch(dataset.numpy_batches(batches, directories)):
+            for batch in device_prefetch.prefetch(batches):
                 valid.append(self._engine.place(batch["valid"]))
                 yield self._engine.place(batch["image"])
 

@@ -25,8 +25,6 @@ def small_unet(config: ConfigDict) -> None:
     config.num_train_steps = 400
     config.log_every_steps = 20
     config.checkpoint.every_steps = 100
-    config.data.num_streams = 4
-    config.data.shuffle_block = 64
     config.model.image_size = 192
     config.model.width_factor = 0.25
     config.model.blocks = (2, 2, 2, 2)
@@ -60,8 +58,6 @@ def slaug(config: ConfigDict) -> None:
     config.num_epochs = 2000.0
     config.log_every_steps = 20
     config.checkpoint.every_steps = 100
-    config.data.num_streams = 4
-    config.data.shuffle_block = 64
     config.model.network = "efficientnet_b2"
     config.model.image_size = 192
     config.model.in_channels = 1
@@ -174,8 +170,6 @@ def small_volumetric(config: ConfigDict, network: str) -> None:
     config.log_every_steps = 10
     config.checkpoint.every_steps = 100
     config.checkpoint.keep = 1
-    config.data.num_streams = 1
-    config.data.shuffle_block = 16
     config.data.crop_size = (32, 64, 64)
     config.model.unetr.update(
         {"width": 96, "layers": 8, "heads": 4, "mlp_width": 192, "features": 8}
@@ -204,7 +198,6 @@ def smoke_volumetric(config: ConfigDict) -> None:
     config.batch_size = 2
     config.log_every_steps = 5
     config.checkpoint.every_steps = 15
-    config.data.num_streams = 1
     config.data.crop_size = (32, 32, 32)
     config.data.crops_per_volume = 1
     config.model.unetr.update(
@@ -224,7 +217,6 @@ def smoke_volumetric(config: ConfigDict) -> None:
 def published_volumetric(config: ConfigDict, network: str) -> None:
     """Crops, lengths and optimizers as published, for the full-size networks."""
     config.model.network = network
-    config.data.num_streams = 1
     config.optimizer.b2 = 0.999
     if network == "unetr":
         config.batch_size = 1

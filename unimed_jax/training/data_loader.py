@@ -9,11 +9,11 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from input_pipeline import dataset, device_prefetch, sampling_order
+from input_pipeline import dataset, device_prefetch, record_reader
 from input_pipeline.io.errors import ConfigError
-from input_pipeline.io.files import AnyPath, to_path, under
+from input_pipeline.io.files import AnyPath, under
 from unimed_jax import config as config_lib
-from unimed_jax.distributed import sharding
+from unimed_jax.distributed import process, sharding
 from unimed_jax.training.task import Task
 
 
@@ -41,17 +41,18 @@ class DataLoader:
             )
             for name in sorted(config.data.sources)
         ]
-        manifests = dataset.open_sources(
-            sources, config.data.num_streams, config.data.verify_checksums, task.record_schema
-        )
+        manifests = dataset.open_sources(sources, config.data.verify_checksums, task.record_schema)
         self.spec = dataset.StreamSpec(
             sources,
             manifests,
             seed=config.seed,
             batch_size=config.batch_size,
-            num_streams=config.data.num_streams,
-            block_size=config.data.shuffle_block,
+            block_size=config.data.block_size,
         )
+        # one process makes the indices that corpora of older versions lack
+        if jax.process_index() == 0:
+            self.spec.indices  # noqa: B018
+        process.wait_for_all("the records are indexed")
 
     @property
     def num_samples(self) -> int:
@@ -87,32 +88,20 @@ class DataLoader:
             )
 
     @property
-    def _streams(self) -> range:
-        """The streams that this host reads."""
-        per_host = self.spec.num_streams // jax.process_count()
+    def _rows(self) -> range:
+        """The rows of the global batch that this host reads."""
+        per_host = self.spec.batch_size // jax.process_count()
         first = jax.process_index() * per_host
         return range(first, first + per_host)
 
     def first_records(self, count: int = 200) -> Iterator[bytes]:
-        """About the first ``count`` serialized records that this host reads of every source.
+        """The first ``count`` serialized records of every source.
 
-        Damaged records are skipped here; training reports them.
+        Raises:
+          CorpusError: a shard was removed or altered since its manifest was written.
         """
-        import tensorflow as tf
-
-        seed, num_streams = self.spec.seed, self.spec.num_streams
-        pairs = zip(self.spec.sources, self.spec.manifests, strict=True)
-        for index, (source, content) in enumerate(pairs):
-            shards = content.splits[source.split].shards
-            files = [
-                str(under(to_path(source.directory), shards[shard].file))
-                for stream in self._streams
-                for shard in sampling_order.epoch_shards(
-                    len(shards), num_streams, seed, index, 0, stream
-                )
-            ]
-            records = tf.data.TFRecordDataset(files).take(count).ignore_errors()
-            yield from records.as_numpy_iterator()
+        for index in self.spec.indices:
+            yield from record_reader.sequential(index, [(0, min(count, len(index.offsets)))])
 
     def read(self, start: int, stop: int) -> Iterator[tuple[list[str], dict[str, jax.Array]]]:
         """(ids of this host's rows, global batch) of the steps ``start`` <= k < ``stop``."""
@@ -121,11 +110,9 @@ class DataLoader:
             self._task.decode,
             start,
             stop,
-            streams=self._streams,
+            rows=self._rows,
             num_threads=self._data.num_threads,
         )
-        for batch in dataset.replace_bad_rows(
-            batches, self._data.on_bad_sample, self.spec.rows_per_stream
-        ):
+        for batch in dataset.replace_bad_rows(batches, self._data.on_bad_sample, self._rows.start):
             ids = [sample_id.decode() for sample_id in batch["id"]]
             yield ids, device_prefetch.to_global(self._task.collate(batch), self._placement)

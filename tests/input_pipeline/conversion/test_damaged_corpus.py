@@ -41,8 +41,8 @@ def test_training_reads_every_sample_of_a_corpus_of_damaged_files(tmp_path):
         image = transforms.resize_and_center_crop(sample["image"], 16)
         return {"id": sample["id"], "image": image}
 
-    batches = dataset.evaluation_dataset(
+    batches = dataset.evaluation_batches(
         str(tmp_path / "out"), content, "train", decode, batch_size=1
     )
-    valid = [bool(batch["valid"][0]) for batch in batches.as_numpy_iterator()]
+    valid = [bool(batch["valid"][0]) for batch in batches]
     assert valid == [True] * content.written

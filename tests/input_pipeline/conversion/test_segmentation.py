@@ -206,19 +206,17 @@ def test_the_stream_accepts_segmentation_records_only_for_segmentation_tasks(tmp
     assert convert("mask_phantoms", out, "--style=warm", "--num_images=10", "--image_size=16") == 0
     source = dataset.MixtureSource("warm", str(out), "train", None)
     with pytest.raises(CorpusError, match="holds segmentation records, the task reads image_text"):
-        dataset.open_sources([source], 4)
-    manifests = dataset.open_sources([source], 4, schema="segmentation")
+        dataset.open_sources([source])
+    manifests = dataset.open_sources([source], schema="segmentation")
 
     def decode(record, seed, _):
         sample = segmentation_records.parse(record)
         return {"id": sample["id"], "mask": tf.ensure_shape(sample["mask"], (16, 16)), "seed": seed}
 
-    spec = dataset.StreamSpec(
-        [source], manifests, seed=1, batch_size=4, num_streams=4, block_size=8
-    )
+    spec = dataset.StreamSpec([source], manifests, seed=1, batch_size=4, block_size=8)
 
     def stream(start):
-        return list(dataset.train_dataset(spec, decode, start, 6).as_numpy_iterator())
+        return list(dataset.train_batches(spec, decode, start, 6))
 
     whole, rest = stream(0), stream(4)
     assert len(rest) == 2

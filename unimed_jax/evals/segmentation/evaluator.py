@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from input_pipeline import manifest, segmentation_records
+from input_pipeline import manifest, record_index, record_reader, segmentation_records
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import AnyPath, under
 from input_pipeline.segmentation_records import SegmentationSample
@@ -91,10 +91,8 @@ class Domain:
 
     def samples(self, split: str) -> Iterator[SegmentationSample]:
         """Every sample of a split, in file order. Raises CorpusError for one of other classes."""
-        import tensorflow as tf
-
-        files = [str(self.directory / s.file) for s in self.manifest.splits[split].shards]
-        for record in tf.data.TFRecordDataset(files).as_numpy_iterator():
+        index = record_index.load(self.directory, self.manifest, split)
+        for record in record_reader.sequential(index):
             sample = segmentation_records.decode(record)
             if sample.classes != self.classes:
                 raise CorpusError(

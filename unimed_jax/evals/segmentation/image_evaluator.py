@@ -57,7 +57,7 @@ class ResizePredictor:
         from input_pipeline import dataset
 
         for split in domain.splits:
-            batches = dataset.evaluation_dataset(
+            batches = dataset.evaluation_batches(
                 str(domain.directory),
                 domain.manifest,
                 split,
@@ -67,8 +67,7 @@ class ResizePredictor:
                 num_hosts=jax.process_count(),
             )
             samples = domain.samples(split)
-            corpora = {str(domain.directory): domain.manifest}
-            for batch in device_prefetch.prefetch(dataset.numpy_batches(batches, corpora)):
+            for batch in device_prefetch.prefetch(batches):
                 local = {key: batch[key] for key in ("image", "valid")}
                 arrays = device_prefetch.to_global(local, self._sharding)
                 rows = jax.device_get(self._predict(params, arrays))
