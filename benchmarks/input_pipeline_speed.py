@@ -196,6 +196,17 @@ def unimed_jax(corpus: Path, batches: int) -> None:
 
 
 def webdataset(corpus: Path, batches: int) -> None:
+    webdataset_of(f"{corpus}/tars/{{00..{SHARDS - 1:02}}}.tar", None, batches)
+
+
+def webdataset_of(tars: str, upsampling: str | None, batches: int) -> None:
+    """Rounds of open_clip's loader.
+
+    Args:
+      tars: its ``--train-data``: patterns of tars, sources separated by ``::``.
+      upsampling: its ``--train-data-upsampling-factors``.
+      batches: batches of a round.
+    """
     import numpy as np
     import torch
     from open_clip_train.data import get_wds_dataset
@@ -211,8 +222,8 @@ def webdataset(corpus: Path, batches: int) -> None:
     )
     workers = len(os.sched_getaffinity(0))
     options = argparse.Namespace(
-        train_data=f"{corpus}/tars/{{00..{SHARDS - 1:02}}}.tar",
-        train_data_upsampling_factors=None,
+        train_data=tars,
+        train_data_upsampling_factors=upsampling,
         train_num_samples=10_000_000,
         dataset_resampled=True,
         batch_size=BATCH,

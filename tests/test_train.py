@@ -1,7 +1,9 @@
 """What stops a run: losses that are not finite, impossible configs, foreign directories."""
 
+import json
 import os
 import re
+import shutil
 
 import pytest
 from helpers.runs import losses_of, start, write_recipe
@@ -129,3 +131,22 @@ def test_find_names_what_is_missing(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="no complete checkpoint"):
         CheckpointReader(tmp_path)
+
+
+def test_a_checkpoint_of_the_old_order_is_refused_until_it_is_accepted(tiny_config, tmp_path):
+    changes = {"num_train_steps": 2, "checkpoint__every_steps": 1, "evals": {}}
+    train.train(tiny_config(**changes), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "2")
+    # what version 0.1 wrote: config.json and the position with its keys
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["data"]["block_size"]
+    config["data"] |= {"num_streams": 4, "shuffle_block": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (path,) = (tmp_path / "checkpoints" / "1").glob("data/metadata")
+    position = json.loads(path.read_text())
+    del position["order"]
+    path.write_text(json.dumps(position | {"num_streams": 4, "block_size": 8}))
+    with pytest.raises(ConfigError, match=r"step 1 was trained in an order .*--config.data.accept_new_order=True"):
+        train.train(tiny_config(**changes), tmp_path)
+    assert train.train(tiny_config(**changes, data__accept_new_order=True), tmp_path)
+    assert [*losses_of(tmp_path)] == [1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,8 +10,8 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from input_pipeline import dataset, device_prefetch, record_reader
-from input_pipeline.io.errors import ConfigError
+from input_pipeline import dataset, device_prefetch, record_reader, sampling_order
+from input_pipeline.io.errors import ConfigError, CorpusError
 from input_pipeline.io.files import AnyPath, under
 from unimed_jax import config as config_lib
 from unimed_jax.distributed import process, sharding
@@ -75,6 +76,13 @@ class DataLoader:
         """Raises ConfigError when a checkpoint was trained on another stream than this one."""
         if self._data.accept_new_order:
             return
+        if stored.get("order") != sampling_order.VERSION:
+            raise ConfigError(
+                f"the checkpoint of step {step} was trained in an order of records of another "
+                "version of unimed_jax; finish the run with that version, or pass "
+                "--config.data.accept_new_order=True to continue in the new order, in which the "
+                "records of the epoch that has begun are drawn anew"
+            )
         before, now = (dict(config_lib.flatten(p)) for p in (stored, self.position(step)))
         changed = [
             f"{key}: {before.get(key, 'absent')!r} before, {now.get(key, 'absent')!r} now"
@@ -97,11 +105,11 @@ class DataLoader:
     def first_records(self, count: int = 200) -> Iterator[bytes]:
         """The first ``count`` serialized records of every source.
 
-        Raises:
-          CorpusError: a shard was removed or altered since its manifest was written.
+        A source ends at a damaged record here; training reports those that it reads.
         """
         for index in self.spec.indices:
-            yield from record_reader.sequential(index, [(0, min(count, len(index.offsets)))])
+            with contextlib.suppress(CorpusError):
+                yield from record_reader.sequential(index, [(0, min(count, len(index.offsets)))])
 
     def read(self, start: int, stop: int) -> Iterator[tuple[list[str], dict[str, jax.Array]]]:
         """(ids of this host's rows, global batch) of the steps ``start`` <= k < ``stop``."""
