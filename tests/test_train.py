@@ -146,7 +146,8 @@ def test_a_checkpoint_of_the_old_order_is_refused_until_it_is_accepted(tiny_conf
     position = json.loads(path.read_text())
     del position["order"]
     path.write_text(json.dumps(position | {"num_streams": 4, "block_size": 8}))
-    with pytest.raises(ConfigError, match=r"step 1 was trained in an order .*--config.data.accept_new_order=True"):
+    refused = r"step 1 was trained in an order .*--config.data.accept_new_order=True"
+    with pytest.raises(ConfigError, match=refused):
         train.train(tiny_config(**changes), tmp_path)
     assert train.train(tiny_config(**changes, data__accept_new_order=True), tmp_path)
     assert [*losses_of(tmp_path)] == [1, 2]
