@@ -108,7 +108,7 @@ def test_every_accepted_row_is_written_once_and_shuffled(corpus):
         ]
     shard_files = {s.file for split in manifest.splits.values() for s in split.shards}
     others = {"manifest.json", "conversion.json", "dataset_info.json", "features.json"}
-    others.add("rejected.jsonl")
+    others |= {"rejected.jsonl", "train.index.safetensors", "val.index.safetensors"}
     assert {path.name for path in directory.iterdir()} == shard_files | others
 
 
