@@ -51,6 +51,8 @@ def test_killed_and_resumed_in_a_bucket_the_losses_are_those_of_a_local_run(
     results = json.loads(storage.objects["run/results.json"])
     assert results == json.loads((finished_run / "results.json").read_text())
     assert b"modality" in storage.objects["run/report.html"]
+    goodput = json.loads(storage.objects["run/goodput.json"])
+    assert (goodput["starts"], sum(goodput["shares"].values())) == (2, pytest.approx(1.0))
     assert CheckpointReader(RUN).step == 40
     names = {name.split("/")[0] for name in storage.below("run/checkpoints/") if "/" in name}
     assert names - {""} == {"35", "40"}

@@ -6,7 +6,7 @@
 Every key of the config can be set on the command line (--config.optimizer.learning_rate=3e-4). The
 same command, given again, resumes from the newest checkpoint in the work directory, with the same
 losses as an uninterrupted run. The work directory receives config.json, metrics.jsonl,
-tensorboard/, checkpoints/, results.json, report.html.
+tensorboard/, checkpoints/, timeline.jsonl, results.json, goodput.json, report.html.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,6 +33,8 @@ from unimed_jax.distributed.watchdog import Watchdog
 from unimed_jax.evals.failures import EvaluationFailed, Failures
 from unimed_jax.evals.results import evaluate, named_metrics, write_results
 from unimed_jax.monitoring import metrics, profiling
+from unimed_jax.monitoring.goodput import Timeline, duration
+from unimed_jax.monitoring.phases import PhaseClock, Window
 from unimed_jax.training import data_location, stages
 from unimed_jax.training.data_loader import DataLoader
 from unimed_jax.training.task import Evaluation, Task
@@ -139,210 +141,287 @@ def _train(
     config: ConfigDict, workdir: AnyPath, devices: Sequence[jax.Device] | None, began: float | None
 ) -> bool:
     """``train``, in a work directory that is locked."""
-    with contextlib.closing(process.make_watchdog(workdir, config.watchdog)) as watchdog:
-        return _train_watched(config, workdir, devices, began, watchdog)
-
-
-def _train_watched(
-    config: ConfigDict,
-    workdir: AnyPath,
-    devices: Sequence[jax.Device] | None,
-    began: float | None,
-    watchdog: Watchdog,
-) -> bool:
-    """``train``, in a work directory that is locked, with a watchdog to start."""
-    startup = profiling.StartupTimer(time.time() if began is None else began)
+    began = time.time() if began is None else began
+    clock = PhaseClock("start_up", elapsed=time.time() - began)
+    startup = profiling.StartupTimer(began)
     startup.mark("imports")
-    # --- checks, before anything is compiled
-    num_devices = len(devices or jax.devices())
-    prepare(config, workdir, num_devices)
-    main_host = jax.process_index() == 0
-    root = data_location.corpus_root(config, str(workdir))
+    prepare(config, workdir, len(devices or jax.devices()))
     startup.mark("corpus")
-    mesh = sharding.make_mesh(config_lib.mesh_shape(config, num_devices), devices)
-    task = tasks.create(config, str(workdir))
-    meta = make_meta(config, task.asset_fingerprints)
-    loader = DataLoader(config, task, root, mesh)
-    num_steps = config.num_train_steps or math.ceil(
-        config.num_epochs * loader.num_samples / config.batch_size
-    )
-    evaluators = task.evaluators(mesh)
-    if main_host:
-        task.save_assets(str(workdir))
+    with contextlib.ExitStack() as closing:
+        watchdog = process.make_watchdog(workdir, config.watchdog)
+        closing.callback(watchdog.close)
+        timeline = Timeline(workdir, clock, began) if jax.process_index() == 0 else None
+        if timeline:
+            closing.callback(timeline.close)
+        compiling = functools.partial(clock.attribute, "compilation")
+        closing.callback(profiling.listen_to_compiler(compiling))
+        run = _Run(config, workdir, devices, clock, timeline, watchdog)
+        finished = run.train(startup)
+        if finished:
+            run.report()
+        return finished
 
-    # --- state: restored from a checkpoint, or initialized from the seed and pretrained weights
-    train_step = TrainStep(task, config, num_steps, mesh)
-    checkpoints = Checkpoints(
-        workdir, keep=config.checkpoint.keep, best_metric=config.checkpoint.best_metric
-    )
-    restored = checkpoints.restore_newest(train_step.abstract_state, train_step.shardings)
-    if restored is None:
-        with process.announced("compiling the initialization"):
-            start, state = 0, initial_state(task, train_step)
-    else:
-        start, state = restored.step, restored.state
-        trained_with = restored.meta["identity"]
-        if trained_with != dict(task.asset_fingerprints):
-            raise UserError(
-                f"{workdir} was trained with {trained_with}, but this run has "
-                f"{task.asset_fingerprints}"
+
+class _Due(NamedTuple):
+    """What is due after a step."""
+
+    log: bool
+    evaluation: bool
+    save: bool
+
+
+class _Run:
+    """A run in a locked work directory with a corpus: ``train`` it, then ``report``."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: AnyPath,
+        devices: Sequence[jax.Device] | None,
+        clock: PhaseClock,
+        timeline: Timeline | None,
+        watchdog: Watchdog,
+    ) -> None:
+        """Makes what the run consists of; only ``train`` compiles and restores.
+
+        Args:
+          config, workdir, devices: see ``train``.
+          clock: the time of this process.
+          timeline: its record; None except on the main process.
+          watchdog: is started when the step is compiled.
+        """
+        self.config, self.workdir = config, workdir
+        self.clock, self.timeline, self.watchdog = clock, timeline, watchdog
+        self.main_host = jax.process_index() == 0
+        self.num_devices = len(devices or jax.devices())
+        self.mesh = sharding.make_mesh(config_lib.mesh_shape(config, self.num_devices), devices)
+        self.task = tasks.create(config, str(workdir))
+        self.meta = make_meta(config, self.task.asset_fingerprints)
+        root = data_location.corpus_root(config, str(workdir))
+        self.loader = DataLoader(config, self.task, root, self.mesh)
+        self.num_steps: int = config.num_train_steps or math.ceil(
+            config.num_epochs * self.loader.num_samples / config.batch_size
+        )
+        self.evaluators = self.task.evaluators(self.mesh)
+        if self.main_host:
+            self.task.save_assets(str(workdir))
+        self.train_step = TrainStep(self.task, config, self.num_steps, self.mesh)
+        abstract_params = self.train_step.abstract_state["params"]
+        self.num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params))
+        self.checkpoints = Checkpoints(
+            workdir, keep=config.checkpoint.keep, best_metric=config.checkpoint.best_metric
+        )
+        self.state: State = {}
+        self.evaluations: dict[str, Evaluation] = {}
+        self.failures: Failures | None = None  # of the newest evaluation
+
+    def train(self, startup: profiling.StartupTimer) -> bool:
+        """Trains to the last step or until a signal; returns whether the last step is done."""
+        start = self._first_state()
+        startup.mark("state")
+
+        # --- the step, compiled once, while the first batches are read
+        self.clock.begin("compilation")
+        self.watchdog.start()
+        stream = device_prefetch.prefetch(self.loader.read(start, self.num_steps))
+        with process.announced("compiling the train step"):
+            compiled = self.train_step.lower().compile()
+        key, step_flops = self.train_step.key(), self.train_step.model_flops()
+        device_kind = jax.devices()[0].device_kind
+        process.wait_for_all("the step is compiled")
+        startup.mark("compilation")
+
+        # --- the loop
+        writer = None
+        if self.main_host:
+            writer = metrics.MetricWriter(self.workdir, resume_step=start or None)
+        self.clock.begin("steps")
+        self._record()
+        window = Window(self.clock)
+        unchecked: tuple[int, list[str], dict[str, jax.Array]] | None = None
+        traced = self.config.profile and self.main_host
+        trace = profiling.StepTrace(self.workdir / "profile", start, traced)
+        bar = tqdm(
+            total=self.num_steps, initial=start, unit="step", disable=None, dynamic_ncols=True
+        )
+        step = start
+        stop_signal = process.StopSignal()
+        # no implicit transfers between host and device: batches are placed in the prefetch thread,
+        # metrics fetched in `_check`
+        with jax.transfer_guard("disallow"), contextlib.ExitStack() as ending:
+            ends = (
+                self.checkpoints.wait,
+                bar.close,
+                stream.close,
+                trace.close,
+                stop_signal.restore,
+                functools.partial(self.clock.begin, "checkpoints"),
+                functools.partial(self.watchdog.begin, "the end of the run"),
             )
-        loader.check_position(restored.position, start)
-    abstract_params = train_step.abstract_state["params"]
-    num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params))
-    process.log(
-        f"{config.task}: {num_params:,} parameters, {loader.num_samples:,} samples, "
-        f"{num_steps} steps of {config.batch_size}, mesh {dict(mesh.shape)}, from step {start}"
-    )
-    if main_host and start == 0:
-        for note in task.data_notes(loader.first_records()):
-            process.log(note)
-    jax.block_until_ready(state)
-    startup.mark("state")
+            for end in ends:
+                ending.callback(end)  # called in reverse order
+            while step < self.num_steps and not stop_signal.received(step):
+                trace.before(step)
+                with self.clock.during("start_up" if step == start else "data_wait"):
+                    ids, batch = next(stream)
+                if step == start:
+                    startup.mark("first batch")
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    self.state, values = compiled(self.state, batch, key)
+                if step == start:
+                    jax.block_until_ready(values)
+                    startup.mark("first step")
+                    process.log(startup.line())
+                trace.after(step, values)
+                step += 1
+                self.clock.step_done(step)
+                # checked while the next step runs, and before it is saved, logged or evaluated
+                if unchecked:
+                    self._check(*unchecked)
+                self.watchdog.step_done(step)
+                unchecked = (step, ids, values)
+                bar.update()
+                due = self._due(step)
+                if not any(due):
+                    continue
+                row, unchecked = self._check(*unchecked), None
+                if due.log:
+                    row |= metrics.throughput(self.config.batch_size, *window.take())
+                    used = metrics.mfu(
+                        step_flops, row["step_seconds"], device_kind, self.num_devices
+                    )
+                    row |= {} if used is None else {"mfu": used}
+                    bar.set_postfix(loss=row["loss"], images_s=row["images_per_sec"], refresh=False)
+                    process.log(metrics.format_line(step, row))
+                with self.watchdog.busy("evaluation or save"), jax.transfer_guard("allow"):
+                    self._evaluate_and_save(step, row, due, writer)
 
-    # --- the step, compiled once, while the first batches are read
-    watchdog.start()
-    stream = device_prefetch.prefetch(loader.read(start, num_steps))
-    with process.announced("compiling the train step"):
-        compiled = train_step.lower().compile()
-    key, step_flops = train_step.key(), train_step.model_flops()
-    device_kind = jax.devices()[0].device_kind
-    process.wait_for_all("the step is compiled")
-    startup.mark("compilation")
+        if unchecked:
+            self._check(*unchecked)
+        if step < self.num_steps:
+            self.checkpoints.save(step, self.state, self.loader.position(step), self.meta)
+        self.checkpoints.close()
+        if step < self.num_steps:
+            if self.timeline:
+                process.log(self.timeline.goodput().line())
+            process.log(
+                f"stopped by {stop_signal.name}: step {step} is saved; the same command resumes "
+                "the run"
+            )
+        return step == self.num_steps
 
-    # --- the loop
-    writer = metrics.MetricWriter(workdir, resume_step=start or None) if main_host else None
-    speed = metrics.Throughput(config.batch_size)
-    unchecked: tuple[int, list[str], dict[str, jax.Array]] | None = None
-    evaluations: dict[str, Evaluation] = {}
-    failures: Failures | None = None  # of the newest evaluation
-    trace = profiling.StepTrace(workdir / "profile", start, config.profile and main_host)
-    bar = tqdm(total=num_steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
+    def _first_state(self) -> int:
+        """Restores the newest checkpoint, or initializes the state; returns its finished steps."""
+        restored = self.checkpoints.restore_newest(
+            self.train_step.abstract_state, self.train_step.shardings
+        )
+        if restored is None:
+            with process.announced("compiling the initialization"):
+                start, self.state = 0, initial_state(self.task, self.train_step)
+        else:
+            start, self.state = restored.step, restored.state
+            trained_with = restored.meta["identity"]
+            if trained_with != dict(self.task.asset_fingerprints):
+                raise UserError(
+                    f"{self.workdir} was trained with {trained_with}, but this run has "
+                    f"{self.task.asset_fingerprints}"
+                )
+            self.loader.check_position(restored.position, start)
+        self.clock.start_at(start)
+        process.log(
+            f"{self.config.task}: {self.num_params:,} parameters, "
+            f"{self.loader.num_samples:,} samples, {self.num_steps} steps of "
+            f"{self.config.batch_size}, mesh {dict(self.mesh.shape)}, from step {start}"
+        )
+        if self.main_host and start == 0:
+            for note in self.task.data_notes(self.loader.first_records()):
+                process.log(note)
+        jax.block_until_ready(self.state)
+        return start
 
-    def check(step: int, ids: list[str], values: Mapping[str, jax.Array]) -> dict[str, float]:
+    def _check(
+        self, step: int, ids: Sequence[str], values: Mapping[str, jax.Array]
+    ) -> dict[str, float]:
         """Fetches the metrics of a step; stops the run if its loss or gradient is not finite."""
         fetched = {name: float(x) for name, x in jax.device_get(dict(values)).items()}
         if not (math.isfinite(fetched["loss"]) and math.isfinite(fetched["grad_norm"])):
-            checkpoints.wait()
+            self.checkpoints.wait()
             raise UserError(
                 f"step {step}: loss {fetched['loss']}, gradient norm {fetched['grad_norm']}; "
-                f"this step was not saved; last good checkpoint: {checkpoints.latest_step()}; "
+                f"this step was not saved; last good checkpoint: {self.checkpoints.latest_step()}; "
                 f"samples of the batch on this host: {', '.join(ids)}"
             )
         return fetched
 
-    step = start
-    stop_signal = process.StopSignal()
-    # no implicit transfers between host and device: batches are placed in the prefetch thread,
-    # metrics fetched in `check`
-    with jax.transfer_guard("disallow"), contextlib.ExitStack() as ending:
-        ends = (
-            checkpoints.wait,
-            bar.close,
-            stream.close,
-            trace.close,
-            stop_signal.restore,
-            functools.partial(watchdog.begin, "the end of the run"),
+    def _due(self, step: int) -> _Due:
+        last = step == self.num_steps
+        evaluation = last or is_multiple(step, self.config.eval_every_steps)
+        return _Due(
+            log=evaluation or is_multiple(step, self.config.log_every_steps),
+            evaluation=evaluation,
+            save=last or is_multiple(step, self.config.checkpoint.every_steps),
         )
-        for end in ends:
-            ending.callback(end)  # called in reverse order
-        while step < num_steps and not stop_signal.received(step):
-            trace.before(step)
-            with speed.waiting_for_data():
-                ids, batch = next(stream)
-            if step == start:
-                startup.mark("first batch")
-            with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, values = compiled(state, batch, key)
-            if step == start:
-                jax.block_until_ready(values)
-                startup.mark("first step")
-                process.log(startup.line())
-            trace.after(step, values)
-            step += 1
-            speed.step_done()
-            # a step is checked while the next one runs, and before it is saved, logged or evaluated
-            if unchecked:
-                check(*unchecked)
-            watchdog.step_done(step)
-            unchecked = (step, ids, values)
-            last = step == num_steps
-            run_evals = last or is_multiple(step, config.eval_every_steps)
-            log = run_evals or is_multiple(step, config.log_every_steps)
-            save = last or is_multiple(step, config.checkpoint.every_steps)
-            bar.update()
-            if not (log or save):
-                continue
-            row, unchecked = check(*unchecked), None
-            if log:
-                row |= speed.window()
-                used = metrics.mfu(step_flops, row["step_seconds"], device_kind, num_devices)
-                row |= {} if used is None else {"mfu": used}
-                bar.set_postfix(loss=row["loss"], images_s=row["images_per_sec"], refresh=False)
-                process.log(metrics.format_line(step, row))
-            with (
-                watchdog.busy("evaluation or save"),
-                speed.paused(),
-                jax.transfer_guard("allow"),
-            ):
-                scores: dict[str, float] = {}
-                if run_evals:
-                    failures = Failures()
-                    evaluations = evaluate(evaluators, state["params"], failures)
-                    scores = named_metrics(evaluations)
-                if log and writer:
-                    writer.write(step, {**row, **metrics.memory(), **scores})
-                if save or (scores and config.checkpoint.best_metric):
-                    checkpoints.save(step, state, loader.position(step), meta, scores)
 
-    if unchecked:
-        check(*unchecked)
-    if step < num_steps:
-        checkpoints.save(step, state, loader.position(step), meta)
-        checkpoints.close()
-        process.log(
-            f"stopped by {stop_signal.name}: step {step} is saved; the same command resumes the run"
-        )
-        return False
-    checkpoints.close()
+    def _evaluate_and_save(
+        self, step: int, row: dict[str, float], due: _Due, writer: metrics.MetricWriter | None
+    ) -> None:
+        """Evaluates, writes the row of the step, and saves the state, as far as they are due."""
+        scores: dict[str, float] = {}
+        if due.evaluation:
+            scores = self._evaluate()
+        if due.log and writer:
+            with self.clock.during("logging"):
+                writer.write(step, {**row, **metrics.memory(), **scores})
+        if due.save or (scores and self.config.checkpoint.best_metric):
+            with self.clock.during("checkpoints"):
+                position = self.loader.position(step)
+                self.checkpoints.save(step, self.state, position, self.meta, scores)
+        self._record()
 
-    # --- results and report
-    if failures is None:
-        failures = Failures()
-        evaluations = evaluate(evaluators, state["params"], failures)
-    if main_host:
-        history = metrics.read_metrics(workdir / "metrics.jsonl")
-        facts = {
-            "trained": f"{num_params:,} parameters for {num_steps:,} steps of "
-            f"{config.batch_size:,}, {_duration(history)}",
-            "on": loader.description(),
-            "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
-        }
-        write_results(
-            workdir,
-            f"{config.task}: {workdir.name}",
-            config,
-            evaluations,
-            failures,
-            history,
-            task.charts,
-            facts,
-        )
-    process.wait_for_all("results are written")
-    failures.raise_any(workdir / "results.json")
-    return True
+    def _evaluate(self) -> dict[str, float]:
+        """Runs all evaluators; returns what ``named_metrics`` does."""
+        self.failures = Failures()
+        with self.clock.during("evaluation"):
+            self.evaluations = evaluate(self.evaluators, self.state["params"], self.failures)
+        return named_metrics(self.evaluations)
 
+    def _record(self) -> None:
+        """Has the time until now recorded, in case the process is killed."""
+        if self.timeline:
+            self.timeline.write()
 
-def _duration(history: Sequence[Mapping[str, Any]]) -> str:
-    """The time in steps, over all interruptions, from the rows of metrics.jsonl."""
-    seconds, before = 0.0, 0
-    for row in history:
-        seconds += (row["step"] - before) * row["step_seconds"]
-        before = row["step"]
-    hours, minutes = divmod(round(seconds / 60), 60)
-    if hours:
-        return f"{hours} h {minutes} min in steps"
-    return f"{minutes} min in steps" if minutes else f"{seconds:.0f} s in steps"
+    def report(self) -> None:
+        """Writes results.json, goodput.json and report.html; the last step must be done.
+
+        Raises:
+          EvaluationFailed: some evaluators failed.
+        """
+        if self.failures is None:  # the last step was done by an earlier process
+            self._evaluate()
+        assert self.failures is not None
+        self.clock.begin("logging")
+        if self.timeline:
+            goodput = self.timeline.goodput()
+            facts = {
+                "trained": f"{self.num_params:,} parameters for {self.num_steps:,} steps of "
+                f"{self.config.batch_size:,}, {duration(goodput.seconds['steps'])} in steps",
+                "on": self.loader.description(),
+                "mesh": ", ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items()),
+            }
+            write_results(
+                self.workdir,
+                f"{self.config.task}: {self.workdir.name}",
+                self.config,
+                self.evaluations,
+                self.failures,
+                metrics.read_metrics(self.workdir / "metrics.jsonl"),
+                self.task.charts,
+                facts,
+                goodput,
+            )
+            process.log(goodput.line())
+        process.wait_for_all("results are written")
+        self.failures.raise_any(self.workdir / "results.json")
 
 
 def train_stages(

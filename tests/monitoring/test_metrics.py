@@ -1,15 +1,16 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.fake_clock import FakeClock
 
 from input_pipeline.io.errors import UserError
 from unimed_jax.monitoring import metrics
+from unimed_jax.monitoring.phases import PhaseClock, Window
 
 
 def lines(workdir):
@@ -142,43 +143,27 @@ def test_format_line():
     assert metrics.format_line(1200, values) == expected
 
 
-class Clock:
-    """A clock that the test moves."""
-
-    now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
 def test_throughput_by_hand():
-    clock = Clock()
-    throughput = metrics.Throughput(batch_size=32, clock=clock)
-    for _ in range(4):
-        with throughput.waiting_for_data():
+    clock = FakeClock()
+    phases = PhaseClock("start_up", clock=clock)
+    clock.now += 7.0
+    phases.begin("steps")
+    window = Window(phases)
+    for step in range(4):
+        with phases.during("data_wait"):
             clock.now += 0.5
         clock.now += 1.5
-        throughput.step_done()
-    with throughput.paused():
-        clock.now += 1000.0
+        phases.step_done(step + 1)
+    for phase in ("evaluation", "logging", "checkpoints"):
+        with phases.during(phase):
+            clock.now += 1000.0
     figures = {"images_per_sec": 16.0, "step_seconds": 2.0, "data_wait_fraction": 0.25}
-    assert throughput.window() == pytest.approx(figures)
-    assert throughput.window() == {}  # the next window starts empty
+    assert metrics.throughput(32, *window.take()) == pytest.approx(figures)
+    assert metrics.throughput(32, *window.take()) == {}  # the next window starts empty
     clock.now += 1.0
-    throughput.step_done()
+    phases.step_done(5)
     figures = {"images_per_sec": 32.0, "step_seconds": 1.0, "data_wait_fraction": 0.0}
-    assert throughput.window() == pytest.approx(figures)
-
-
-def test_throughput_on_the_real_clock_counts_the_wait_even_when_the_iterator_ends():
-    throughput = metrics.Throughput(batch_size=1)
-    with pytest.raises(StopIteration), throughput.waiting_for_data():
-        time.sleep(0.1)
-        next(iter(()))
-    throughput.step_done()
-    window = throughput.window()
-    assert 0.09 < window["step_seconds"] < 5
-    assert window["data_wait_fraction"] > 0.9
+    assert metrics.throughput(32, *window.take()) == pytest.approx(figures)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="compares with Linux's own account in /proc")

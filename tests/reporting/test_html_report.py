@@ -46,6 +46,13 @@ HISTORY = [
 ]
 
 
+def test_bars_are_as_long_as_their_numbers():
+    page = Page(html_report.bars([("a<b", 0.2, "20 %"), ("c", 0.5, "50 %"), ("d", 0.0, "0 %")]))
+    widths = [attributes["style"] for tag, attributes in page.tags if tag == "i"]
+    assert widths == ["width:40.0%", "width:100.0%", "width:0.0%"]
+    assert "".join(page.text) == "a<b20 %c50 %d0 %"
+
+
 def write(tmp_path, *sections, title="a title"):
     path = tmp_path / "report.html"
     html_report.write_report(path, title, sections)

@@ -12,6 +12,7 @@ from unimed_jax import config as config_lib
 from unimed_jax.distributed import process
 from unimed_jax.evals.failures import FAILED, Failures
 from unimed_jax.monitoring import metrics, provenance
+from unimed_jax.monitoring.goodput import Goodput
 from unimed_jax.reporting import html_report
 from unimed_jax.training.task import Evaluation, Evaluator
 
@@ -53,6 +54,7 @@ def write_results(
     history: Sequence[Mapping[str, Any]] = (),
     charts: Sequence[html_report.Chart] = (),
     facts: Mapping[str, str] | None = None,
+    goodput: Goodput | None = None,
 ) -> None:
     """Logs the tables; writes results.json, report.html and the files of the evaluators.
 
@@ -66,6 +68,7 @@ def write_results(
       history: rows of metrics.jsonl for the training curves; empty outside training.
       charts: training curves of the task, in addition to those of every run.
       facts: name -> value of what was trained or evaluated, on what; for the top of the report.
+      goodput: what the time of a training run went to; for the report and goodput.json.
     """
     results = {k: metrics.finite_or_name(v) for k, v in named_metrics(evaluations).items()}
     results |= {f"{name}/{FAILED}": reason for name, reason in failures.reasons.items()}
@@ -79,6 +82,10 @@ def write_results(
     ]
     if history:
         sections.append(html_report.curves_section(history, curves))
+    if goodput:
+        content = json.dumps(goodput.as_json(), indent=2) + "\n"
+        write_text_atomically(directory / "goodput.json", content)
+        sections.append(_time_section(goodput))
     for name, evaluation in evaluations.items():
         process.log(f"\n{name}\n{evaluation.table}")
         for folder, text in evaluation.files.items():
@@ -103,6 +110,15 @@ def _headline(results: Mapping[str, Any], evaluations: Mapping[str, Evaluation])
                 text += f" [{low:.3f}, {high:.3f}]"
             shown[key.replace("/", ": ", 1).replace("/", ", ").replace("_", " ")] = text
     return shown
+
+
+def _time_section(goodput: Goodput) -> html_report.Section:
+    bars = [
+        (goodput.title(name), share, f"{100 * share:.1f} %")
+        for name, share in goodput.shares.items()
+    ]
+    note = f'<p class="note">{html.escape(goodput.summary())}</p>'
+    return html_report.Section("Where the time went", html_report.bars(bars) + note)
 
 
 def _failure_section(name: str, reason: str) -> html_report.Section:

@@ -1,12 +1,11 @@
 """Metrics of a run in progress: metric files, throughput, memory, model FLOP utilization."""
 
-import contextlib
 import json
 import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ import jax
 from input_pipeline.io.errors import UserError
 from input_pipeline.io.files import AppendOnlyFile, PathLike, reason, to_path
 from unimed_jax.monitoring.hardware import CHIPS
+from unimed_jax.monitoring.phases import Phase
 
 Row = dict[str, Any]
 
@@ -150,76 +150,31 @@ def format_line(step: int, values: Mapping[str, float]) -> str:
     return " | ".join([f"step {step}", *(f"{key} {value:.4g}" for key, value in values.items())])
 
 
-class Throughput:
-    """Speed of the training loop over a log window.
-
-        throughput = Throughput(batch_size)
-        for step in ...:
-            with throughput.waiting_for_data():
-                batch = next(batches)
-            state, metrics = train_step(state, batch, key)
-            throughput.step_done()
-            if step % log_every_steps == 0:
-                metrics = jax.device_get(metrics)   # waits for the device
-                writer.write(step, {**metrics, **throughput.window()})
-                with throughput.paused():
-                    evaluate()
+def throughput(batch_size: int, seconds: Mapping[Phase, float], steps: int) -> dict[str, float]:
+    """Speed of the training loop over a log window, in which evaluations and saves do not count.
 
     Steps are dispatched asynchronously, so a window must end after a result of its last step has
-    been fetched, as above. The first window contains compilation; call `window` (and discard it)
-    after the first step to leave that out.
+    been fetched.
+
+    Args:
+      batch_size: rows of the global batch.
+      seconds: phase -> seconds in the window.
+      steps: steps finished in the window.
+
+    Returns:
+      images_per_sec: global batch size * steps / time.
+      step_seconds: time per step.
+      data_wait_fraction: share of the time in which the loop waited for a batch, in [0, 1].
+      Empty if no step was done.
     """
-
-    def __init__(self, batch_size: int, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._batch_size = batch_size
-        self._clock = clock
-        self._restart()
-
-    def _restart(self) -> None:
-        self._start = self._clock()
-        self._waited = self._paused = 0.0
-        self._steps = 0
-
-    @contextlib.contextmanager
-    def waiting_for_data(self) -> Iterator[None]:
-        """Counts the time inside as blocked on the input pipeline."""
-        start = self._clock()
-        try:
-            yield
-        finally:
-            self._waited += self._clock() - start
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves the time inside (evaluation, saving) out of the window."""
-        start = self._clock()
-        try:
-            yield
-        finally:
-            self._paused += self._clock() - start
-
-    def step_done(self) -> None:
-        self._steps += 1
-
-    def window(self) -> dict[str, float]:
-        """Metrics since the last call (or construction), and starts the next window.
-
-        Returns:
-          images_per_sec: global batch size * steps / time.
-          step_seconds: time per step.
-          data_wait_fraction: share of the time blocked in `waiting_for_data`, in [0, 1].
-          Empty if no step was done.
-        """
-        seconds = self._clock() - self._start - self._paused
-        steps, waited = self._steps, self._waited
-        self._restart()
-        if not steps or seconds <= 0:
-            return {}
-        return {
-            "images_per_sec": self._batch_size * steps / seconds,
-            "step_seconds": seconds / steps,
-            "data_wait_fraction": min(waited / seconds, 1.0),
-        }
+    total = seconds["steps"] + seconds["data_wait"]
+    if not steps or total <= 0:
+        return {}
+    return {
+        "images_per_sec": batch_size * steps / total,
+        "step_seconds": total / steps,
+        "data_wait_fraction": seconds["data_wait"] / total,
+    }
 
 
 def memory() -> dict[str, float]:

@@ -4,6 +4,7 @@ import pathlib
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,6 +15,21 @@ from unimed_jax.distributed import process
 _WARM_UP, _TRACED = 3, 4  # steps
 
 
+def listen_to_compiler(listener: Callable[[float], object]) -> Callable[[], None]:
+    """Has ``listener`` called with the seconds of every compilation, in the thread that compiles.
+
+    Returns:
+      What ends that.
+    """
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            listener(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return lambda: jax.monitoring.unregister_event_duration_listener(listen)
+
+
 class StartupTimer:
     """The time from the start of a command to the end of its first step, in named parts."""
 
@@ -22,11 +38,10 @@ class StartupTimer:
         self._began = self._last = began
         self._parts: dict[str, float] = {}
         self._compiling = 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        self._stop_listening = listen_to_compiler(self._add_compilation)
 
-    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            self._compiling += duration_secs
+    def _add_compilation(self, seconds: float) -> None:
+        self._compiling += seconds
 
     def mark(self, name: str) -> None:
         """Ends the part ``name``, which began at the previous call."""
@@ -36,7 +51,7 @@ class StartupTimer:
 
     def line(self) -> str:
         """'start-up 9.8 s: imports 4.1, corpus 0.2, ...; 2.0 s of it in the compiler'."""
-        jax.monitoring.unregister_event_duration_listener(self._listen)
+        self._stop_listening()
         parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self._parts.items())
         return (
             f"start-up {self._last - self._began:.1f} s: {parts}; "

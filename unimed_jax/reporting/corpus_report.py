@@ -12,7 +12,7 @@ from input_pipeline.inspection.burned_in import BurnedInText
 from input_pipeline.inspection.duplicates import Group, Leak
 from input_pipeline.inspection.scan import ScannedImage
 from unimed_jax.reporting import charts
-from unimed_jax.reporting.html_report import Section, image_uri, summary_section, table
+from unimed_jax.reporting.html_report import Section, bars, image_uri, summary_section, table
 
 _MAX_LABELS = 20  # of a part, in the chart
 _MAX_REASONS = 30
@@ -193,15 +193,10 @@ def _labels(inspection: Inspection) -> Section:
         if not counter:
             continue
         shown = counter.most_common(_MAX_LABELS)
-        largest = shown[0][1]
-        bars = "".join(
-            f'<span title="{html.escape(name)}">{html.escape(name)}</span>'
-            f'<i style="width:{100 * count / largest:.1f}%"></i><em>{count:,}</em>'
-            for name, count in shown
-        )
+        shown_bars = bars([(name, count, f"{count:,}") for name, count in shown])
         rest = len(counter) - len(shown)
         more = f'<p class="note">and {rest:,} more labels</p>' if rest else ""
-        body.append(f'<h3>{html.escape(title)}</h3><div class="bars">{bars}</div>{more}')
+        body.append(f"<h3>{html.escape(title)}</h3>{shown_bars}{more}")
     return Section("Modalities and labels", "".join(body))
 
 

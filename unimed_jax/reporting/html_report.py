@@ -159,6 +159,17 @@ def meter(value: float, chance: float) -> str:
     )
 
 
+def bars(rows: Sequence[tuple[str, float, str]]) -> str:
+    """HTML bars, the longest as wide as the page: name, number >= 0, and the number as text."""
+    largest = max((value for _, value, _ in rows), default=0.0) or 1.0
+    body = "".join(
+        f'<span title="{html.escape(name)}">{html.escape(name)}</span>'
+        f'<i style="width:{100 * value / largest:.1f}%"></i><em>{html.escape(text)}</em>'
+        for name, value, text in rows
+    )
+    return f'<div class="bars">{body}</div>'
+
+
 def image_uri(image: np.ndarray, max_side: int = 256, lossless: bool = True) -> str:
     """A data: URI of a uint8 (H, W, 3) image, scaled down to at most ``max_side`` pixels.
 
