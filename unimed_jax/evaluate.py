@@ -151,7 +151,7 @@ def _evaluate_suite(suite: str, checkpoint: str, out: AnyPath) -> None:
     shown = (_CHECKPOINT, _SUITE, _SETS, _DATA, _PROMPTS, _PROTOCOL, _EXCLUDE, _ON_BAD_IMAGE)
     if is_first:
         report.write(out, result, name, {f.name: str(f.value) for f in shown})
-    _end(Failures(result.failed), out)
+    Failures(result.failed).raise_any(out / "results.json")
 
 
 def _evaluate_corpus(checkpoint: str, out: AnyPath) -> None:
@@ -178,12 +178,6 @@ def _evaluate_corpus(checkpoint: str, out: AnyPath) -> None:
     process.log(model.title)
     if jax.process_index() == 0:
         write_results(out, model.title, config, evaluations, failures, facts={"model": model.title})
-    _end(failures, out)
-
-
-def _end(failures: Failures, out: AnyPath) -> None:
-    """Raises EvaluationFailed if something failed, after the results of the others are written."""
-    process.wait_for_all("results are written")
     failures.raise_any(out / "results.json")
 
 

@@ -420,7 +420,6 @@ class _Run:
                 goodput,
             )
             process.log(goodput.line())
-        process.wait_for_all("results are written")
         self.failures.raise_any(self.workdir / "results.json")
 
 

@@ -52,7 +52,11 @@ class Failures:
             process.log(f"{name} failed: {self.reasons[name]}")
 
     def raise_any(self, results: object) -> None:
-        """Raises EvaluationFailed if something failed; ``results``: path of the other results."""
+        """Waits until all processes are here, and raises EvaluationFailed if something failed.
+
+        By then, process 0 has written the other results to the path ``results``.
+        """
+        process.wait_for_all("results are written")
         if self.reasons:
             failed = "; ".join(f"{name}: {reason}" for name, reason in self.reasons.items())
             raise EvaluationFailed(f"evaluation failed of {failed}; all other results: {results}")
