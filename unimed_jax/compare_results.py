@@ -79,23 +79,16 @@ def _scores_html(compared: Comparison) -> str:
 
 
 def _rows_html(compared: Comparison, rows: Sequence[str]) -> str:
-    names = [html.escape(column.name) for column in compared.columns]
+    names = [column.name for column in compared.columns]
     with_difference = any(comparison.difference(compared, row) for row in rows)
     header = ["", *names, *(["difference"] if with_difference else []), "differs in"]
-    head = "".join(f"<th>{name}</th>" for name in header)
-    body = []
-    for row in rows:
-        *scores, differs = map(html.escape, comparison.cells(compared, row))
-        for index in comparison.best(compared, row):
-            scores[index] = f"<b>{scores[index]}</b>"
-        if with_difference:
-            scores.append(html.escape(comparison.difference(compared, row)))
-        cells = "".join(f"<td>{cell}</td>" for cell in [*scores, differs])
-        body.append(f'<tr><th scope="row">{html.escape(row)}</th>{cells}</tr>')
-    return (
-        f'<div class="scroll"><table class="scores compact"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
+    cells, bold = [], set()
+    for number, row in enumerate(rows):
+        *scores, differs = comparison.cells(compared, row)
+        bold |= {(number, 1 + index) for index in comparison.best(compared, row)}
+        difference = [comparison.difference(compared, row)] if with_difference else []
+        cells.append([row, *scores, *difference, differs])
+    return html_report.table(header, cells, compact=True, bold=bold)
 
 
 def _plot(compared: Comparison) -> str:

@@ -291,3 +291,8 @@ def test_results_table():
         "brain        3       6         7   0.333      0.875     0.833  0.875",
         "x            2       1         0   0.500      1.000     1.000      -",
     ]
+
+
+def test_cells_of_a_table_are_emphasised_and_escaped():
+    table = html_report.table(["", "a"], [["x", "1"], ["y", "<2>"]], bold={(1, 1)})
+    assert table.count("<b>") == 1 and "<td><b>&lt;2&gt;</b></td>" in table

@@ -11,7 +11,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,13 +185,30 @@ def image_uri(image: np.ndarray, max_side: int = 256, lossless: bool = True) -> 
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], compact: bool = False) -> str:
-    """HTML table of strings; the first column holds row headings. ``compact`` for many columns."""
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    compact: bool = False,
+    bold: Collection[tuple[int, int]] = (),
+) -> str:
+    """HTML table of strings; the first column holds row headings.
+
+    Args:
+      header: texts of the header, as many as columns.
+      rows: texts of the cells.
+      compact: for many columns.
+      bold: (row, column) of the emphasised cells, counted from 0, the headings included.
+    """
+
+    def cell(row: int, column: int, text: str) -> str:
+        content = html.escape(text)
+        return f"<td><b>{content}</b></td>" if (row, column) in bold else f"<td>{content}</td>"
+
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     body = "".join(
         f'<tr><th scope="row">{html.escape(row[0])}</th>'
-        f"{''.join(f'<td>{html.escape(cell)}</td>' for cell in row[1:])}</tr>"
-        for row in rows
+        f"{''.join(cell(number, column, row[column]) for column in range(1, len(row)))}</tr>"
+        for number, row in enumerate(rows)
     )
     return (
         f'<div class="scroll"><table class="scores{" compact" if compact else ""}">'
