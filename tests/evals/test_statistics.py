@@ -48,6 +48,8 @@ def test_an_interval_is_that_of_a_plain_bootstrap():
     groups = [str(i) for i in range(400)]
     found = statistics.intervals(labels, logits, groups)
     assert found == statistics.intervals(labels, logits, groups)  # seeded
+    for name, interval in found.items():
+        assert statistics.intervals(labels, logits, groups, [name]) == {name: interval}
     rng = np.random.default_rng(1)
     right = labels == logits.argmax(1)
     plain = np.quantile([right[rng.integers(400, size=400)].mean() for _ in range(2000)],

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Array = np.ndarray
 
 MAX_ITERATIONS = 1000
+_CRITERION = "balanced_accuracy"  # by which C is chosen
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def choose_and_fit(
     for c in sorted(grid):
         probe = fit(features[apart], labels[apart], c)
         logits = probe.logits(features[validation])
-        score = statistics.point_scores(labels[validation], logits)["balanced_accuracy"]
+        score = statistics.point_scores(labels[validation], logits, [_CRITERION])[_CRITERION]
         converged &= probe.converged
         if best is None or score > best_score:
             best, best_score = probe, score

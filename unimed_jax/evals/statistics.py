@@ -19,13 +19,16 @@ LEVEL = 0.95
 _CHUNK = 1 << 22  # weights held at a time
 
 
-def weighted_scores(labels: Array, logits: Array, weights: Array) -> dict[str, Array]:
-    """Every score under every row of weights.
+def weighted_scores(
+    labels: Array, logits: Array, weights: Array, names: Sequence[str] = SCORES
+) -> dict[str, Array]:
+    """Scores under every row of weights.
 
     Args:
       labels: (N,) class indices.
       logits: (N, C).
       weights: (R, N), non-negative.
+      names: of the scores; the AUC takes most of the time.
 
     Returns:
       score -> (R,) float64, NaN where it is undefined:
@@ -46,10 +49,11 @@ def weighted_scores(labels: Array, logits: Array, weights: Array) -> dict[str, A
         scores = {
             "accuracy": right.sum(1) / actual.sum(1),
             "balanced_accuracy": _mean_of_defined(recall),
-            "auc": _macro_auc(labels, logits, weights),
             "f1": f1[:, 1] if num_classes == 2 else _mean_of_defined(f1),
         }
-    return scores
+    if "auc" in names:
+        scores["auc"] = _macro_auc(labels, logits, weights)
+    return {name: scores[name] for name in names}
 
 
 def group_resamples(num_groups: int, seed: int, rows: int = NUM_RESAMPLES) -> Iterator[Array]:
@@ -107,25 +111,29 @@ def mean_interval(
 
 
 def intervals(
-    labels: Array, logits: Array, groups: Sequence[str], seed: int = 0
+    labels: Array,
+    logits: Array,
+    groups: Sequence[str],
+    names: Sequence[str] = SCORES,
+    seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap intervals (95 %, 1,000 resamples) of every score.
+    """Percentile bootstrap intervals (95 %, 1,000 resamples) of scores, all unless ``names`` says.
 
     Whole groups (patients, exams) are drawn with replacement. NaN for a score that no resample
     defines.
     """
     _, group = np.unique(np.asarray(groups), return_inverse=True)
-    resampled: dict[str, list[Array]] = {name: [] for name in SCORES}
+    resampled: dict[str, list[Array]] = {name: [] for name in names}
     rows = max(1, _CHUNK // len(labels))
     for draws in group_resamples(int(group.max()) + 1, seed, rows):
-        for name, values in weighted_scores(labels, logits, draws[:, group]).items():
+        for name, values in weighted_scores(labels, logits, draws[:, group], names).items():
             resampled[name].append(values)
     return {name: percentile_interval(np.concatenate(v)) for name, v in resampled.items()}
 
 
-def point_scores(labels: Array, logits: Array) -> dict[str, float]:
-    """Every score of a set, each sample counted once."""
-    scores = weighted_scores(labels, logits, np.ones((1, len(labels))))
+def point_scores(labels: Array, logits: Array, names: Sequence[str] = SCORES) -> dict[str, float]:
+    """Scores of a set, each sample counted once."""
+    scores = weighted_scores(labels, logits, np.ones((1, len(labels))), names)
     return {name: float(values[0]) for name, values in scores.items()}
 
 

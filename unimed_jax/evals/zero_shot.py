@@ -151,7 +151,8 @@ def _interval(result: ClassificationResult) -> tuple[float, float]:
     if not result.ids:
         return float("nan"), float("nan")
     groups = result.groups or result.ids
-    return statistics.intervals(result.labels, result.logits, groups)["balanced_accuracy"]
+    name = "balanced_accuracy"
+    return statistics.intervals(result.labels, result.logits, groups, [name])[name]
 
 
 def _tasks(

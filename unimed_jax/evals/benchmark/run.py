@@ -303,7 +303,9 @@ def _score_set(
         return classification.zero_shot_logits(embedded.vectors[rows], vectors, logit_scale)
 
     singles = [
-        statistics.point_scores(images.labels[good], logits(good, place == j))[spec.metric]
+        statistics.point_scores(images.labels[good], logits(good, place == j), [spec.metric])[
+            spec.metric
+        ]
         for j in range(min(map(len, task.prompts)))
     ]
     rows = np.repeat(good, images.counts[good]) if protocol == "paper" else good
