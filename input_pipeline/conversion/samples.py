@@ -5,7 +5,7 @@ import functools
 
 from input_pipeline.captioning.templates import Caption, CaptionTemplates, Provenance
 from input_pipeline.conversion import guard
-from input_pipeline.conversion.planned_rows import SampleWithNotes, SourceRow, rejecting_invalid
+from input_pipeline.conversion.planned_rows import SampleWithNotes, SourceRow
 from input_pipeline.io import files, images
 from input_pipeline.io.cell_text import says_nothing
 from input_pipeline.io.files import AnyPath
@@ -25,35 +25,34 @@ class MakeSample:
     short_side: int | None = None
 
     def __call__(self, row: SourceRow) -> SampleWithNotes:
-        """Raises with the reason, for a row that cannot be used."""
-        with rejecting_invalid(row):
-            texts, released = (
-                tuple(text for text in given if not says_nothing(text))
-                for given in (row.texts, row.released)
-            )
-            generated = [
-                *(Caption(text, Provenance("released")) for text in released),
-                *self.templates.captions_of(row.source, row.modality, row.labels),
-            ]
-            if not texts and not generated:
-                raise ValueError(self._why_no_caption(row))
-            # No duplicates: a generated text that equals an original one counts as original.
-            provenance = dict.fromkeys(texts, "")
-            for caption in generated:
-                provenance.setdefault(caption.text, caption.provenance.as_json)
-            data = _read(self.root, row)
-            image, notes = images.normalise(data, self.short_side)
-            sample = Sample(
-                id=row.id,
-                image=image,
-                captions=tuple(provenance),
-                num_original_captions=len(set(texts)),
-                labels=row.labels,
-                modality=row.modality,
-                source=row.source,
-                group=row.group,
-                caption_provenance=tuple(provenance.values()),
-            )
+        """Raises an error with the reason for a row that cannot be used."""
+        texts, released = (
+            tuple(text for text in given if not says_nothing(text))
+            for given in (row.texts, row.released)
+        )
+        generated = [
+            *(Caption(text, Provenance("released")) for text in released),
+            *self.templates.captions_of(row.source, row.modality, row.labels),
+        ]
+        if not texts and not generated:
+            raise ValueError(self._why_no_caption(row))
+        # No duplicates: a generated text that equals an original one counts as original.
+        provenance = dict.fromkeys(texts, "")
+        for caption in generated:
+            provenance.setdefault(caption.text, caption.provenance.as_json)
+        data = _read(self.root, row)
+        image, notes = images.normalise(data, self.short_side)
+        sample = Sample(
+            id=row.id,
+            image=image,
+            captions=tuple(provenance),
+            num_original_captions=len(set(texts)),
+            labels=row.labels,
+            modality=row.modality,
+            source=row.source,
+            group=row.group,
+            caption_provenance=tuple(provenance.values()),
+        )
         complete = (texts, released) == (row.texts, row.released)
         notes = (*row.notes, *notes, *[guard.LEFT_OUT] * (not complete))
         changed = None if image == data else functools.partial(guard.file_varies, data)

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from input_pipeline.conversion import guard
 from input_pipeline.conversion.label_classes import Classes
-from input_pipeline.conversion.planned_rows import SampleWithNotes, rejecting_invalid
+from input_pipeline.conversion.planned_rows import SampleWithNotes
 from input_pipeline.io import dicom, files, images
 from input_pipeline.io.exif import orientation, upright
 from input_pipeline.io.label_pictures import read_label_picture
@@ -49,35 +49,34 @@ class MakePicture:
     classes: Classes
 
     def __call__(self, row: MaskRow) -> SampleWithNotes:
-        """Raises RejectedSample, with the reason, for a row that cannot be used."""
-        with rejecting_invalid(row):
-            data, mask_data = (_read(self.root / name) for name in (row.image, row.mask))
-            if data == mask_data:
-                raise ValueError(f"the image and its mask {row.mask} are the same file")
-            image, notes = images.normalise(data)
-            if dicom.MIDDLE_FRAME in notes:
-                raise ValueError("the image has several frames, its mask one: write them as files")
-            with Image.open(io.BytesIO(image)) as stored:
-                width, height = stored.size
-                if orientation(stored) != 1:
-                    raise ValueError("the image is turned by its EXIF data: save it upright")
-            try:
-                picture = read_label_picture(mask_data)
-                mask, mask_notes = self.classes.label_map_of_picture(picture)
-                mask = _turned_like(data, mask, picture.orientation)
-            except ValueError as error:
-                raise ValueError(f"mask {row.mask}: {error}") from error
-            if mask.shape != (height, width):
-                raise ValueError(f"the image is {height} x {width}, its mask {mask.shape}")
-            sample = SegmentationSample.from_encoded(
-                image,
-                mask,
-                id=row.id,
-                classes=self.classes.names,
-                modality=row.modality,
-                source=row.source,
-                group=row.group,
-            )
+        """Raises an error with the reason for a row that cannot be used."""
+        data, mask_data = (_read(self.root / name) for name in (row.image, row.mask))
+        if data == mask_data:
+            raise ValueError(f"the image and its mask {row.mask} are the same file")
+        image, notes = images.normalise(data)
+        if dicom.MIDDLE_FRAME in notes:
+            raise ValueError("the image has several frames, its mask one: write them as files")
+        with Image.open(io.BytesIO(image)) as stored:
+            width, height = stored.size
+            if orientation(stored) != 1:
+                raise ValueError("the image is turned by its EXIF data: save it upright")
+        try:
+            picture = read_label_picture(mask_data)
+            mask, mask_notes = self.classes.label_map_of_picture(picture)
+            mask = _turned_like(data, mask, picture.orientation)
+        except ValueError as error:
+            raise ValueError(f"mask {row.mask}: {error}") from error
+        if mask.shape != (height, width):
+            raise ValueError(f"the image is {height} x {width}, its mask {mask.shape}")
+        sample = SegmentationSample.from_encoded(
+            image,
+            mask,
+            id=row.id,
+            classes=self.classes.names,
+            modality=row.modality,
+            source=row.source,
+            group=row.group,
+        )
         changed = None if image == data else functools.partial(guard.file_varies, data)
         return SampleWithNotes(sample, (*notes, *mask_notes), changed)
 

@@ -161,23 +161,22 @@ class MakeSlice:
     window: Window
 
     def __call__(self, row: SliceRow) -> SampleWithNotes:
-        """Raises RejectedSample, with the reason, for a row that cannot be used."""
-        with rejecting_invalid(row):
-            pair = _load(self.root / row.image, self.root / row.label)
-            limits = self.window.limits(pair.values)
-            # radiological view: rows from front to back, the patient's right on the left
-            pixels, labels = (v[row.index, ::-1, ::-1] for v in (pair.values, pair.labels))
-            mask, notes = labelled(self.classes, labels)
-            sample = SegmentationSample.from_array(
-                rescaled(pixels, limits),
-                mask,
-                id=row.id,
-                classes=self.classes.names,
-                modality=row.modality,
-                source=row.source,
-                group=row.group,
-                spacing=pair.spacing,
-            )
+        """Raises an error with the reason for a row that cannot be used."""
+        pair = _load(self.root / row.image, self.root / row.label)
+        limits = self.window.limits(pair.values)
+        # radiological view: rows from front to back, the patient's right on the left
+        pixels, labels = (v[row.index, ::-1, ::-1] for v in (pair.values, pair.labels))
+        mask, notes = labelled(self.classes, labels)
+        sample = SegmentationSample.from_array(
+            rescaled(pixels, limits),
+            mask,
+            id=row.id,
+            classes=self.classes.names,
+            modality=row.modality,
+            source=row.source,
+            group=row.group,
+            spacing=pair.spacing,
+        )
         in_file = functools.partial(guard.varies, pixels, float(np.ptp(pair.values)))
         return SampleWithNotes(sample, notes, in_file)
 

@@ -19,7 +19,6 @@ from input_pipeline.conversion.planned_rows import (
     PlannedRow,
     Rejection,
     SampleWithNotes,
-    rejecting_invalid,
 )
 from input_pipeline.conversion.sources.base import Conversion, corpus_name, is_file, num_bytes
 from input_pipeline.conversion.sources.masks import held_out
@@ -231,18 +230,17 @@ class MakeVolume:
     window: Window
 
     def __call__(self, row: VolumeRow) -> SampleWithNotes:
-        """Raises RejectedSample, with the reason, for a row that cannot be used."""
-        with rejecting_invalid(row):
-            pair = read_pair(self.root / row.image, self.root / row.label)
-            mask, notes = labelled(self.classes, pair.labels)
-            sample = SegmentationSample.from_array(
-                rescaled(pair.values, self.window.limits(pair.values)),
-                mask,
-                id=row.id,
-                classes=self.classes.names,
-                modality=row.modality,
-                source=row.source,
-                group=row.group,
-                spacing=pair.spacing,
-            )
+        """Raises an error with the reason for a row that cannot be used."""
+        pair = read_pair(self.root / row.image, self.root / row.label)
+        mask, notes = labelled(self.classes, pair.labels)
+        sample = SegmentationSample.from_array(
+            rescaled(pair.values, self.window.limits(pair.values)),
+            mask,
+            id=row.id,
+            classes=self.classes.names,
+            modality=row.modality,
+            source=row.source,
+            group=row.group,
+            spacing=pair.spacing,
+        )
         return SampleWithNotes(sample, notes, functools.partial(guard.varies, pair.values))
