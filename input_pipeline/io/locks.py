@@ -19,14 +19,13 @@ import pathlib
 import shlex
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from upath import UPath
 
-from input_pipeline.io import files
+from input_pipeline.io import files, threads
 from input_pipeline.io.errors import UserError
 from input_pipeline.io.files import AnyPath
 
@@ -154,30 +153,25 @@ def _open_locked(path: pathlib.Path) -> int:
 def _in_bucket(path: UPath) -> Iterator[None]:
     owner = {**_owner(), "beat": 0}
     generation = _acquire(path, owner)
-    ended = threading.Event()
 
     def beat() -> None:
         nonlocal generation
-        while not ended.wait(_BEAT_SECONDS):
-            owner["beat"] += 1
-            try:
-                written = _write(path, owner, generation)
-                if written is None:
-                    written, content = _read(path)
-                    if not _is_of(owner, content):
-                        _end_process(path)
-                    # else an earlier beat arrived, and its answer did not
-                generation = written
-            except UserError as error:
-                logging.info("%s: %s", path, error)  # the next beat may succeed
+        owner["beat"] += 1
+        try:
+            written = _write(path, owner, generation)
+            if written is None:
+                written, content = _read(path)
+                if not _is_of(owner, content):
+                    _end_process(path)
+                # else an earlier beat arrived, and its answer did not
+            generation = written
+        except UserError as error:
+            logging.info("%s: %s", path, error)  # the next beat may succeed
 
-    thread = threading.Thread(target=beat, name="lock", daemon=True)
-    thread.start()
     try:
-        yield
+        with threads.repeated(beat, _BEAT_SECONDS, "lock"):
+            yield
     finally:
-        ended.set()
-        thread.join()
         _remove(path, generation)
 
 

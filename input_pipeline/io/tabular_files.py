@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import AnyPath, open_to_read, reason
+from input_pipeline.io.json_objects import unique_keys
 from input_pipeline.io.text_lines import text_lines
 
 _CHUNK = 1 << 16  # characters of JSON read at a time
@@ -81,21 +82,12 @@ def jsonl_records(path: AnyPath, encoding: str = "") -> Iterator[tuple[int, dict
         if not line.strip():
             continue
         try:
-            record = json.loads(line, object_pairs_hook=_object)
+            record = json.loads(line, object_pairs_hook=unique_keys)
         except ValueError as error:
             raise CorpusError(f"{path}, line {number}: {error}") from error
         if not isinstance(record, dict):
             raise CorpusError(f"{path}, line {number}: not a JSON object")
         yield number, record
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError for one that has a key twice."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
-    return content
 
 
 def json_items(path: AnyPath, array_key: str) -> Iterator[tuple[str, Any]]:

@@ -1,8 +1,10 @@
-"""An ordered parallel map: later items are worked on while the first is still awaited."""
+"""Threads: an ordered parallel map that works ahead, and a call that is repeated."""
 
 import collections
 import concurrent.futures
+import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -44,3 +46,27 @@ def map_ahead(
                 yield pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def repeated(call: Callable[[], object], seconds: float, name: str) -> Iterator[None]:
+    """Calls a function in a thread, every so many seconds, until the block ends.
+
+    Args:
+      call: must not raise; the first call is after ``seconds``.
+      seconds: between the calls.
+      name: of the thread.
+    """
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(seconds):
+            call()
+
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

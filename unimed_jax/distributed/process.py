@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 import traceback
 import types
@@ -21,7 +20,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from input_pipeline.io import cli, locks
+from input_pipeline.io import cli, locks, threads
 from input_pipeline.io.errors import UserError
 from input_pipeline.io.files import AnyPath
 from input_pipeline.io.library_errors import LibraryError, show, user_errors
@@ -102,19 +101,13 @@ def log(text: str) -> None:
 @contextlib.contextmanager
 def announced(work: str, every: float = 20.0) -> Iterator[None]:
     """Logs the elapsed time of silent work, such as a compilation, every so many seconds."""
-    done, began = threading.Event(), time.monotonic()
+    began = time.monotonic()
 
     def report() -> None:
-        while not done.wait(every):
-            log(f"{work}: {time.monotonic() - began:.0f} s")
+        log(f"{work}: {time.monotonic() - began:.0f} s")
 
-    thread = threading.Thread(target=report, name="announced", daemon=True)
-    thread.start()
-    try:
+    with threads.repeated(report, every, "announced"):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 class StopSignal:

@@ -21,6 +21,7 @@ from typing import Any
 
 from input_pipeline.io.errors import ConfigError
 from input_pipeline.io.files import reason, to_path
+from input_pipeline.io.json_objects import unique_keys
 from unimed_jax.evals.label_tasks import FIELDS, LabelTask
 
 
@@ -86,7 +87,7 @@ def load_prompts(name_or_path: str | os.PathLike[str]) -> PromptSet:
 def parse_prompts(content: bytes, file: str) -> PromptSet:
     """Parses and validates a prompt file; ``file`` is its name in error messages."""
     try:
-        data = json.loads(content, object_pairs_hook=_without_duplicates)
+        data = json.loads(content, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: not valid JSON: {error}") from error
 
@@ -141,15 +142,6 @@ def parse_prompts(content: bytes, file: str) -> PromptSet:
         tasks=tuple(task(name, value) for name, value in top["tasks"].items()),
         sha256=hashlib.sha256(content).hexdigest(),
     )
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Rejects duplicate keys, of which json would silently use the last."""
-    data = dict(pairs)
-    if len(data) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice")
-    return data
 
 
 def _list(values: Iterable[str]) -> str:

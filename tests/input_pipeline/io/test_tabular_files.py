@@ -101,7 +101,7 @@ def test_what_cannot_be_read_is_refused_with_the_remedy(tmp_path, data, message)
 def test_a_key_twice_in_an_object_is_refused(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text('{"a": 1}\n{"text": "x", "a": 2, "text": "y"}\n')
-    with pytest.raises(UserError, match="line 2: key 'text' is there twice"):
+    with pytest.raises(UserError, match="line 2: key 'text' occurs twice"):
         list(jsonl_records(path))
 
 

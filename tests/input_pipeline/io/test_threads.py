@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from input_pipeline.io.threads import map_ahead
+from input_pipeline.io.threads import map_ahead, repeated
 
 
 def test_results_come_in_order_and_from_other_threads():
@@ -50,3 +50,21 @@ def test_an_error_is_raised_in_its_place():
     with pytest.raises(ValueError, match="three"):
         next(results)
     assert list(map_ahead(fail_at_3, (), depth=8)) == []
+
+
+def test_a_call_is_repeated_until_the_block_ends():
+    calls: list[str] = []
+    twice = threading.Event()
+
+    def call() -> None:
+        calls.append(threading.current_thread().name)
+        if len(calls) == 2:
+            twice.set()
+
+    with repeated(call, 0.01, "again"):
+        assert twice.wait(60)
+    assert set(calls) == {"again"}
+    assert "again" not in {thread.name for thread in threading.enumerate()}
+    with repeated(call, 60, "once"):
+        pass  # does not wait for the first call
+    assert "once" not in calls
