@@ -169,9 +169,12 @@ def _sections(
         for budget, draws in result.draws.items()
     ]
     header = ["Task", "Budget", "Trained on", "Draws", "Accuracy", "Balanced", "AUC", "F1", "C"]
+    chart = charts.spread_chart(
+        budgets, series, x_label="training images", y_label="balanced accuracy"
+    )
     body = (
         f'<figure class="single"><figcaption>Balanced accuracy</figcaption>'
-        f"{charts.spread_chart(budgets, series)}{html_report.legend(list(series))}</figure>"
+        f"{chart}{html_report.legend(list(series))}</figure>"
         + html_report.table(["Task", "Test images", *budgets], _rows(budgets, results, "—"))
         + '<p class="note">Balanced accuracy: mean ± standard deviation over draws, or one value '
         "with its 95 % bootstrap interval. Logistic regression on frozen unit features; C by the "

@@ -153,11 +153,11 @@ def _distributions(inspection: Inspection) -> Section:
     lengths = [length for image in images for length in image.caption_lengths]
     shapes = [image.width / image.height for image in images]
     figures = [
-        ("Short side, pixels", _histogram(short)),
-        ("Width / height", _histogram(shapes)),
+        ("Short side", _histogram(short, "pixels", "images")),
+        ("Shape", _histogram(shapes, "width / height", "images")),
         (
-            f"Caption length, {inspection.length_unit}",
-            _histogram(lengths, inspection.context_length),
+            "Caption length",
+            _histogram(lengths, inspection.length_unit, "captions", inspection.context_length),
         ),
     ]
     body = "".join(
@@ -172,7 +172,9 @@ def _distributions(inspection: Inspection) -> Section:
     )
 
 
-def _histogram(values: Sequence[float], marker: float | None = None) -> str:
+def _histogram(
+    values: Sequence[float], x_label: str, y_label: str, marker: float | None = None
+) -> str:
     if not len(values):
         return '<p class="empty">Nothing to show.</p>'
     low, high = float(np.min(values)), float(np.percentile(values, 99.5))
@@ -180,7 +182,7 @@ def _histogram(values: Sequence[float], marker: float | None = None) -> str:
         low, high = low - 0.5, low + 0.5
     counts, edges = np.histogram(np.clip(values, low, high), bins=40, range=(low, high))
     seen = marker if marker is not None and low <= marker <= high else None
-    return charts.histogram(edges.tolist(), counts.tolist(), seen)
+    return charts.histogram(edges.tolist(), counts.tolist(), seen, x_label=x_label, y_label=y_label)
 
 
 def _labels(inspection: Inspection) -> Section:
