@@ -53,6 +53,7 @@ def get_config(variant: str = "vit_b16") -> ConfigDict:
     config.model.visual.activation = "quick_gelu"
     config.model.text.update(presets.text("bert_large" if large_text else "bert_base"))
     config.model.text.context_length = 256
+    config.model.text.buckets = (32, 64, 128, 256)  # the published step, with less padding
     config.model.text.dropout = 0.1
     config.model.text.projection = "mlp"
     config.model.compute_dtype = "bfloat16"  # published: float16 with loss scaling

@@ -6,7 +6,8 @@
     ... --sweep [--remat=none,dots,full] [--accumulate=1,2,4] [--meshes=16x1x1,4x4x1]
 
 Prints, and writes as JSON and Markdown: whether the step fits, memory per chip, compiled and model
-FLOPs, bytes sent, and the bound of the roofline (docs/guides/tpu.md). --sweep compiles
+FLOPs, bytes sent, and the bound of the roofline (docs/guides/tpu.md). --captions states the lengths
+of captions, which decide what model.text.buckets saves. --sweep compiles
 combinations of rematerialisation, microbatches (optimizer.accumulate_steps) and mesh
 (data x fsdp x tensor), and names the fastest that fits; the JSON is then a list, fastest first.
 """
@@ -24,7 +25,7 @@ from ml_collections import config_flags
 
 from input_pipeline.io.errors import UserError
 from input_pipeline.io.files import write_text_atomically
-from unimed_jax.aot import compile_report
+from unimed_jax.aot import caption_lengths, compile_report
 from unimed_jax.distributed import process
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -37,6 +38,11 @@ _ACCUMULATE = flags.DEFINE_list("accumulate", ["1", "2", "4"], "of the sweep")
 _MESHES = flags.DEFINE_list(
     "meshes", [], "of the sweep, DATAxFSDPxTENSOR; default: fsdp 1, about the square root, and all"
 )
+_CAPTIONS = flags.DEFINE_string(
+    "captions",
+    str(caption_lengths.PUBLISHED),
+    "TOKENS:SHARE,... : lengths of captions that model.text.buckets meets",
+)
 _HLO = flags.DEFINE_string("hlo", None, "file for the text of the compiled program; not of a sweep")
 _JSON = flags.DEFINE_string("json", None, "file for the figures")
 _MARKDOWN = flags.DEFINE_string("markdown", None, "file for the table")
@@ -47,11 +53,12 @@ def _main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; keys are set by --config.KEY=VALUE")
     config, topology = _CONFIG.value, process.required(_TOPOLOGY)
     devices = compile_report.topology_devices(topology)
+    captions = caption_lengths.CaptionLengths.parse(_CAPTIONS.value)
     result: compile_report.Report | list[compile_report.Report]
     if _SWEEP.value:
-        result = reports = _sweep(config, topology, devices)
+        result = reports = _sweep(config, topology, devices, captions)
     else:
-        report = compile_report.compile_report(config, topology, devices, _HLO.value)
+        report = compile_report.compile_report(config, topology, devices, captions, _HLO.value)
         result, reports = report, [report]
     text = compile_report.table(reports) + "\n\n" + compile_report.details(reports[0])
     print(text)
@@ -63,7 +70,9 @@ def _main(argv: list[str]) -> None:
             write_text_atomically(Path(path), content + "\n")
 
 
-def _sweep(config: Any, topology: str, devices: Any) -> list[compile_report.Report]:
+def _sweep(
+    config: Any, topology: str, devices: Any, captions: caption_lengths.CaptionLengths
+) -> list[compile_report.Report]:
     """All reports: the fastest variant that fits first, variants that do not fit last."""
     meshes = [_mesh(text) for text in _MESHES.value]
     candidates = compile_report.variants(
@@ -74,7 +83,7 @@ def _sweep(config: Any, topology: str, devices: Any) -> list[compile_report.Repo
         meshes or compile_report.default_meshes(len(devices)),
     )
     reports = []
-    for report in compile_report.sweep(config, topology, devices, candidates):
+    for report in compile_report.sweep(config, topology, devices, candidates, captions):
         print(" | ".join(compile_report.row(report)), flush=True)
         reports.append(report)
     if not reports:

@@ -470,6 +470,16 @@ def validate(config: ConfigDict, num_devices: int, num_hosts: int = 1) -> None:
         config.batch_size,
         f"a multiple of mesh.data x mesh.fsdp x optimizer.accumulate_steps = {batch_shards}",
     )
+    keys = dict(flatten(config))
+    if keys.get("model.text.buckets"):  # of tasks with a text tower
+        groups = sizes["data"] * sizes["fsdp"] * keys["model.text.bucket_groups"]
+        require(
+            config.batch_size % groups == 0,
+            "batch_size",
+            config.batch_size,
+            f"a multiple of mesh.data x mesh.fsdp x model.text.bucket_groups = {groups}, or "
+            "model.text.buckets=()",
+        )
     require(
         config.batch_size % num_hosts == 0,
         "batch_size",

@@ -287,9 +287,8 @@ class _Run:
                 row, unchecked = self._check(*unchecked), None
                 if due.log:
                     row |= metrics.throughput(self.config.batch_size, *window.take())
-                    used = metrics.mfu(
-                        step_flops, row["step_seconds"], device_kind, self.num_devices
-                    )
+                    useful = step_flops * (1 - row.get("text_padding_saved", 0.0))
+                    used = metrics.mfu(useful, row["step_seconds"], device_kind, self.num_devices)
                     row |= {} if used is None else {"mfu": used}
                     bar.set_postfix(loss=row["loss"], images_s=row["images_per_sec"], refresh=False)
                     process.log(metrics.format_line(step, row))

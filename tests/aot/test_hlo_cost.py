@@ -196,12 +196,12 @@ ENTRY %main (x0: f32[4]) -> (s32[], f32[4]) {
 @pytest.mark.parametrize(("step", "rounds"), [(1, 8), (2, 4), (3, 3), (8, 1), (9, 1)])
 def test_rounds_of_a_loop(step, rounds):
     module = hlo.parse(LOOP.replace("STEP", str(step)))
-    assert module.executions["body"] == rounds
+    assert module.executions()["body"] == rounds
 
 
 def test_a_loop_without_steps_is_an_error():
     with pytest.raises(ValueError, match="in steps of 0"):
-        _ = hlo.parse(LOOP.replace("STEP", "0")).executions
+        _ = hlo.parse(LOOP.replace("STEP", "0")).executions()
 
 
 def test_what_is_not_understood_is_an_error():

@@ -43,6 +43,13 @@ def test_dict_and_config_dict_give_the_same() -> None:
         ),
         ({"text": {"heads": 0}}, "model.text.heads 0"),
         ({"text": {"context_length": 41}}, "context_length 41 exceeds model.text.max_positions 40"),
+        *(
+            ({"text": {"buckets": buckets}}, f"model.text.buckets {buckets}: expected ascending")
+            for buckets in ((8,), (8, 24), (8, 8, 16), (12, 8, 16), (0, 16))
+        ),
+        ({"text": {"buckets": 16}}, "model.text.buckets: expected a list of whole numbers, got 16"),
+        ({"text": {"buckets": (8.0, 16)}}, "model.text.buckets: expected int, got 8.0"),
+        ({"text": {"bucket_groups": 0}}, "model.text.bucket_groups: expected a positive number"),
         ({"text": {"pad_id": 99}}, "model.text.pad_id 99 is outside the vocabulary"),
         ({"text": {"dropout": 1.0}}, "model.text.dropout 1.0 is not in [0, 1)"),
         ({"text": {"projection": "none"}}, "needs model.text.width 48 equal to model.embed_dim 24"),

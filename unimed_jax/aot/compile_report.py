@@ -22,8 +22,11 @@ from input_pipeline.io.errors import UserError
 from unimed_jax import config as config_lib
 from unimed_jax import tasks
 from unimed_jax.aot import hlo, hlo_cost
+from unimed_jax.aot.caption_lengths import PUBLISHED, CaptionLengths
 from unimed_jax.distributed import process, sharding
+from unimed_jax.models import text_buckets
 from unimed_jax.monitoring.hardware import CHIPS, Chip
+from unimed_jax.tasks.contrastive import Contrastive
 from unimed_jax.training import train_step
 
 KNOWN_TOPOLOGIES = (
@@ -134,7 +137,11 @@ def default_meshes(num_devices: int) -> list[tuple[int, int, int]]:
 
 
 def compile_report(
-    config: ConfigDict, topology: str, devices: Sequence[jax.Device], hlo_file: str | None = None
+    config: ConfigDict,
+    topology: str,
+    devices: Sequence[jax.Device],
+    captions: CaptionLengths = PUBLISHED,
+    hlo_file: str | None = None,
 ) -> Report:
     """Compiles the train step of a config and reports its cost; see docs/guides/tpu.md.
 
@@ -142,6 +149,8 @@ def compile_report(
       config: config of a run; its mesh must fit the devices.
       topology: name of the topology, for the report.
       devices: devices of the topology.
+      captions: which branches ``model.text.buckets`` take, and so FLOPs, memory traffic and bytes
+        sent, depends on them.
       hlo_file: file for the text of the compiled program.
 
     Raises:
@@ -157,8 +166,11 @@ def compile_report(
             f"monitoring/hardware.py has no figures for {kind!r}; known: {', '.join(CHIPS)}"
         )
     mesh = sharding.make_mesh(config_lib.mesh_shape(config, num_devices), devices)
-    program = train_step.TrainStep(tasks.create(config, ""), config, 1_000_000, mesh)
-    model_flops = program.model_flops()
+    task = tasks.create(config, "")
+    program = train_step.TrainStep(task, config, 1_000_000, mesh)
+    padded_flops = program.model_flops()
+    buckets = _text_buckets(task, captions)
+    model_flops = padded_flops * (1 - buckets["padding_saved"]) if buckets else padded_flops
     report: Report = {
         "topology": topology,
         "device_kind": kind,
@@ -170,6 +182,7 @@ def compile_report(
         "remat": config.model.remat,
         "versions": {"jax": jax.__version__, "libtpu": importlib.metadata.version("libtpu")},
         "model_flops": model_flops,
+        "text_buckets": buckets,
     }
     start = time.perf_counter()
     try:
@@ -184,7 +197,8 @@ def compile_report(
         raise UserError(f"the compiler for {topology} reports neither its program nor its memory")
     if hlo_file:
         Path(hlo_file).write_text(text)
-    cost = hlo_cost.cost(hlo.parse(text), num_devices)
+    branch_shares = buckets["shares_of_groups"] if buckets else ()
+    cost = hlo_cost.cost(hlo.parse(text), num_devices, branch_shares)
     usage = {
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -211,6 +225,21 @@ def compile_report(
         }
         | bounds(cost, chip, model_flops, config.batch_size, num_devices)
     )
+
+
+def _text_buckets(task: Any, captions: CaptionLengths) -> Report | None:
+    """The part of a report on ``model.text.buckets``; None for a task or model without them."""
+    if not (isinstance(task, Contrastive) and task.model.config.text.buckets):
+        return None
+    text = task.model.config.text
+    groups = text_buckets.expected_groups(captions.tokens, captions.shares, text)
+    return {
+        "lengths": list(text.buckets),
+        "groups": text.bucket_groups,
+        "captions": str(captions),
+        "shares_of_groups": (groups / text.bucket_groups).tolist(),
+        "padding_saved": task.expected_padding_saved(captions.tokens, captions.shares),
+    }
 
 
 def bounds(
@@ -269,6 +298,7 @@ def sweep(
     topology: str,
     devices: Sequence[jax.Device],
     candidates: Iterable[Variant],
+    captions: CaptionLengths = PUBLISHED,
 ) -> Iterator[Report]:
     """Yields reports of the candidates that may be the fastest.
 
@@ -278,7 +308,7 @@ def sweep(
     for candidate in candidates:
         if any(better.recomputes_less(candidate) for better in fitting):
             continue
-        report = compile_report(candidate.apply(config), topology, devices)
+        report = compile_report(candidate.apply(config), topology, devices, captions)
         if report["fits"]:
             fitting.append(candidate)
         yield report
@@ -341,8 +371,24 @@ def details(report: Mapping[str, Any]) -> str:
             f"{', '.join(f'{kind} {x / 1e6:,.1f}' for kind, x in sorted(sent.items()))}",
             f"FLOPs per step: model {report['model_flops']:.4g}, compiled "
             f"{report['compiled_flops']:.4g}",
+            *_bucket_lines(report["text_buckets"]),
             f"roofline of {report['device_kind']}: {chip.bf16_flops / 1e12:.0f} TFLOP/s, HBM "
             f"{chip.hbm_bandwidth / 1e9:,.0f} GB/s, {chip.links} links of "
             f"{chip.link_bandwidth / 1e9:.0f} GB/s",
         )
     )
+
+
+def _bucket_lines(buckets: Mapping[str, Any] | None) -> list[str]:
+    if buckets is None:
+        return []
+    shares = (
+        f"{share:.0%} at {length}"
+        for length, share in zip(buckets["lengths"], buckets["shares_of_groups"], strict=True)
+    )
+    return [
+        f"text buckets for captions of {buckets['captions']} (tokens:share): of "
+        f"{buckets['groups']} groups {', '.join(shares)} tokens; "
+        f"{buckets['padding_saved']:.0%} of the padded step's FLOPs saved, which neither model nor "
+        "compiled FLOPs contain"
+    ]

@@ -6,11 +6,11 @@ computation is known with the number of times that one step runs it. What it cos
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128, "token": 0, "opaque": 0}
@@ -103,18 +103,21 @@ class Module:
     computations: Mapping[str, Computation]
     entry: str
 
-    @functools.cached_property
-    def executions(self) -> Mapping[str, int]:
-        """How often each computation runs in one run of the program; all branches count.
+    def executions(self, branch_shares: Sequence[float] = ()) -> Mapping[str, float]:
+        """How often each computation runs in one run of the program.
 
         Computations applied to scalars, as in a reduction, are left out.
+
+        Args:
+          branch_shares: of a choice between as many branches, the share of runs that take each; of
+            any other choice, all branches count.
 
         Raises:
           ValueError: the trip count of a loop is unknown.
         """
-        times: Counter[str] = Counter()
+        times: dict[str, float] = collections.defaultdict(float)
 
-        def count_executions(name: str, count: int, site: _Site | None) -> None:
+        def count_executions(name: str, count: float, site: _Site | None) -> None:
             times[name] += count
             computation = self.computations[name]
             for instruction in computation.instructions.values():
@@ -124,10 +127,14 @@ class Module:
                     count_executions(body, count * self._trip_count(here), here)
                 elif instruction.opcode in ("fusion", "call", "conditional", "async-start"):
                     keys = ("calls", "to_apply", "branch_computations")
-                    for called in instruction.called(
+                    computations = instruction.called(
                         *keys, "true_computation", "false_computation"
-                    ):
-                        count_executions(called, count, None)
+                    )
+                    choice = instruction.opcode == "conditional"
+                    weighted = choice and len(computations) == len(branch_shares)
+                    shares = branch_shares if weighted else [1.0] * len(computations)
+                    for called, share in zip(computations, shares, strict=True):
+                        count_executions(called, count * share, None)
 
         count_executions(self.entry, 1, None)
         return times

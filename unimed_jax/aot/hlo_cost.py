@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from unimed_jax.aot.hlo import Array, Computation, Instruction, Module, group_size, window
 
@@ -52,11 +52,14 @@ class Cost:
     compiler_cycles: float
 
 
-def cost(module: Module, num_devices: int) -> Cost:
-    """The cost of a program that runs on ``num_devices`` devices."""
+def cost(module: Module, num_devices: int, branch_shares: Sequence[float] = ()) -> Cost:
+    """The cost of a program that runs on ``num_devices`` devices.
+
+    ``branch_shares`` are those of ``Module.executions``.
+    """
     flops = matrix_unit_flops = memory_bytes = cycles = 0.0
     sent: dict[str, float] = {}
-    for name, times in module.executions.items():
+    for name, times in module.executions(branch_shares).items():
         computation = module.computations[name]
         for instruction in computation.instructions.values():
             here = times * product_flops(computation, instruction)

@@ -17,6 +17,7 @@ from input_pipeline.io.files import AnyPath, under
 from unimed_jax.distributed import process, sharding
 from unimed_jax.inference import embedding_cache
 from unimed_jax.inference.embedding_engine import EmbeddingEngine, require_tower
+from unimed_jax.models import text_buckets
 from unimed_jax.models.dual_encoder import DualEncoder
 from unimed_jax.models.functional import Params
 
@@ -247,6 +248,7 @@ class CorpusEmbedder:
 
     def _embed_texts(self, params: Params, ids: np.ndarray, batch_size: int) -> np.ndarray:
         size = self._global_batch_size(batch_size)
+        ids = text_buckets.cut(ids, self._config.text)
         padded = np.concatenate([ids, np.repeat(ids[-1:], -len(ids) % size, axis=0)])
         rows = size // jax.process_count()
         begin = jax.process_index() * rows

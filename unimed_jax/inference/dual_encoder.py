@@ -28,7 +28,7 @@ from unimed_jax.inference import embedding_cache
 from unimed_jax.inference.class_prompts import Labels, class_prompts
 from unimed_jax.inference.embedding_engine import EmbeddingEngine
 from unimed_jax.losses import contrastive
-from unimed_jax.models import dual_encoder
+from unimed_jax.models import dual_encoder, text_buckets
 from unimed_jax.models.config import ModelConfig
 from unimed_jax.models.functional import Params
 from unimed_jax.weights.loader import open_weights
@@ -146,6 +146,7 @@ class Model:
             whole_batches: pad the last batch to full size, so that all steps have the same shape
                 and no digit of an embedding depends on the number of images or devices.
         """
+        batch_size = batch_size or self._fast_batch_size(self.config.visual.num_tokens)
         return self._run("visual", pixels, normalize, batch_size, whole_batches)
 
     def encode_text(
@@ -158,8 +159,10 @@ class Model:
     ) -> np.ndarray:
         """Embeddings of one or any number of texts, float32 (N, E); like `encode_pixels`."""
         texts = [texts] if isinstance(texts, str) else list(texts)
-        ids: Iterable[np.ndarray] = self.tokenizer(texts) if texts else []
-        return self._run("text", iter(ids), normalize, batch_size, whole_batches)
+        ids = self.tokenizer(texts) if texts else np.zeros((0, 1), np.int32)
+        ids = text_buckets.cut(ids, self.config.text)
+        batch_size = batch_size or self._fast_batch_size(ids.shape[1])
+        return self._run("text", ids, normalize, batch_size, whole_batches)
 
     def classify(
         self,
@@ -243,12 +246,11 @@ class Model:
             self._tokenizer = tokenizer
         return self._tokenizer
 
-    def _fast_batch_size(self, tower: str) -> int:
+    @staticmethod
+    def _fast_batch_size(tokens: int) -> int:
         """Rows per device and step. A CPU is faster with matrices that fit into its caches."""
         if jax.default_backend() != "cpu":
             return 64
-        text = self.config.text.context_length
-        tokens = self.config.visual.num_tokens if tower == "visual" else text
         return 1 << (max(_CPU_TOKENS // tokens, 1).bit_length() - 1)
 
     @user_errors()
@@ -257,12 +259,11 @@ class Model:
         tower: str,
         rows: Iterable[np.ndarray],
         normalize: bool,
-        batch_size: int | None,
+        batch_size: int,
         whole_batches: bool,
     ) -> np.ndarray:
         if tower not in self._params:
             raise UserError(f"{self._source} has no {tower} tower")
-        batch_size = batch_size or self._fast_batch_size(tower)
         counts: list[int] = []
 
         def place(batch: list[np.ndarray]) -> jax.Array:

@@ -1,9 +1,10 @@
 """The ``model`` section of a config as frozen dataclasses, validated before compilation."""
 
 import dataclasses
+import itertools
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 from input_pipeline.io.errors import ConfigError
@@ -51,6 +52,11 @@ class TextConfig:
 
     Attributes:
       context_length: number of tokens that the tokenizer pads to.
+      buckets: lengths, ascending, the last one ``context_length``. A train step sorts the captions
+        of a batch by length and cuts groups of them to the smallest that holds them; see
+        ``models/text_buckets.py``. (): all are padded to ``context_length``.
+      bucket_groups: number of groups, at least ``optimizer.accumulate_steps``; unused without
+        buckets.
       architecture: a key of ``registry.TEXT_TOWERS``.
     """
 
@@ -65,6 +71,8 @@ class TextConfig:
     layer_norm_eps: float = 1e-12
     dropout: float = 0.1
     context_length: int = 256
+    buckets: tuple[int, ...] = ()
+    bucket_groups: int = 8
     pad_id: int = 0
     projection: Projection = "mlp"
     architecture: str = "bert"
@@ -137,9 +145,12 @@ def _value(hint: Any, value: Any, key: str) -> Any:
             raise ConfigError(f"{key}: {value!r} is not one of {', '.join(map(repr, choices))}")
         return value
     if typing.get_origin(hint) is tuple:
-        if isinstance(value, (list, tuple)) and len(value) == 3:
-            return tuple(_value(float, item, key) for item in value)
-        raise ConfigError(f"{key}: expected three numbers, got {value!r}")
+        items = typing.get_args(hint)
+        any_number = items[-1] is ...
+        if isinstance(value, (list, tuple)) and (any_number or len(value) == len(items)):
+            return tuple(_value(items[0], item, key) for item in value)
+        valid = "a list of whole numbers" if any_number else "three numbers"
+        raise ConfigError(f"{key}: expected {valid}, got {value!r}")
     optional = hint == float | None
     if optional and value is None:
         return None
@@ -162,7 +173,7 @@ def _check(config: ModelConfig) -> None:
     for name, tower in (("visual", visual), ("text", text)):
         for field in dataclasses.fields(tower):
             value = getattr(tower, field.name)
-            if field.name not in ("dropout", "pad_id") and not isinstance(value, str):
+            if isinstance(value, int | float) and field.name not in ("dropout", "pad_id"):
                 positive[f"model.{name}.{field.name}"] = value
         require(
             tower.heads > 0 and tower.width % tower.heads == 0,
@@ -182,6 +193,13 @@ def _check(config: ModelConfig) -> None:
         f"model.text.context_length {text.context_length} exceeds "
         f"model.text.max_positions {text.max_positions}",
     )
+    buckets = text.buckets
+    require(
+        not buckets
+        or (buckets[0] > 0 and buckets[-1] == text.context_length and _ascending(buckets)),
+        f"model.text.buckets {buckets}: expected ascending lengths, the last one "
+        f"model.text.context_length {text.context_length}, or () for none",
+    )
     require(
         0 <= text.pad_id < text.vocab_size,
         f"model.text.pad_id {text.pad_id} is outside the vocabulary of "
@@ -193,3 +211,7 @@ def _check(config: ModelConfig) -> None:
         f"model.text.projection 'none' needs model.text.width {text.width} equal to "
         f"model.embed_dim {config.embed_dim}; use 'mlp' or 'linear'",
     )
+
+
+def _ascending(numbers: Sequence[int]) -> bool:
+    return all(a < b for a, b in itertools.pairwise(numbers))

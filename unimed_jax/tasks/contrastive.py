@@ -25,9 +25,10 @@ from unimed_jax.evals.embeddings import CorpusEmbedder
 from unimed_jax.losses import registry as loss_registry
 from unimed_jax.losses.contrastive import normalize
 from unimed_jax.losses.gradient_caching import map_rows
-from unimed_jax.models import dual_encoder
+from unimed_jax.models import dual_encoder, text_buckets
 from unimed_jax.models.config import ModelConfig
 from unimed_jax.models.functional import Params
+from unimed_jax.monitoring import flops
 from unimed_jax.reporting.html_report import Chart
 from unimed_jax.training.data_location import locate
 from unimed_jax.training.task import Evaluator
@@ -91,6 +92,13 @@ def validate(config: ConfigDict) -> None:
         "augmentation.min_area",
         config.augmentation.min_area,
         "above 0, at most 1",
+    )
+    groups = model.text.bucket_groups
+    config_lib.require(
+        not model.text.buckets or groups >= config.optimizer.accumulate_steps,
+        "model.text.bucket_groups",
+        groups,
+        f"at least optimizer.accumulate_steps = {config.optimizer.accumulate_steps}",
     )
     for source in config.data.sources.values():
         caption_sampling.original_probability(source.caption_rule)
@@ -174,17 +182,57 @@ class Contrastive:
         def images_of(images: jax.Array, _: jax.Array) -> jax.Array:
             return normalize(self.model.encode_image(params, images))
 
-        def texts_of(ids: jax.Array, rng: jax.Array) -> jax.Array:
+        def texts_of(params: Params, ids: jax.Array, rng: jax.Array) -> jax.Array:
             return normalize(self.model.encode_text(params, ids, dropout_rng=rng))
 
         # one tower after the other, so that the activations of both are never in memory at once
         count = self._config.optimizer.accumulate_steps
         images = map_rows(images_of, batch["image"], rng, count)
-        texts = map_rows(texts_of, batch["text"], rng, count)
         scale = jnp.exp(params["logit_scale"])
+        metrics = {"logit_scale": scale}
+        text, ids = self.model.config.text, batch["text"]
+        if text.buckets:
+            tower = {"text": params["text"]}
+            texts, groups = text_buckets.encode(texts_of, tower, ids, rng, text)
+            saved = jnp.array(self._padding_saved, jnp.float32)
+            metrics["text_padding_saved"] = jnp.sum(groups * saved)
+        else:
+            texts = map_rows(functools.partial(texts_of, params), ids, rng, count)
         bias = (params["logit_bias"],) if self._contrastive_loss.has_bias else ()
         loss = self._contrastive_loss.function(images, texts, scale, *bias)
-        return loss, {"logit_scale": scale}
+        return loss, metrics
+
+    @functools.cached_property
+    def _padding_saved(self) -> tuple[float, ...]:
+        """Share of the FLOPs of a padded step that a group in each bucket saves."""
+        text, key = self.model.config.text, jax.random.key(0)
+        padded = self._config.copy_and_resolve_references()
+        padded.model.text.buckets = ()
+        params = jax.eval_shape(self.init, key)
+        rows = self._config.batch_size
+        whole = flops.matmul_flops(
+            Contrastive(padded, self._workdir).loss, params, self.batch_spec(rows), key
+        )
+
+        def of_group(length: int) -> float:
+            ids = jax.ShapeDtypeStruct((rows // text.bucket_groups, length), jnp.int32)
+            return flops.matmul_flops(self.model.encode_text, params, ids)
+
+        full = of_group(text.context_length)
+        return tuple((full - of_group(length)) / whole for length in text.buckets)
+
+    def expected_padding_saved(self, lengths: Sequence[int], shares: Sequence[float]) -> float:
+        """The metric ``text_padding_saved`` to expect, 0 without ``model.text.buckets``.
+
+        Args:
+          lengths: tokens of captions, ascending, at most ``model.text.context_length``.
+          shares: share of captions of each length.
+        """
+        text = self.model.config.text
+        if not text.buckets:
+            return 0.0
+        groups = text_buckets.expected_groups(lengths, shares, text)
+        return float(groups @ self._padding_saved)
 
     # --- data -------------------------------------------------------------------------------------
 
