@@ -73,7 +73,7 @@ def assert_same_step(got, want):
 CASES = {
     "one device": ("mixed", (1, 1, 1), {}),
     "a mesh": ("mixed", (2, 2, 2), {}),
-    "data parallel": ("mixed", (8, 1, 1), {"model__text__bucket_groups": 4}),
+    "more groups": ("mixed", (4, 1, 1), {"model__text__bucket_groups": 8}),
     "gradient caching": ("mixed", (4, 1, 1), {"optimizer__accumulate_steps": 4}),
     "rematerialized": ("mixed", (1, 1, 1), {"model__remat": "full"}),
     "all short": ("short", (1, 1, 1), {}),

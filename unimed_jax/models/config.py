@@ -72,7 +72,7 @@ class TextConfig:
     dropout: float = 0.1
     context_length: int = 256
     buckets: tuple[int, ...] = ()
-    bucket_groups: int = 8
+    bucket_groups: int = 4
     pad_id: int = 0
     projection: Projection = "mlp"
     architecture: str = "bert"
