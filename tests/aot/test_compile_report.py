@@ -170,6 +170,24 @@ def test_a_step_is_compiled_for_a_slice(recipe, tmp_path):
 
 @with_libtpu
 @pytest.mark.slow
+def test_text_buckets_are_reported_for_the_stated_captions(recipe, tmp_path):
+    path = tmp_path / "report.json"
+    done = report(
+        recipe, "v5e:2x2", f"--json={path}", "--captions=5:0.75,24:0.25",
+        "--config.model.text.buckets=(8,16,24)",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(path.read_text())
+    buckets = found["text_buckets"]
+    assert buckets["shares_of_groups"] == [0.75, 0.0, 0.25]
+    assert 0 < buckets["padding_saved"] < 0.5
+    assert "of 4 groups 75% at 8, 0% at 16, 25% at 24 tokens" in done.stdout
+    # the groups are embedded again in the backward pass
+    assert 0.9 < found["compiled_over_model_flops"] < 1.4
+
+
+@with_libtpu
+@pytest.mark.slow
 def test_what_does_not_fit_is_a_result(recipe, tmp_path):
     path = tmp_path / "report.json"
     done = report(

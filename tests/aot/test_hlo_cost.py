@@ -226,3 +226,20 @@ def test_compiled_flops_are_those_of_the_jaxpr(tiny_config):
         compiled = program.lower().compile()
     cost = hlo_cost.cost(hlo.parse(compiled.as_text()), 8)
     assert 0.8 < cost.flops * 8 / program.model_flops() < 1.6
+
+
+def test_branches_count_by_their_shares():
+    def choose(index, x):
+        branches = [
+            lambda x, n=n: jax.lax.fori_loop(0, n, lambda _, y: y @ x, x) for n in (1, 2, 5)
+        ]
+        return jax.lax.switch(index, branches, x)
+
+    x = jnp.zeros((16, 16))
+    module = hlo.parse(jax.jit(choose).lower(jnp.int32(0), x).compile().as_text())
+    product = 2 * 16**3
+    assert hlo_cost.cost(module, 1).flops == (1 + 2 + 5) * product
+    for shares in ((1, 0, 0), (0, 0, 1), (0.25, 0.5, 0.25)):
+        expected = np.dot(shares, (1, 2, 5)) * product
+        assert hlo_cost.cost(module, 1, shares).flops == pytest.approx(expected)
+    assert hlo_cost.cost(module, 1, (0.5, 0.5)).flops == (1 + 2 + 5) * product  # another choice

@@ -41,5 +41,6 @@ class CaptionLengths:
         return ",".join(f"{t}:{s:g}" for t, s in zip(self.tokens, self.shares, strict=True))
 
 
-PUBLISHED = CaptionLengths((32, 256), (0.5, 0.5))
+_SIXTEENTHS = (14, 17, 20, 23, 26, 29, 32, 36, 41, 48, 57, 69, 86, 114, 169, 256)
+PUBLISHED = CaptionLengths(_SIXTEENTHS, (1 / 16,) * 16)
 """Projection for the thirteen published parts together: ``benchmarks/text_buckets.py``."""
