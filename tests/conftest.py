@@ -34,10 +34,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import pytest  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-# files that keep a worker busy for a minute or more
+# files whose tests and processes compute for a minute or more
 LONGEST = (
-    "test_hosts.py", "test_meshes.py", "test_extending.py", "test_suite_processes.py",
-    "test_notebooks.py", "test_resume.py", "test_run_in_bucket.py",
+    "test_meshes.py", "test_open_clip_export.py", "test_hosts.py", "test_extending.py",
+    "test_suite_processes.py", "test_text_guided_segmentation.py", "test_volumetric_tasks.py",
+    "test_notebooks.py", "test_gradient_caching.py",
 )  # fmt: skip
 
 if TYPE_CHECKING:
