@@ -2,6 +2,7 @@
 
     python benchmarks/input_scale.py [--json=FILE]
     pip install 'webdataset<=0.2.86' && python benchmarks/input_scale.py --webdataset
+    python benchmarks/input_scale.py --kill
 
 Makes corpora with the numbers of records of the published parts, 64 shards each, which are hard
 links to one shard per part, and measures in separate processes on the CPU:
@@ -12,15 +13,22 @@ links to one shard per part, and measures in separate processes on the CPU:
 - the growth of resident memory while 60 batches of records of 50 kB are read;
 - with images of 288 px that are decoded, cropped to 224 px and tokenized: the throughput from a
   bucket whose every answer takes 20 ms longer, relative to the local disk;
+- the same images on one core and on all, and the most that one process can feed with, for which the
+  images are so small that what Python does for each, one at a time, is nearly all of the work;
 - how well the batches are mixed: the distance in the corpus between rows that follow each other in
   a batch, relative to a perfect shuffle;
 - with --webdataset: images per CPU second relative to open_clip's webdataset loader with its
   options for several sources, over the same 13 corpora, in alternating rounds.
+
+--kill reads 5.28 million records with different ids on 1 and on 4 processes from the middle of
+epoch 7, kills all of them, starts them again after the last step that all had read, and compares
+the ids with those of an uninterrupted process.
 """
 
 import argparse
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -241,6 +249,48 @@ def serve_webdataset(folder: Path) -> None:
     )  # fmt: skip
 
 
+def write_tiny_images(folder: Path) -> None:
+    """A corpus of images of 16 px."""
+    import tensorflow as tf
+
+    from input_pipeline import manifest, records
+
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    image = tf.io.encode_jpeg(pixels).numpy()
+    with tf.io.TFRecordWriter(str(folder / manifest.shard_name("train", 0, 8))) as writer:
+        for number in range(4000):
+            writer.write(
+                records.encode(
+                    records.Sample(f"{number}", image, ("a radiograph",), 1, (), "xray", "tiny")
+                )
+            )
+    link_shards(folder, 8, 4000)
+
+
+def serve_tiny_images(folder: Path) -> None:
+    """Rounds of batches of crops of 8 px."""
+    from input_pipeline import dataset, records, transforms
+
+    def decode(record: object, seed: object, source: object) -> dict[str, object]:
+        sample = records.parse(record)
+        image = transforms.random_resized_crop(sample["image"], 8, seed)
+        return {"id": sample["id"], "image": image}
+
+    stream = dataset.train_batches(make_spec(folder), decode, 0, 10**6)
+
+    def read(count: int) -> None:
+        for _ in itertools.islice(stream, count):
+            pass
+
+    interleave.serve_rounds(lambda: read(8), before=lambda: read(3))
+
+
+def on_one_core(folder: Path) -> None:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    serve_images(str(folder))
+
+
 def write_images(scratch: Path, num: int) -> None:
     """13 corpora of the same phantoms, with their proportions, and the tars of the same samples."""
     images = speed.draw_phantoms(scratch / "phantoms", num)
@@ -310,6 +360,78 @@ def bucket(folder: Path) -> Iterator[dict[str, str]]:
         server.wait()
 
 
+# --- kill and resume ------------------------------------------------------------------------------
+
+
+def write_distinct(folder: Path) -> None:
+    """The 13 corpora with a different id in every record."""
+    import tensorflow as tf
+
+    from input_pipeline import manifest, record_index, records
+
+    for key, count in published_counts().items():
+        (folder / key).mkdir(parents=True)
+        mark = b"0123456789"
+        sample = records.Sample(mark.decode(), b"image", ("a text",), 1, (), "xray", key)
+        head, _, tail = records.encode(sample).partition(mark)
+        per_shard, shards = count // SHARDS, []
+        for number in range(SHARDS):
+            path = folder / key / manifest.shard_name("train", number, SHARDS)
+            with tf.io.TFRecordWriter(str(path)) as writer:
+                for row in range(number * per_shard, (number + 1) * per_shard):
+                    writer.write(b"%b%010d%b" % (head, row, tail))
+            checksum = manifest.file_sha256(path)
+            shards.append(manifest.Shard(path.name, per_shard, path.stat().st_size, checksum))
+        split = manifest.Split(count, manifest.add_counts([]), tuple(shards))
+        content = manifest.Manifest(key, {"train": split}, count, count, 0, "")
+        manifest.save(folder / key, content)
+        offsets = record_index.offsets_of([len(head) + len(mark) + len(tail)] * per_shard)
+        index = record_index.RecordIndex(folder / key, split.shards, np.tile(offsets, SHARDS))
+        record_index.save(index, content, "train")
+
+
+def print_ids(folder: Path, start: int, rows: range) -> None:
+    """A line per step: the SHA-256 of the sources and ids of every quarter of the batch."""
+    from input_pipeline import dataset
+
+    quarter = BATCH // 4
+    for batch in dataset.train_batches(make_spec(folder), parse_only, start, 10**6, rows=rows):
+        names = [b"%d %b" % pair for pair in zip(batch["source"], batch["id"], strict=True)]
+        parts = (names[k : k + quarter] for k in range(0, len(names), quarter))
+        print(*(hashlib.sha256(b"\n".join(part)).hexdigest() for part in parts), flush=True)
+
+
+def ids_of(folder: Path, hosts: int, start: int, steps: int) -> list[list[str]]:
+    """What processes that share the batch print, until they are killed after ``steps`` steps."""
+    share = BATCH // hosts
+    processes = [
+        subprocess.Popen(
+            [*command("ids", folder, start), f"--first_row={host * share}", f"--rows={share}"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for host in range(hosts)
+    ]
+    lines = [[process.stdout.readline() for _ in range(steps)] for process in processes]
+    for process in processes:
+        process.kill()
+        process.wait()
+    return [" ".join(step).split() for step in zip(*lines, strict=True)]
+
+
+def kill(scratch: Path) -> None:
+    folder = scratch / "distinct"
+    if not folder.exists():
+        write_distinct(folder)
+    start = round(6.5 * sum(published_counts().values()) / BATCH)
+    uninterrupted = ids_of(folder, 1, start, 12)
+    assert len({part for step in uninterrupted for part in step}) == 12 * 4
+    for hosts in (1, 4):
+        found = ids_of(folder, hosts, start, 5) + ids_of(folder, hosts, start + 5, 7)
+        result = "the ids of an uninterrupted process" if found == uninterrupted else "OTHER IDS"
+        print(f"{hosts} processes, killed, steps {start} to {start + 11}: {result}", flush=True)
+
+
 # --- main -----------------------------------------------------------------------------------------
 
 PARTS = {
@@ -321,6 +443,8 @@ PARTS = {
     "images of the bucket": lambda folder, start: serve_images("gs://b"),
     "webdataset": lambda folder, start: serve_webdataset(folder),
     "bucket": lambda folder, start: serve_bucket(folder),
+    "images on one core": lambda folder, start: on_one_core(folder),
+    "tiny images": lambda folder, start: serve_tiny_images(folder),
 }
 
 
@@ -344,16 +468,26 @@ def main() -> None:
     parser.add_argument("--webdataset", action="store_true", help="compare with open_clip's loader")
     parser.add_argument("--scratch", type=Path, help="folder for the corpora; default: temporary")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--kill", action="store_true", help="kill and resume at this size")
+    parser.add_argument("--part", choices=(*PARTS, "ids"), help=argparse.SUPPRESS)
+    parser.add_argument("--first_row", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--start", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ.update(JAX_PLATFORMS="cpu", TF_CPP_MIN_LOG_LEVEL="3")
+    if args.part == "ids":
+        rows = range(args.first_row, args.first_row + args.rows)
+        print_ids(args.folder, args.start, rows)
+        return
     if args.part:
         PARTS[args.part](args.folder, args.start)
         return
     with contextlib.ExitStack() as stack:
         scratch = args.scratch or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if args.kill:
+            kill(scratch)
+            return
         figures = measure(scratch, args.rounds, args.webdataset)
     text = json.dumps(figures, indent=1)
     print(text)
@@ -405,6 +539,22 @@ def measure(scratch: Path, rounds: int, with_webdataset: bool) -> dict[str, obje
     figures["bucket_ratio"] = interleave.ratio(
         times["images"].wall, times["images of the bucket"].wall
     )
+    note("one core and all")
+    parts = ("images", "images on one core")
+    times = interleave.compare({p: command(p, scratch / "images") for p in parts}, rounds)
+    images = speed.UNCOUNTED * speed.BATCH
+    figures["images_per_second"] = {
+        "one core": images / statistics.median(times["images on one core"].wall),
+        "all cores": images / statistics.median(times["images"].wall),
+    }
+    figures["cores_ratio"] = interleave.ratio(
+        times["images on one core"].wall, times["images"].wall
+    )
+    if not (scratch / "tiny").exists():
+        (scratch / "tiny").mkdir()
+        write_tiny_images(scratch / "tiny" / "tiny")
+    times = interleave.compare({"tiny": command("tiny images", scratch / "tiny")}, rounds)
+    figures["most_images_per_second"] = 8 * BATCH / statistics.median(times["tiny"].wall)
     if with_webdataset:
         note("webdataset")
         times = interleave.compare(
