@@ -7,6 +7,7 @@ of it. The numbers of worker threads and hosts, and interruptions, change neithe
 pixels.
 """
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -236,7 +237,7 @@ def train_batches(
     rows: range | None = None,
     num_threads: int = 0,
     tolerant: bool = False,
-    waited: Callable[[float], object] = lambda seconds: None,
+    reading: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Host batches of the steps ``start_step`` <= k < ``stop_step``.
 
@@ -251,7 +252,7 @@ def train_batches(
       rows: the rows of the global batch that this host reads; None: all of them.
       num_threads: size of the decoding pool; 0 lets tf.data choose. Does not affect the batches.
       tolerant: True reads the tolerant way from the beginning.
-      waited: is called with the seconds for which decoding waited for a step's records.
+      reading: is entered, in another thread, while a step waits for its records.
 
     Yields:
       Dicts with leading dimension ``len(rows)``, among them ``valid`` (bool): False where a record
@@ -266,7 +267,7 @@ def train_batches(
         tolerant = tolerant or failures == _FAILURES
         try:
             for batch in _train_batches(
-                spec, decode, step, stop_step, rows, num_threads, tolerant, waited
+                spec, decode, step, stop_step, rows, num_threads, tolerant, reading
             ):
                 yield batch
                 step += 1
@@ -275,7 +276,9 @@ def train_batches(
             if tolerant:
                 raise
             failures += 1
-            yield from _train_batches(spec, decode, step, step + 1, rows, num_threads, True, waited)
+            yield from _train_batches(
+                spec, decode, step, step + 1, rows, num_threads, True, reading
+            )
             step += 1
 
 
@@ -287,7 +290,7 @@ def _train_batches(
     rows: range,
     num_threads: int,
     tolerant: bool,
-    waited: Callable[[float], object],
+    reading: Callable[[], contextlib.AbstractContextManager[None]],
 ) -> Iterator[dict[str, np.ndarray]]:
     example_seed = sampling_order.example_seed(spec.seed)
 
@@ -301,7 +304,7 @@ def _train_batches(
             rows=rows,
             start=start,
             stop=stop,
-            waited=waited,
+            reading=reading,
         )
         for step, (serialized, sources) in enumerate(steps, start):
             draws = step * spec.batch_size + np.asarray(rows)

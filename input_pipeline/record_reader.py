@@ -2,8 +2,8 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import itertools
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -32,7 +32,7 @@ def steps(
     rows: range,
     start: int,
     stop: int,
-    waited: Callable[[float], object] = lambda seconds: None,
+    reading: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Iterator[tuple[list[bytes], np.ndarray]]:
     """The records of a host's rows, step after step; see ``sampling_order``.
 
@@ -45,7 +45,7 @@ def steps(
       rows: the rows of this host.
       start: the first step.
       stop: the step after the last one.
-      waited: is called with the seconds for which a step waited for its records.
+      reading: is entered while a step waits for its records.
 
     Yields:
       Serialized records of the rows, and the index of the source of each, int64 (rows,).
@@ -93,10 +93,9 @@ def steps(
                 in_flight += len(futures)
             begun, sources, futures = ahead.popleft()
             in_flight -= len(futures)
-            began = time.perf_counter()
-            for row, future in zip(begun, futures, strict=True):
-                held[row] = future.result()
-            waited(time.perf_counter() - began)
+            with reading():
+                for row, future in zip(begun, futures, strict=True):
+                    held[row] = future.result()
             source_of[begun] = sources
             yield [records.pop() for records in held], source_of.copy()
     finally:

@@ -223,7 +223,9 @@ class _Run:
         # --- the step, compiled once, while the first batches are read
         self.clock.begin("compilation")
         self.watchdog.start()
-        stream = device_prefetch.prefetch(self.loader.read(start, self.num_steps))
+        stream = device_prefetch.prefetch(
+            self.loader.read(start, self.num_steps, self.clock.stages), stages=self.clock.stages
+        )
         with process.announced("compiling the train step"):
             compiled = self.train_step.lower().compile()
         key, step_flops = self.train_step.key(), self.train_step.model_flops()
@@ -266,6 +268,7 @@ class _Run:
                     ids, batch = next(stream)
                 if step == start:
                     startup.mark("first batch")
+                    window.take()  # which it is not part of
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     self.state, values = compiled(self.state, batch, key)
                 if step == start:

@@ -112,10 +112,10 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
 def recording(read, directory: Path):
     """``DataLoader.read``, which also writes down the ids of every batch: ``<process>.jsonl``."""
 
-    def read_and_record(self: DataLoader, start: int, stop: int):
+    def read_and_record(self: DataLoader, start: int, stop: int, stages=None):
         directory.mkdir(parents=True, exist_ok=True)
         with (directory / f"{jax.process_index()}.jsonl").open("a", buffering=1) as file:
-            for step, (ids, batch) in enumerate(read(self, start, stop), start + 1):
+            for step, (ids, batch) in enumerate(read(self, start, stop, stages), start + 1):
                 file.write(json.dumps([step, ids]) + "\n")
                 yield ids, batch
 

@@ -135,9 +135,9 @@ def test_the_fast_way_gives_what_the_tolerant_one_does(corpus, three_epochs, tmp
     tolerant = read([tmp_path / "damaged"], 2, 60, tolerant=True)
     made, numpy_batches = [], dataset._train_batches
 
-    def recording(spec, decode, start, stop, rows, num_threads, tolerant, waited):
+    def recording(spec, decode, start, stop, rows, num_threads, tolerant, reading):
         made.append((start, stop, tolerant))
-        return numpy_batches(spec, decode, start, stop, rows, num_threads, tolerant, waited)
+        return numpy_batches(spec, decode, start, stop, rows, num_threads, tolerant, reading)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataset, "_train_batches", recording)

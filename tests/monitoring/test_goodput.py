@@ -8,11 +8,11 @@ import pytest
 from helpers.fake_clock import FakeClock
 
 from unimed_jax.monitoring import goodput
-from unimed_jax.monitoring.phases import PHASES, PhaseClock
+from unimed_jax.monitoring.phases import USES, PhaseClock
 
 
 def row(began, at, first_step, step, **seconds):
-    seconds = {**dict.fromkeys(PHASES, 0.0), **seconds}
+    seconds = {**dict.fromkeys(USES, 0.0), **seconds}
     return {
         "began": began, "time": at, "first_step": first_step, "step": step, "seconds": seconds,
     }  # fmt: skip
@@ -23,11 +23,11 @@ def row(began, at, first_step, step, **seconds):
 KILLED = [
     row(1000, 1004, None, None, start_up=4),
     row(1000, 1010, 0, 0, start_up=5, compilation=5),
-    row(1000, 1032, 0, 10, start_up=5, compilation=5, steps=20, data_wait=2),
-    row(1000, 1055, 0, 20, start_up=5, compilation=5, steps=40, data_wait=3, checkpoints=2),
+    row(1000, 1032, 0, 10, start_up=5, compilation=5, steps=20, data_wait_reading=2),
+    row(1000, 1055, 0, 20, start_up=5, compilation=5, steps=40, data_wait_reading=3, checkpoints=2),
     row(1100, 1104, None, None, start_up=4),
     row(1200, 1206, 15, 15, start_up=6),
-    row(1200, 1240, 15, 30, start_up=6, compilation=1, steps=30, data_wait=2, evaluation=1),
+    row(1200, 1240, 15, 30, start_up=6, compilation=1, steps=30, data_wait_placing=2, evaluation=1),
 ]
 
 
@@ -36,8 +36,9 @@ def test_the_time_of_a_killed_run_by_hand():
     assert found.seconds == pytest.approx({
         "steps": 60.0,  # 15 steps of 2 s, twice
         "lost_steps": 10.0,  # steps 16 to 20 of the first process
-        "start_up": 15.0, "compilation": 6.0, "data_wait": 5.0, "evaluation": 1.0,
-        "checkpoints": 2.0, "logging": 0.0,
+        "start_up": 15.0, "compilation": 6.0, "evaluation": 1.0, "checkpoints": 2.0,
+        "logging": 0.0, "data_wait_reading": 3.0, "data_wait_decoding": 0.0,
+        "data_wait_placing": 2.0,
     })  # fmt: skip
     assert (found.starts, found.repeated) == (3, 5)
     assert found.running == pytest.approx(55 + 4 + 40)
@@ -45,8 +46,8 @@ def test_the_time_of_a_killed_run_by_hand():
     assert sum(found.shares.values()) == pytest.approx(1.0)
     assert found.line() == (
         "goodput 60.6 % of 1 min 39 s; 3 starts, not running for 2 min 21 s; in %: start-up 15.2, "
-        "compilation 6.1, waiting for data 5.1, evaluation 1.0, checkpoints 2.0, lost steps (5) "
-        "10.1"
+        "compilation 6.1, evaluation 1.0, checkpoints 2.0, waiting for data (reading) 3.0, waiting "
+        "for data (placing) 2.0, lost steps (5) 10.1"
     )
     assert found.as_json()["goodput"] == pytest.approx(60 / 99)
     assert found.as_json()["repeated_steps"] == 5

@@ -149,8 +149,9 @@ def test_throughput_by_hand():
     clock.now += 7.0
     phases.begin("steps")
     window = Window(phases)
+    window.take()
     for step in range(4):
-        with phases.during("data_wait"):
+        with phases.during("data_wait"), phases.stages.making(), phases.stages.reading():
             clock.now += 0.5
         clock.now += 1.5
         phases.step_done(step + 1)
@@ -158,11 +159,13 @@ def test_throughput_by_hand():
         with phases.during(phase):
             clock.now += 1000.0
     figures = {"images_per_sec": 16.0, "step_seconds": 2.0, "data_wait_fraction": 0.25}
+    figures |= {"data_wait_reading": 0.25, "data_wait_decoding": 0.0, "data_wait_placing": 0.0}
     assert metrics.throughput(32, *window.take()) == pytest.approx(figures)
     assert metrics.throughput(32, *window.take()) == {}  # the next window starts empty
     clock.now += 1.0
     phases.step_done(5)
     figures = {"images_per_sec": 32.0, "step_seconds": 1.0, "data_wait_fraction": 0.0}
+    figures |= {"data_wait_reading": 0.0, "data_wait_decoding": 0.0, "data_wait_placing": 0.0}
     assert metrics.throughput(32, *window.take()) == pytest.approx(figures)
 
 

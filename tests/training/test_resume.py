@@ -18,6 +18,9 @@ def test_a_run_leaves_what_its_users_rely_on(finished_run):
     assert [row["step"] for row in rows] == list(range(1, 41))
     wanted = {"loss", "images_per_sec", "data_wait_fraction", "grad_norm", "logit_scale"}
     assert all(wanted <= row.keys() for row in rows)
+    stages = ("data_wait_reading", "data_wait_decoding", "data_wait_placing")
+    for row in rows:
+        assert sum(row[stage] for stage in stages) == pytest.approx(row["data_wait_fraction"])
     assert np.mean([r["loss"] for r in rows[-5:]]) < np.mean([r["loss"] for r in rows[:5]])
 
     results = json.loads((finished_run / "results.json").read_text())
@@ -30,8 +33,9 @@ def test_a_run_leaves_what_its_users_rely_on(finished_run):
     assert (found["starts"], found["repeated_steps"]) == (1, 0)
     assert found["not_running_seconds"] < 0.1
     assert sum(found["shares"].values()) == pytest.approx(1.0)
-    spent = ("steps", "data_wait", "start_up", "compilation", "evaluation", "checkpoints")
+    spent = ("steps", "start_up", "compilation", "evaluation", "checkpoints")
     assert all(found["shares"][name] > 0 for name in spent)
+    assert sum(found["shares"][stage] for stage in stages) > 0
     assert f"goodput {100 * found['goodput']:.1f} % of" in report
     assert list((finished_run / "tensorboard").iterdir())
     assert sorted(int(p.name) for p in (finished_run / "checkpoints").iterdir()) == [35, 40]

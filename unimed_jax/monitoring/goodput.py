@@ -18,11 +18,11 @@ from typing import Any
 
 from input_pipeline.io.errors import UserError
 from input_pipeline.io.files import AnyPath, AppendOnlyFile
-from unimed_jax.monitoring.phases import PHASES, PhaseClock
+from unimed_jax.monitoring.phases import USES, WAITS, PhaseClock, Window
 
 FILE = "timeline.jsonl"
 LOST = "lost_steps"
-CATEGORIES = ("steps", *(phase for phase in PHASES if phase != "steps"), LOST)
+CATEGORIES = ("steps", *(use for use in USES if use != "steps"), LOST)
 _EVERY_SECONDS = 60.0
 
 Row = dict[str, Any]
@@ -87,7 +87,9 @@ class Goodput:
         """A category in words."""
         if category == LOST:
             return f"lost steps ({self.repeated:,})"
-        return {"data_wait": "waiting for data", "start_up": "start-up"}.get(category, category)
+        if category in WAITS:
+            return f"waiting for data ({category.rpartition('_')[2]})"
+        return category.replace("_", "-")
 
 
 def duration(seconds: float) -> str:
@@ -121,7 +123,7 @@ def account(rows: Sequence[Row]) -> Goodput:
                     seconds[LOST] += cut_seconds
                 kept.append((step, row["step"], row["seconds"]["steps"] - before))
                 before, step = row["seconds"]["steps"], row["step"]
-        for name in PHASES:
+        for name in USES:
             seconds[name] += row["seconds"][name]
     seconds["steps"] -= seconds[LOST]
     elapsed = rows[-1]["time"] - rows[0]["began"]
@@ -149,7 +151,7 @@ class Timeline:
 
     In a job of several processes, process 0 creates one. A row holds the start of its process, its
     own time (both of the wall clock), the steps finished at the start and by now, and the seconds
-    since the start by phase. There is one every minute and one at each call of ``write``, so that
+    since the start by use. There is one every minute and one at each call of ``write``, so that
     after a kill little is missing. Rows of earlier processes are kept; they are also those of steps
     that are done again.
     """
@@ -172,7 +174,9 @@ class Timeline:
         Raises:
           UserError: workdir cannot be written.
         """
-        self._clock, self._began, self._now = clock, began, now
+        self._began, self._now = began, now
+        self._window = Window(clock)
+        self._seconds: dict[str, float] = dict.fromkeys(USES, 0.0)
         self._rows = read_rows(workdir / FILE)
         self._file = AppendOnlyFile(workdir / FILE, "".join(map(_line, self._rows)).encode())
         self._lock = threading.Lock()
@@ -206,13 +210,15 @@ class Timeline:
         # A record of time does not stop a run: a full disk or a missing network is reported by
         # whatever needs them, and the next row holds what is missing here.
         with self._lock, contextlib.suppress(OSError, UserError):
-            seconds, first_step, step = self._clock.read()
+            spent, _ = self._window.take()
+            for use in USES:
+                self._seconds[use] += spent[use]
             row = {
                 "began": round(self._began, 3),
                 "time": round(self._now(), 3),
-                "first_step": first_step,
-                "step": step,
-                "seconds": {phase: round(seconds[phase], 3) for phase in PHASES},
+                "first_step": self._window.first_step,
+                "step": self._window.step,
+                "seconds": {use: round(seconds, 3) for use, seconds in self._seconds.items()},
             }
             self._rows.append(row)
             with self._file.local.open("a", encoding="utf-8") as file:

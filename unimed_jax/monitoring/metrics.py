@@ -13,7 +13,7 @@ import jax
 from input_pipeline.io.errors import UserError
 from input_pipeline.io.files import AppendOnlyFile, PathLike, reason, to_path
 from unimed_jax.monitoring.hardware import CHIPS
-from unimed_jax.monitoring.phases import Phase
+from unimed_jax.monitoring.phases import WAITS
 
 Row = dict[str, Any]
 
@@ -150,7 +150,7 @@ def format_line(step: int, values: Mapping[str, float]) -> str:
     return " | ".join([f"step {step}", *(f"{key} {value:.4g}" for key, value in values.items())])
 
 
-def throughput(batch_size: int, seconds: Mapping[Phase, float], steps: int) -> dict[str, float]:
+def throughput(batch_size: int, seconds: Mapping[str, float], steps: int) -> dict[str, float]:
     """Speed of the training loop over a log window, in which evaluations and saves do not count.
 
     Steps are dispatched asynchronously, so a window must end after a result of its last step has
@@ -158,22 +158,25 @@ def throughput(batch_size: int, seconds: Mapping[Phase, float], steps: int) -> d
 
     Args:
       batch_size: rows of the global batch.
-      seconds: phase -> seconds in the window.
+      seconds: use -> seconds in the window; see ``phases.Window``.
       steps: steps finished in the window.
 
     Returns:
       images_per_sec: global batch size * steps / time.
       step_seconds: time per step.
       data_wait_fraction: share of the time in which the loop waited for a batch, in [0, 1].
+      data_wait_reading, data_wait_decoding, data_wait_placing: its parts.
       Empty if no step was done.
     """
-    total = seconds["steps"] + seconds["data_wait"]
+    waits = {use: seconds[use] for use in WAITS}
+    total = seconds["steps"] + sum(waits.values())
     if not steps or total <= 0:
         return {}
     return {
         "images_per_sec": batch_size * steps / total,
         "step_seconds": total / steps,
-        "data_wait_fraction": seconds["data_wait"] / total,
+        "data_wait_fraction": sum(waits.values()) / total,
+        **{use: wait / total for use, wait in waits.items()},
     }
 
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+from input_pipeline.stage_clock import STAGES, StageClock
+
 Phase = Literal[
     "start_up", "compilation", "steps", "data_wait", "evaluation", "checkpoints", "logging"
 ]
@@ -18,6 +20,9 @@ PHASES: tuple[Phase, ...] = (
     "checkpoints",
     "logging",
 )
+WAITS = tuple(f"data_wait_{stage}" for stage in STAGES)
+# what time goes to: the phases, with the wait for data divided
+USES: tuple[str, ...] = tuple(phase for phase in PHASES if phase != "data_wait") + WAITS
 
 
 class PhaseClock:
@@ -33,12 +38,16 @@ class PhaseClock:
             clock.step_done(step + 1)
 
     The phases are those of the thread of the loop, which makes the clock; other threads may read.
+
+    Attributes:
+      stages: the time of the thread that makes the batches.
     """
 
     def __init__(
         self, phase: Phase, elapsed: float = 0.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Begins ``phase``, or rather ``elapsed`` seconds ago."""
+        self.stages = StageClock(clock)
         self._clock = clock
         self._lock = threading.Lock()
         self._thread = threading.get_ident()
@@ -100,15 +109,35 @@ class PhaseClock:
 
 
 class Window:
-    """What the time since the last ``take`` went to."""
+    """What the time since the last ``take`` went to, or since the clock was started.
+
+    The wait for data is divided in proportion to what the making of batches was busy with in the
+    window. What it was busy with *during* the wait would not do: a wait ends with the placing of a
+    batch, even if placing is the shortest stage.
+
+    Attributes:
+      first_step: finished steps at the start of the process; None: not known yet.
+      step: finished steps at the last ``take``.
+    """
 
     def __init__(self, clock: PhaseClock) -> None:
         self._clock = clock
-        self._seconds, _, self._step = clock.read()
+        self._phases = dict.fromkeys(PHASES, 0.0)
+        self._stages = dict.fromkeys(STAGES, 0.0)
+        self.first_step: int | None = None
+        self.step: int | None = None
 
-    def take(self) -> tuple[dict[Phase, float], int]:
-        """Seconds by phase, and steps finished, since the last call or the construction."""
-        before, step_before = self._seconds, self._step
-        self._seconds, _, self._step = self._clock.read()
-        spent = {phase: self._seconds[phase] - before[phase] for phase in PHASES}
-        return spent, (self._step or 0) - (step_before or 0)
+    def take(self) -> tuple[dict[str, float], int]:
+        """Seconds by use (``USES``), and steps finished, since the last call."""
+        phases_before, stages_before, step_before = self._phases, self._stages, self.step or 0
+        self._phases, self.first_step, self.step = self._clock.read()
+        self._stages = self._clock.stages.seconds()
+        spent: dict[str, float] = {p: self._phases[p] - phases_before[p] for p in PHASES}
+        wait = spent.pop("data_wait")
+        busy = {stage: self._stages[stage] - stages_before[stage] for stage in STAGES}
+        if not any(busy.values()):  # a window shorter than a batch takes to make
+            busy = self._stages
+        total = sum(busy.values())
+        for stage, use in zip(STAGES, WAITS, strict=True):
+            spent[use] = wait * (busy[stage] / total if total else 1 / len(STAGES))
+        return spent, (self.step or 0) - step_before

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from input_pipeline import dataset, device_prefetch, record_reader, sampling_order
 from input_pipeline.io.errors import ConfigError, CorpusError
 from input_pipeline.io.files import AnyPath, under
+from input_pipeline.stage_clock import StageClock
 from unimed_jax import config as config_lib
 from unimed_jax.distributed import process, sharding
 from unimed_jax.training.task import Task
@@ -111,8 +112,14 @@ class DataLoader:
             with contextlib.suppress(CorpusError):
                 yield from record_reader.sequential(index, [(0, min(count, len(index.offsets)))])
 
-    def read(self, start: int, stop: int) -> Iterator[tuple[list[str], dict[str, jax.Array]]]:
-        """(ids of this host's rows, global batch) of the steps ``start`` <= k < ``stop``."""
+    def read(
+        self, start: int, stop: int, stages: StageClock | None = None
+    ) -> Iterator[tuple[list[str], dict[str, jax.Array]]]:
+        """(ids of this host's rows, global batch) of the steps ``start`` <= k < ``stop``.
+
+        ``stages`` is told what a batch waits for.
+        """
+        stages = stages or StageClock()
         batches = dataset.train_batches(
             self.spec,
             self._task.decode,
@@ -120,7 +127,11 @@ class DataLoader:
             stop,
             rows=self._rows,
             num_threads=self._data.num_threads,
+            reading=stages.reading,
         )
         for batch in dataset.replace_bad_rows(batches, self._data.on_bad_sample, self._rows.start):
             ids = [sample_id.decode() for sample_id in batch["id"]]
-            yield ids, device_prefetch.to_global(self._task.collate(batch), self._placement)
+            collated = self._task.collate(batch)
+            with stages.placing():
+                placed = device_prefetch.to_global(collated, self._placement)
+            yield ids, placed
