@@ -34,7 +34,7 @@ from unimed_jax.evals.failures import EvaluationFailed, Failures
 from unimed_jax.evals.results import evaluate, named_metrics, write_results
 from unimed_jax.monitoring import metrics, profiling
 from unimed_jax.monitoring.goodput import Timeline, duration
-from unimed_jax.monitoring.phases import PhaseClock, Window
+from unimed_jax.monitoring.phases import WAITS, PhaseClock, Window
 from unimed_jax.training import data_location, stages
 from unimed_jax.training.data_loader import DataLoader
 from unimed_jax.training.task import Evaluation, Task
@@ -294,7 +294,8 @@ class _Run:
                     used = metrics.mfu(useful, row["step_seconds"], device_kind, self.num_devices)
                     row |= {} if used is None else {"mfu": used}
                     bar.set_postfix(loss=row["loss"], images_s=row["images_per_sec"], refresh=False)
-                    process.log(metrics.format_line(step, row))
+                    shown = {key: value for key, value in row.items() if key not in WAITS}
+                    process.log(metrics.format_line(step, shown))
                 with self.watchdog.busy("evaluation or save"), jax.transfer_guard("allow"):
                     self._evaluate_and_save(step, row, due, writer)
 

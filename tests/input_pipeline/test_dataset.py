@@ -2,14 +2,23 @@
 
 import dataclasses
 import shutil
+import time
 from collections import Counter
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from input_pipeline import dataset, manifest, records, transforms
+from input_pipeline import (
+    dataset,
+    device_prefetch,
+    manifest,
+    record_index,
+    records,
+    transforms,
+)
 from input_pipeline.io.errors import CorpusError
+from input_pipeline.stage_clock import StageClock
 
 BATCH, BLOCK = 8, 5
 
@@ -223,3 +232,37 @@ def test_evaluation_meets_every_record_once(corpus, batch_size, hosts):
     expected = [records.decode(r).id for r in tf.data.TFRecordDataset(files).as_numpy_iterator()]
     assert [i.decode() for i, v in zip(ids, valid, strict=True) if v] == expected
     assert len(ids) % batch_size == 0
+
+
+@pytest.mark.parametrize("slow", ["reading", "decoding"])
+def test_what_batches_wait_for_is_told_apart(corpus, monkeypatch, slow):
+    """Every block takes 0.1 s longer to read, or every image 0.05 s to decode."""
+    read_block = record_index.RecordIndex.read
+
+    def read_slowly(*arguments):
+        time.sleep(0.1)
+        return read_block(*arguments)
+
+    def decode_slowly(record, seed, source):
+        features = decode(record, seed, source)
+        wait = tf.numpy_function(lambda: time.sleep(0.05), [], [], stateful=True)
+        with tf.control_dependencies([wait]):
+            return {key: tf.identity(value) for key, value in features.items()}
+
+    if slow == "reading":
+        monkeypatch.setattr(record_index.RecordIndex, "read", read_slowly)
+    stages = StageClock()
+    batches = dataset.train_batches(
+        spec_of([corpus]),
+        decode if slow == "reading" else decode_slowly,
+        0,
+        25,
+        num_threads=4,
+        reading=stages.reading,
+    )
+    stream = device_prefetch.prefetch(batches, stages=stages)
+    next(stream)
+    before = stages.seconds()
+    assert len([*stream]) == 24
+    spent = {stage: seconds - before[stage] for stage, seconds in stages.seconds().items()}
+    assert spent[slow] > 0.6 * sum(spent.values()) > 0.5
