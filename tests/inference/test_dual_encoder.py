@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.dicom_files import dicom_file
-from helpers.small_model import random_params, small_config
+from helpers.small_model import random_params, small_config, write_export
 from PIL import Image
 
 import unimed_jax
@@ -64,6 +64,20 @@ def test_any_number_of_images_gives_the_same_embeddings(model: Model) -> None:
     np.testing.assert_allclose(in_small_batches, together, atol=1e-6)
     assert model.encode_image([]).shape == (0, 24)
     assert model.encode_text([]).shape == (0, 24)
+
+
+def test_texts_are_padded_no_further_than_needed(tmp_path: Path) -> None:
+    model = unimed_jax.load(write_export(tmp_path, text={"context_length": 40}))
+    texts, long = ["chest", "brain"], "abcdefghi " * 4  # of 38 tokens
+    alone = model.encode_text(texts)
+    together = model.encode_text([*texts, long])
+    np.testing.assert_allclose(together[:2], alone, atol=1e-6)
+    ids = model.tokenizer(texts)
+    assert ids.shape == (2, 40)
+    expected = jax.jit(dual_encoder.build(model.config).encode_text)(model._params, ids)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(alone, expected, atol=1e-6)
+    assert model._engine._encode["text"]._cache_size() == 2  # of 32 and of 40 tokens
 
 
 @pytest.mark.slow
