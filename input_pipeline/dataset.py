@@ -150,7 +150,7 @@ class RecordSource:
     ) -> None:
         """``read`` yields serialized records (n,), their seeds (n, 2) and their sources (n,)."""
         self._read = read
-        self.error: CorpusError | None = None
+        self.error: Exception | None = None
 
     def dataset(self) -> tf.data.Dataset:
         """(serialized (), seed (2,), source ()) of every record."""
@@ -159,7 +159,7 @@ class RecordSource:
             try:
                 for serialized, seeds, sources in self._read():
                     yield np.array(serialized, object), seeds, sources
-            except CorpusError as error:  # TensorFlow would only pass its text on
+            except Exception as error:  # TensorFlow would only pass its text on
                 self.error = error
                 raise
 
@@ -207,7 +207,12 @@ def _decoded(dataset: tf.data.Dataset, decode: DecodeFn, num_threads: int) -> tf
 def _numpy_batches(
     source: RecordSource, decode: DecodeFn, rows: int, num_threads: int, tolerant: bool
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Decoded batches of ``rows`` records, in order."""
+    """Decoded batches of ``rows`` records, in order.
+
+    Raises:
+      CorpusError: the records cannot be read, or, in the tolerant way, are of no known layout.
+      tf.errors.OpError: unless in the tolerant way, a record cannot be decoded.
+    """
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = num_threads == 0
@@ -222,10 +227,13 @@ def _numpy_batches(
     dataset = dataset.batch(rows, drop_remainder=True).prefetch(2).with_options(options)
     try:
         yield from dataset.as_numpy_iterator()
-    except tf.errors.OpError:
+    except tf.errors.OpError as error:
         if source.error:
             raise source.error from None
-        raise
+        if not tolerant:
+            raise
+        reason = (error.message or str(error)).splitlines()[0]
+        raise CorpusError(f"a record cannot be parsed: {reason}") from error
 
 
 def train_batches(
@@ -273,8 +281,6 @@ def train_batches(
                 step += 1
             return
         except tf.errors.OpError:
-            if tolerant:
-                raise
             failures += 1
             yield from _train_batches(
                 spec, decode, step, step + 1, rows, num_threads, True, reading

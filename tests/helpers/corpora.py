@@ -59,3 +59,21 @@ def replace_records(out, split, samples):
     )
     splits = {split: dataclasses.replace(found.splits[split], shards=(shard,))}
     manifest.save(out, dataclasses.replace(found, splits={**found.splits, **splits}))
+
+
+def write_shards(directory, shards: list[list[bytes]]) -> manifest.Manifest:
+    """A corpus of the given records, without an index."""
+    directory.mkdir(exist_ok=True)
+    written = []
+    for number, contents in enumerate(shards):
+        path = directory / manifest.shard_name("train", number, len(shards))
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for content in contents:
+                writer.write(content)
+        size, checksum = path.stat().st_size, manifest.file_sha256(path)
+        written.append(manifest.Shard(path.name, len(contents), size, checksum))
+    count = sum(map(len, shards))
+    split = manifest.Split(count, manifest.add_counts([]), tuple(written))
+    content = manifest.Manifest("x", {"train": split}, count, count, 0, "")
+    manifest.save(directory, content)
+    return content

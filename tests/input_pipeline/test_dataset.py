@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.corpora import write_shards
 
 from input_pipeline import (
     dataset,
@@ -17,7 +18,7 @@ from input_pipeline import (
     records,
     transforms,
 )
-from input_pipeline.io.errors import CorpusError
+from input_pipeline.io.errors import CorpusError, UserError
 from input_pipeline.stage_clock import StageClock
 
 BATCH, BLOCK = 8, 5
@@ -266,3 +267,20 @@ def test_what_batches_wait_for_is_told_apart(corpus, monkeypatch, slow):
     assert len([*stream]) == 24
     spent = {stage: seconds - before[stage] for stage, seconds in stages.seconds().items()}
     assert spent[slow] > 0.6 * sum(spent.values()) > 0.5
+
+
+def test_a_record_of_another_layout_is_refused(tmp_path):
+    write_shards(tmp_path / "corpus", [[b"no Example"] * 20])
+    with pytest.raises(CorpusError, match="a record cannot be parsed"):
+        read([tmp_path / "corpus"], 0, 2)
+
+
+def test_a_bucket_that_fails_is_the_error_of_the_run(storage, corpus):
+    storage.put_folder(corpus, "corpus")
+    sources = [dataset.MixtureSource("a", "gs://bucket/corpus", "train", None)]
+    spec = dataset.StreamSpec(sources, dataset.open_sources(sources), 3, BATCH, BLOCK)
+    batches = dataset.train_batches(spec, decode, 0, 100)
+    assert len(next(batches)["id"]) == BATCH
+    storage.objects.clear()
+    with pytest.raises(UserError, match=r"cannot read shard gs://bucket/corpus/train-\d+"):
+        list(batches)

@@ -4,32 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
-import tensorflow as tf
+from helpers.corpora import write_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input_pipeline import manifest, record_index, record_reader
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import to_path
-
-
-def write_shards(directory, shards: list[list[bytes]]) -> manifest.Manifest:
-    """A corpus of the given records, without an index."""
-    directory.mkdir(exist_ok=True)
-    written = []
-    for number, contents in enumerate(shards):
-        path = directory / manifest.shard_name("train", number, len(shards))
-        with tf.io.TFRecordWriter(str(path)) as writer:
-            for content in contents:
-                writer.write(content)
-        size, checksum = path.stat().st_size, manifest.file_sha256(path)
-        written.append(manifest.Shard(path.name, len(contents), size, checksum))
-    count = sum(map(len, shards))
-    split = manifest.Split(count, manifest.add_counts([]), tuple(written))
-    content = manifest.Manifest("x", {"train": split}, count, count, 0, "")
-    manifest.save(directory, content)
-    return content
-
 
 shards_of_records = st.lists(
     st.lists(st.binary(max_size=60), max_size=6), min_size=1, max_size=4
