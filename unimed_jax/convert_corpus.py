@@ -136,6 +136,9 @@ def _print_summary(manifest: Manifest, out: files.AnyPath, seconds: float) -> No
 def _print_counts(out: files.AnyPath) -> None:
     """What conversion.json counts, also of a corpus that was refused."""
     report = conversion_report.load(out / REPORT_FILE)
+    if layout := report["facts"].get("layout"):
+        names = ", ".join(file["file"] for file in report["facts"]["annotations"])
+        print(f"  annotations: {layout} layout, {names[:200]}")
     for reason, count in report["rejected_by_reason"].items():
         print(f"  rejected, {reason}: {count}")
     if report["rejected"]:
@@ -147,9 +150,11 @@ def _print_counts(out: files.AnyPath) -> None:
     for finding, suspect in report["suspect"].items():
         print(f"  suspect, {finding}: {suspect['samples']}, the first: {suspect['first']}")
     if expected := report.get("expected"):
+        counted = f" (counted in {expected['counted_in']})" if "counted_in" in expected else ""
         print(
             f"  {expected['of']}: {expected['found']}, the published corpus has "
             f"{expected['low']} to {expected['high']}: difference {expected['difference']:+d}"
+            f"{counted}"
         )
     if shared := report["groups_in_several_splits"]:
         print(

@@ -8,6 +8,10 @@ published corpus (shards of 1,000 pairs, the last one shorter).
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from input_pipeline.conversion.annotations import Layout, PartOptions
+from input_pipeline.conversion.official import chexpert
+from input_pipeline.conversion.official.findings import FindingOptions
+
 Column = str | int  # a header name or JSON path ("conversations.1.value"), or a position from 0
 
 
@@ -78,6 +82,9 @@ class UnimedPart:
       noise: regex of labels to ignore; with `last_label`, only the last other label is kept.
       label_caption: template of a caption from the label, if the labels are the only text.
       note_by_path: regex -> note to be counted.
+      official: layouts in which the owner distributes the part, if `annotations` are files that
+        UniMed's authors derived from them.
+      options: flags of the part.
     """
 
     title: str
@@ -110,6 +117,8 @@ class UnimedPart:
     last_label: bool = False
     label_caption: str = ""
     note_by_path: Mapping[str, str] = field(default_factory=dict)
+    official: tuple[Layout, ...] = ()
+    options: type[PartOptions] = PartOptions
 
 
 def _below(folders: tuple[str, ...], *names: str) -> tuple[str, ...]:
@@ -164,6 +173,8 @@ PARTS: Mapping[str, UnimedPart] = {
         split_by_path={r"(^|/)valid/": "val", r"(^|/)test/": "test"},
         note_by_path={r"_lateral\.": "lateral view in a part said to be frontal"},
         tar=TarLayout(("chexpert_webdataset",), "_chexpert_"),
+        official=(chexpert.LAYOUT,),
+        options=FindingOptions,
     ),
     "openi": UnimedPart(
         title="Open-I (Indiana University chest X-rays)",

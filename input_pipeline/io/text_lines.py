@@ -1,12 +1,15 @@
 """Lines of text files in the encodings and with the line ends that programs write.
 
 A byte order mark decides between UTF-8, UTF-16 and UTF-32. Without one, a file is UTF-8 unless the
-caller names another encoding. Lines end with LF, CR LF or CR.
+caller names another encoding. Lines end with LF, CR LF or CR. Files named `.gz` are unpacked.
 """
 
 import codecs
+import gzip
 import io
+import zlib
 from collections.abc import Iterator
+from typing import BinaryIO, cast
 
 from input_pipeline.io.errors import CorpusError, UserError
 from input_pipeline.io.files import AnyPath, open_to_read, reason
@@ -40,7 +43,7 @@ def text_lines(path: AnyPath, encoding: str = "") -> Iterator[tuple[int, str]]:
     """
     number = 0
     try:
-        with open_to_read(path) as file:
+        with open_to_read(path) as raw, _unpacked(path, raw) as file:
             chosen = _encoding(path, file.read(_PROBED), encoding)
             file.seek(0)
             with io.TextIOWrapper(file, chosen, newline="") as text:
@@ -52,8 +55,15 @@ def text_lines(path: AnyPath, encoding: str = "") -> Iterator[tuple[int, str]]:
         raise CorpusError(
             f"{path}, line {where}: not {what} ({error.reason}): {_REMEDY}"
         ) from error
+    except (EOFError, zlib.error) as error:
+        raise CorpusError(f"{path} is damaged or cut off: {error}") from error
     except OSError as error:
         raise CorpusError(f"cannot read {path}: {reason(error)}") from error
+
+
+def _unpacked(path: AnyPath, file: io.BufferedReader) -> BinaryIO:
+    """The content of a file named .gz; any other file as it is."""
+    return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if path.suffix == ".gz" else file
 
 
 def _encoding(path: AnyPath, begin: bytes, named: str) -> str:
@@ -101,7 +111,7 @@ def _first_undecodable(path: AnyPath, default: int, encoding: str) -> int:
     """The number of the line that is not of an encoding; text is decoded in blocks of many."""
     if encoding.startswith(("utf-16", "utf-32")):
         return default
-    with open_to_read(path) as file:
+    with open_to_read(path) as raw, _unpacked(path, raw) as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode(encoding)

@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import gzip
 import io
 
 import pytest
@@ -95,6 +96,17 @@ def test_what_cannot_be_read_is_refused_with_the_remedy(tmp_path, data, message)
     path = tmp_path / "t.csv"
     path.write_bytes(data)
     with pytest.raises(UserError, match=message):
+        read(path)
+
+
+@pytest.mark.parametrize("kept", [0.9, 0.5, 0.2])
+def test_a_packed_table_that_is_cut_off_is_refused(tmp_path, kept):
+    data = gzip.compress(written(ROWS))
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(data)
+    assert read(path) == ROWS
+    path.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(UserError, match="damaged or cut off"):
         read(path)
 
 

@@ -1,0 +1,108 @@
+"""What annotation files say about images, whatever the layout of the files.
+
+A part of the corpus is distributed in one or more layouts. Each has a function that looks for its
+files and reads them as `Annotation`s; `sources/unimed.py` makes rows of these.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any
+
+from input_pipeline.conversion.planned_rows import Rejection
+from input_pipeline.io.errors import CorpusError
+from input_pipeline.io.files import AnyPath
+
+OFFICIAL, DERIVED = "official", "unimed"
+
+
+@dataclasses.dataclass(frozen=True)
+class PartOptions:
+    """Flags of a part."""
+
+    raw: Annotated[AnyPath, "folder of the data as its source delivers it, or the parent folder"]
+    released_captions: Annotated[
+        bool, "use the generated captions of the annotation file (default: only original texts)"
+    ] = False
+    held_out: Annotated[
+        AnyPath | None, "text, CSV or JSON that names images of evaluation sets; they are rejected"
+    ] = None
+    held_out_by: Annotated[
+        str, "group: all images of their patients or articles; or image (group)"
+    ] = "group"
+    exclude_classes: Annotated[str | None, "classes to reject: myopia,cataract"] = None
+    official_split: Annotated[str, "required, or ignore: all rows become train (required)"] = (
+        "required"
+    )
+    layout: Annotated[
+        str | None,
+        "official: files as their owner distributes them; unimed: files derived by the authors of "
+        "UniMed (what is found, unimed first)",
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """What annotation files say about one image.
+
+    Attributes:
+      number: of the row in the input, from 1.
+      path: names the image, the same in every layout and on every disk.
+      image: where the image is, below --raw.
+      texts: written by people for this image.
+      labels: class names, and attributes as `name=value`.
+      released: generated captions that come with the data.
+      split: as the file names it; empty if it says nothing.
+      modality: empty if the file says nothing.
+      notes: remarks for `conversion.json`.
+    """
+
+    number: int
+    path: str
+    image: str
+    texts: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    released: tuple[str, ...] = ()
+    split: str = ""
+    modality: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedAnnotations:
+    """Annotation files that were found.
+
+    Attributes:
+      files: the files themselves; their checksums go to `conversion.json`.
+      rows: an annotation or rejection per row, to be read once.
+      facts: more about the source for `conversion.json`.
+    """
+
+    files: tuple[AnyPath, ...]
+    rows: Iterator[Annotation | Rejection]
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One way in which a part is distributed.
+
+    Attributes:
+      name: `official` or `unimed`.
+      annotations: what `open` looks for, for messages.
+      open: opens the annotation files for the options of the part; None if they are not there.
+    """
+
+    name: str
+    annotations: tuple[str, ...]
+    open: Callable[[Any], OpenedAnnotations | None]
+
+
+def choose(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises CorpusError if a flag has none of its values."""
+    if value not in choices:
+        raise CorpusError(f"--{flag}={value}: expected {', '.join(choices[:-1])} or {choices[-1]}")
+
+
+def first_file(raw: AnyPath, paths: tuple[str, ...]) -> AnyPath | None:
+    """The first of some files that exists below a folder."""
+    return next((raw / path for path in paths if (raw / path).is_file()), None)

@@ -1,0 +1,76 @@
+"""CheXpert as Stanford distributes it: `train.csv` and `valid.csv`, a column per finding."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+from input_pipeline.conversion import image_places
+from input_pipeline.conversion.annotations import (
+    OFFICIAL,
+    Annotation,
+    Layout,
+    OpenedAnnotations,
+    first_file,
+)
+from input_pipeline.conversion.image_places import Places
+from input_pipeline.conversion.official import findings, table
+from input_pipeline.conversion.official.findings import FindingOptions
+from input_pipeline.conversion.planned_rows import Rejection
+from input_pipeline.io.cell_text import path_text
+from input_pipeline.io.files import AnyPath
+
+FOLDERS = ("CheXpert-v1.0-small", "CheXpert-v1.0")
+_TRAIN = tuple(f"{folder}train.csv" for folder in ("", *(f"{name}/" for name in FOLDERS)))
+_VIEW = "Frontal/Lateral"
+
+
+def open_chexpert(options: FindingOptions) -> OpenedAnnotations | None:
+    """The frontal images of `train.csv` and, where it is present, `valid.csv`."""
+    findings.check(options)
+    train = first_file(options.raw, _TRAIN)
+    if train is None:
+        return None
+    valid = train.with_name("valid.csv")
+    files = (train, valid) if valid.is_file() else (train,)
+    rows = _rows(files)
+    first = list(itertools.islice(rows, image_places.PROBED_ROWS))
+    images = [row.cells["Path"] for row in first if isinstance(row, table.TableRow)]
+    places = image_places.probe(
+        options.raw, images, ("", *FOLDERS), tuple(f"{name}/" for name in FOLDERS)
+    )
+    facts = {
+        "image_folder": places.folder or ".",
+        "cells_of_findings": findings.policy(options),
+        "views": "frontal, by the column Frontal/Lateral",
+    }
+    return OpenedAnnotations(files, _read(itertools.chain(first, rows), places, options), facts)
+
+
+def _rows(files: Sequence[AnyPath]) -> Iterator[table.TableRow | Rejection]:
+    number = 0
+    for path in files:
+        for row in table.rows(path, ("Path", _VIEW, *findings.FINDINGS), offset=number):
+            number += 1
+            yield row
+
+
+def _read(
+    rows: Iterator[table.TableRow | Rejection], places: Places, options: FindingOptions
+) -> Iterator[Annotation | Rejection]:
+    for row in rows:
+        if isinstance(row, Rejection):
+            yield row
+            continue
+        path = row.cells["Path"]
+        try:
+            path = path_text(path)
+            if not path:
+                raise ValueError("no image")
+            if row.cells[_VIEW].lower() != "frontal":
+                raise ValueError(f"not a frontal view: {row.cells[_VIEW]!r}")
+            labels = findings.require(findings.labels(row.cells, options))
+            yield Annotation(row.number, places.canonical(path), places.path(path), labels=labels)
+        except ValueError as error:
+            yield Rejection(str(error), row.number, path=path)
+
+
+LAYOUT = Layout(OFFICIAL, _TRAIN, open_chexpert)

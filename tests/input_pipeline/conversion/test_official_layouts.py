@@ -1,0 +1,226 @@
+"""The parts whose captions UniMed's authors made, from the files that their owners distribute."""
+
+import dataclasses
+import gzip
+import json
+
+import pytest
+from helpers import corpora, official_layouts, unimed_layouts
+from helpers.corpora import convert
+from hypothesis import given
+from hypothesis import strategies as st
+
+from input_pipeline.conversion.official import findings, table
+from input_pipeline.conversion.official.findings import FINDINGS, FindingOptions
+from input_pipeline.conversion.planned_rows import Rejection
+
+TEMPLATES = {"version": 1, "modalities": {"xray": {"*": ["{label} on {modality}"]}}}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Builds the official layout of a part and converts it; returns the output directory."""
+    (tmp_path / "templates.json").write_text(json.dumps(TEMPLATES))
+
+    def run(key, *flags, raw=None, status=0, captions=True, **layout):
+        if raw is None:
+            raw = tmp_path / "raw" / key
+            if not raw.exists():
+                getattr(official_layouts, key)(raw, **layout)
+        out = tmp_path / "out" / f"{key}{len(list(tmp_path.glob('out/*')))}"
+        flags = (f"--captions={tmp_path / 'templates.json'}", *flags) if captions else flags
+        assert convert(key, out, f"--raw={raw}", *flags) == status
+        return out
+
+    return run
+
+
+def labels(out, split="train"):
+    return {id_: s.labels for id_, s in corpora.samples_of(out, split).items()}
+
+
+# --- CheXpert -----------------------------------------------------------------------------------
+
+
+def test_chexpert_is_read_from_its_official_tables(run, capsys):
+    out = run("chexpert", "--max_rejected=0.6")
+    assert labels(out) == {
+        "chexpert/train/patient00001/study1/view1_frontal.jpg": ("No Finding",),
+        "chexpert/train/patient00002/study1/view1_frontal.jpg": ("Edema",),
+    }
+    (sample,) = corpora.samples_of(out, "val").values()
+    assert sample.group == "patient64541" and sample.labels == ("Support Devices",)
+    report = corpora.report(out)
+    assert report["rejected_by_reason"] == {"not a frontal view": 1, "no finding is positive": 1}
+    assert report["read"] == 5
+    facts = report["facts"]
+    assert facts["layout"] == "official"
+    assert [f["file"] for f in facts["annotations"]] == [
+        "CheXpert-v1.0-small/train.csv",
+        "CheXpert-v1.0-small/valid.csv",
+    ]
+    assert facts["cells_of_findings"] == {
+        "uncertain": "ignore",
+        "unmentioned": "ignore",
+        "denied": "ignore",
+    }
+    printed = capsys.readouterr().out
+    assert "official layout, CheXpert-v1.0-small/train.csv" in printed
+    assert "counted in UniMed's derived files" in printed
+
+
+def test_cells_of_findings_become_labels_by_the_flags(run):
+    flags = ("--uncertain=positive", "--denied=negative")
+    found = labels(run("chexpert", *flags))
+    assert list(found.values()) and set(found.values()) == {
+        ("No Finding",),
+        ("Cardiomegaly", "Edema", "no Fracture"),
+        ("Edema",),
+    }
+    found = labels(run("chexpert", "--uncertain=negative", "--unmentioned=negative"))
+    assert next(x for x in found.values() if "Edema" in x)[:2] == (
+        "no Enlarged Cardiomediastinum",
+        "no Cardiomegaly",
+    )
+
+
+@pytest.mark.parametrize(
+    ("folder", "stated", "inner"),
+    [
+        ("CheXpert-v1.0-small", "CheXpert-v1.0-small", True),
+        ("CheXpert-v1.0", "CheXpert-v1.0", False),
+        ("CheXpert-v1.0-small", "CheXpert-v1.0", False),
+        ("CheXpert-v1.0", "CheXpert-v1.0-small", True),
+    ],
+)
+def test_copies_of_chexpert_differ_in_folders(run, tmp_path, folder, stated, inner):
+    raw = tmp_path / "raw"
+    official_layouts.chexpert(raw, folder, stated)
+    out = run("chexpert", raw=raw / folder if inner else raw)
+    assert "chexpert/train/patient00001/study1/view1_frontal.jpg" in labels(out)
+    assert len(corpora.samples_of(out)) == 2
+
+
+def test_images_of_a_half_downloaded_copy_are_found_though_the_first_rows_lack_theirs(
+    run, tmp_path, monkeypatch
+):
+    raw = tmp_path / "raw"
+    official_layouts.chexpert(raw)
+    monkeypatch.setattr("input_pipeline.conversion.image_places.PROBED_ROWS", 1)
+    (raw / "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg").unlink()
+    out = run("chexpert", "--max_rejected=0.7", raw=raw / "CheXpert-v1.0-small")
+    assert list(labels(out)) == ["chexpert/train/patient00002/study1/view1_frontal.jpg"]
+    assert corpora.report(out)["rejected_by_reason"]["cannot read the image"] == 1
+
+
+def test_a_table_that_excel_saved_is_read(run, tmp_path):
+    raw = tmp_path / "raw"
+    official_layouts.chexpert(raw)
+    path = raw / "CheXpert-v1.0-small/train.csv"
+    text = path.read_text().replace(",", ";").replace("1.0;", "1,0;")
+    path.write_bytes("\ufeff".encode() + text.encode())
+    assert len(corpora.samples_of(run("chexpert", raw=raw))) == 2
+
+
+def test_broken_rows_are_named_and_the_others_are_kept(run, tmp_path):
+    raw = tmp_path / "raw"
+    official_layouts.chexpert(raw)
+    path = raw / "CheXpert-v1.0-small/train.csv"
+    good = path.read_text().splitlines()
+    broken = ["CheXpert-v1.0-small/train/x.jpg,Male", good[1] + ",,", good[2] + "7"]
+    path.write_text("\n".join([*good, *broken]))
+    out = run("chexpert", "--max_rejected=0.9", raw=raw)
+    reasons = corpora.report(out)["rejected_by_reason"]
+    assert reasons["wrong number of fields"] == 1
+    assert reasons["unknown cell"] == 1
+    assert reasons["duplicate id"] == 1
+    assert len(corpora.samples_of(out)) == 2
+
+
+def test_the_derived_file_is_read_where_somebody_has_it(run, tmp_path):
+    raw = tmp_path / "raw"
+    official_layouts.chexpert(raw)
+    unimed_layouts.chexpert(raw)
+    report = corpora.report(run("chexpert", raw=raw))
+    assert report["facts"]["layout"] == "unimed" and "counted_in" not in report["expected"]
+    report = corpora.report(run("chexpert", "--layout=official", raw=raw))
+    assert report["facts"]["layout"] == "official"
+
+
+def test_flags_of_the_official_layout_are_checked(run, capsys):
+    for flag, message in (
+        ("--uncertain=maybe", "--uncertain=maybe: expected ignore, positive or negative"),
+        ("--denied=positive", "--denied=positive: expected ignore or negative"),
+        ("--layout=new", "--layout=new: expected official or unimed"),
+        ("--released_captions", "the official files of chexpert have no generated captions"),
+        ("--layout=unimed", "none of ['chexpert_with_captions_only_frontal_view.csv'"),
+    ):
+        run("chexpert", flag, status=2)
+        assert message in capsys.readouterr().err
+
+
+CELLS = st.sampled_from(["1.0", "1", "0.0", "0", "-1.0", "-1", "", " ", "nan", "NaN"])
+
+
+@given(
+    st.lists(CELLS, min_size=14, max_size=14),
+    st.sampled_from(["ignore", "positive", "negative"]),
+    st.sampled_from(["ignore", "negative"]),
+    st.sampled_from(["ignore", "negative"]),
+)
+def test_every_cell_becomes_what_its_flag_says(found, uncertain, unmentioned, denied):
+    options = FindingOptions(None, uncertain=uncertain, unmentioned=unmentioned, denied=denied)
+    row = dict(zip(FINDINGS, (cell.strip() for cell in found), strict=True))
+    result = findings.labels(row, options)
+    for finding, cell in row.items():
+        number = float(cell or "nan")
+        becomes = {1: "positive", 0: denied, -1: uncertain}.get(number, unmentioned)
+        if finding == findings.NO_FINDING:
+            becomes = "positive" if number == 1 else "ignore"
+        assert (finding in result) == (becomes == "positive")
+        assert (f"no {finding}" in result) == (becomes == "negative")
+    assert [x.removeprefix("no ") for x in result] == [
+        x for x in FINDINGS if x in result or f"no {x}" in result
+    ]
+
+
+@given(st.text(max_size=5))
+def test_other_cells_are_refused(cell):
+    row = dict.fromkeys(FINDINGS, "") | {"Edema": cell.strip()}
+    try:
+        known = float(cell) in (1, 0, -1) or cell.strip().lower() == "nan"
+    except ValueError:
+        known = not cell.strip()
+    if known:
+        findings.labels(row, FindingOptions(None))
+    else:
+        with pytest.raises(ValueError, match="unknown cell"):
+            findings.labels(row, FindingOptions(None))
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_tables_are_read_whatever_their_line_ends_encoding_and_packing(
+    tmp_path, end, encoding, packed
+):
+    text = end.join(["b, a ,x,", '"1,\n5",2,,', "", "3,4,,,", "5,6"]) + end
+    path = tmp_path / ("t.csv.gz" if packed else "t.csv")
+    path.write_bytes(gzip.compress(text.encode(encoding)) if packed else text.encode(encoding))
+    first, second, third = table.rows(path, ("a", "b"), ("none",), offset=10)
+    assert dataclasses.astuple(first) == (11, {"none": "", "a": "2", "b": "1,\n5"})
+    assert second.cells["b"] == "3" and second.number == 12
+    assert isinstance(third, Rejection) and third.row == 13
+    assert "2 in line" in third.reason and "the header has 4" in third.reason
+
+
+def test_a_table_without_a_column_is_an_error(tmp_path, run, capsys):
+    raw = tmp_path / "raw"
+    official_layouts.chexpert(raw)
+    path = raw / "CheXpert-v1.0-small/train.csv"
+    path.write_text(path.read_text().replace("Edema", "Oedema"))
+    run("chexpert", raw=raw, status=2)
+    assert "no column 'Edema'; found ['Path'" in capsys.readouterr().err
