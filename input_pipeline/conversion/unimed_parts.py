@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from input_pipeline.conversion.annotations import Layout, PartOptions
-from input_pipeline.conversion.official import chexpert
+from input_pipeline.conversion.official import chexpert, nih
 from input_pipeline.conversion.official.findings import FindingOptions
 
 Column = str | int  # a header name or JSON path ("conversations.1.value"), or a position from 0
@@ -212,8 +212,11 @@ PARTS: Mapping[str, UnimedPart] = {
         image_folders=_below(("chest_xray8/",), "images"),
         path_prefixes=("images/",),
         identity=r"(?P<key>(?P<group>\d{8})_\d{3})\.png",
-        split_file=SplitFile(_below(("chest_xray8/",), "test_list.txt"), split="test"),
+        split_file=SplitFile(
+            _below(nih.FOLDERS, "test_list.txt", "test_list_NIH.txt"), split="test"
+        ),
         tar=TarLayout(("chest_xray8_webdataset",), "_chestxray8_"),
+        official=(nih.LAYOUT,),
     ),
     "mimic_cxr": UnimedPart(
         title="MIMIC-CXR-JPG",

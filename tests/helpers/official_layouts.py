@@ -45,3 +45,31 @@ def chexpert(raw, folder="CheXpert-v1.0-small", stated="CheXpert-v1.0-small"):
         put_csv(raw / folder / f"{split}.csv", CHEXPERT_HEADER, table)
         for n, (path, *_) in enumerate(rows):
             put_image(raw / folder / path, n)
+
+
+NIH_HEADER = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"  # noqa: E501
+NIH_ROWS = {
+    "00000001_000.png": "Cardiomegaly",
+    "00000001_001.png": "Cardiomegaly|Emphysema",
+    "00000002_000.png": "No Finding",
+    "00000003_000.png": "Pleural_Thickening",
+    "00000004_000.png": "Infiltration|Mass",
+}
+
+
+def chestxray8(raw, version="_v2020", top="", in_one_folder=False):
+    """Rows of the table of 2017 end in a comma, and ages have a unit."""
+    old = not version
+    end, age = ("," * old), ("058Y" if old else "58")
+    lines = [NIH_HEADER + end]
+    for n, (name, found) in enumerate(NIH_ROWS.items()):
+        lines.append(f"{name},{found},{n},{int(name[:8])},{age},M,PA,2682,2749,0.143,0.143{end}")
+        folder = "images" if in_one_folder else f"images_{n % 3 + 1:03}/images"
+        put_image(raw / top / folder / name, n, "PNG")
+    ends = "\n" if old else "\r\n"
+    (raw / top / f"Data_Entry_2017{version}.csv").write_bytes(
+        "".join(f"{line}{ends}" for line in lines).encode()
+    )
+    names = list(NIH_ROWS)
+    (raw / top / "train_val_list.txt").write_text("\n".join(names[:3]))
+    (raw / top / "test_list.txt").write_bytes("\r\n".join(names[3:]).encode())

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import shutil
 
 import pytest
 from helpers import corpora, official_layouts, unimed_layouts
@@ -10,7 +11,7 @@ from helpers.corpora import convert
 from hypothesis import given
 from hypothesis import strategies as st
 
-from input_pipeline.conversion.official import findings, table
+from input_pipeline.conversion.official import findings, nih, table
 from input_pipeline.conversion.official.findings import FINDINGS, FindingOptions
 from input_pipeline.conversion.planned_rows import Rejection
 
@@ -224,3 +225,53 @@ def test_a_table_without_a_column_is_an_error(tmp_path, run, capsys):
     path.write_text(path.read_text().replace("Edema", "Oedema"))
     run("chexpert", raw=raw, status=2)
     assert "no column 'Edema'; found ['Path'" in capsys.readouterr().err
+
+
+# --- NIH ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["", "_v2020"])
+@pytest.mark.parametrize("in_one_folder", [False, True])
+@pytest.mark.parametrize("top", ["", "CXR8"])
+def test_nih_is_read_from_its_official_table(run, version, in_one_folder, top):
+    out = run("chestxray8", version=version, in_one_folder=in_one_folder, top=top)
+    assert labels(out) == {
+        "chestxray8/00000001_000.png": ("Cardiomegaly",),
+        "chestxray8/00000001_001.png": ("Cardiomegaly", "Emphysema"),
+        "chestxray8/00000002_000.png": ("No Finding",),
+    }
+    assert labels(out, "test") == {
+        "chestxray8/00000003_000.png": ("Pleural_Thickening",),
+        "chestxray8/00000004_000.png": ("Infiltration", "Mass"),
+    }
+    assert {s.group for s in corpora.samples_of(out).values()} == {"00000001", "00000002"}
+    report = corpora.report(out)
+    assert report["rejected"] == 0 and report["facts"]["official_split"] == "test_list.txt"
+    assert report["facts"]["layout"] == "official"
+    assert len(report["facts"]["image_folder"]) == (1 if in_one_folder else 3)
+
+
+def test_a_folder_of_nih_images_that_is_missing_costs_its_images_only(run, tmp_path):
+    raw = tmp_path / "raw"
+    official_layouts.chestxray8(raw)
+    shutil.rmtree(raw / "images_002")
+    out = run("chestxray8", raw=raw)
+    assert corpora.report(out)["rejected_by_reason"] == {"cannot read the image": 2}
+    assert len(corpora.samples_of(out)) == 2
+
+
+def test_nih_rows_that_name_no_image_or_finding_are_refused(run, tmp_path):
+    raw = tmp_path / "raw"
+    official_layouts.chestxray8(raw)
+    with (raw / "Data_Entry_2017_v2020.csv").open("a") as file:
+        rest = "0,9,58,M,PA,2682,2749,0.143,0.143"
+        file.write(f",Mass,{rest}\nx.txt,Mass,{rest}\n00000009_000.png,|,{rest}\n")
+    reasons = corpora.report(run("chestxray8", raw=raw))["rejected_by_reason"]
+    assert reasons == {"no image": 2, "no finding": 1}
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="|"), min_size=1).map(str.strip)))
+def test_joined_findings_are_taken_apart(names):
+    expected = tuple(dict.fromkeys(filter(None, names)))
+    assert nih.finding_labels("|".join(names)) == expected
+    assert nih.finding_labels(" | ".join(names)) == expected

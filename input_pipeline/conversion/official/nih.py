@@ -1,0 +1,80 @@
+"""NIH ChestX-ray14 as its owner distributes it: `Data_Entry_2017[_v2020].csv`, twelve folders."""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from input_pipeline.conversion.annotations import (
+    OFFICIAL,
+    Annotation,
+    Layout,
+    OpenedAnnotations,
+    PartOptions,
+    first_file,
+)
+from input_pipeline.conversion.official import table
+from input_pipeline.conversion.planned_rows import Rejection
+from input_pipeline.io import files
+from input_pipeline.io.cell_text import path_text
+from input_pipeline.io.files import AnyPath
+
+FOLDERS = ("chest_xray8/", "CXR8/", "ChestX-ray14/")
+_NAMES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
+_TABLES = tuple(f"{top}{name}" for name in _NAMES for top in ("", *FOLDERS))
+_IMAGE_FOLDERS = ("images", "images/images", "images_*/images", "images_*", "images/images_*")
+_IMAGE, _LABELS = "Image Index", "Finding Labels"
+_SUFFIX = re.compile(r"\.png$", re.IGNORECASE)
+
+
+def open_nih(options: PartOptions) -> OpenedAnnotations | None:
+    """The rows of the table, with their images from wherever they were unpacked."""
+    path = first_file(options.raw, _TABLES)
+    if path is None:
+        return None
+    folders, places = _places(options.raw, path)
+    facts = {"image_folder": folders}
+    return OpenedAnnotations((path,), _read(path, places, folders[0]), facts)
+
+
+def _places(raw: AnyPath, table_path: AnyPath) -> tuple[list[str], Mapping[str, str]]:
+    """The folders with images below --raw; and image -> folder, a listing of all of them."""
+    top = table_path.parent
+    found: dict[str, str] = {}
+    folders: list[str] = []
+    for pattern in _IMAGE_FOLDERS:
+        for folder in files.sorted_glob(top, pattern):
+            name = "" if folder == raw else files.relative_name(folder, raw)
+            images = [path.name for path in files.sorted_glob(folder, "*.png")]
+            for image in images:
+                found.setdefault(image, name)
+            folders += [name] * bool(images)
+    below = "" if top == raw else f"{files.relative_name(top, raw)}/"
+    return folders or [f"{below}images"], found
+
+
+def _read(
+    path: AnyPath, places: Mapping[str, str], default: str
+) -> Iterator[Annotation | Rejection]:
+    for row in table.rows(path, (_IMAGE, _LABELS)):
+        if isinstance(row, Rejection):
+            yield row
+            continue
+        name = row.cells[_IMAGE]
+        try:
+            name = path_text(name).rpartition("/")[2]
+            if not _SUFFIX.search(name):
+                raise ValueError(f"no image: {name!r} is no name of a PNG")
+            labels = finding_labels(row.cells[_LABELS])
+            if not labels:
+                raise ValueError("no finding, not even `No Finding`")
+            image = f"{places.get(name, default)}/{name}"
+            yield Annotation(row.number, name, image, labels=labels)
+        except ValueError as error:
+            yield Rejection(str(error), row.number, path=name)
+
+
+def finding_labels(cell: str) -> tuple[str, ...]:
+    """The findings of a cell such as `Effusion|Mass`, each once, in their order."""
+    return tuple(dict.fromkeys(filter(None, map(str.strip, cell.split("|")))))
+
+
+LAYOUT = Layout(OFFICIAL, _TABLES, open_nih)
