@@ -2,9 +2,9 @@
 
 =============  ===============================================================================
 ``uniform``    any caption, all equally likely (label-derived templates; RadImageNet, CheXpert)
-``first``      always the first (the original text where there are templates too; Open-I)
+``first``      always the first (the original text where there are templates too)
 ``original:P`` with probability P one of the original texts of the image, if it has any, else one
-               of the generated texts (``original:1`` is the rule of MIMIC-CXR)
+               of the generated texts (``original:1``: the rule of MIMIC-CXR and Open-I)
 =============  ===============================================================================
 """
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from input_pipeline.conversion.annotations import Layout, PartOptions
-from input_pipeline.conversion.official import chexpert, nih
+from input_pipeline.conversion.official import chexpert, nih, openi
 from input_pipeline.conversion.official.findings import FindingOptions
 
 Column = str | int  # a header name or JSON path ("conversations.1.value"), or a position from 0
@@ -179,7 +179,8 @@ PARTS: Mapping[str, UnimedPart] = {
     "openi": UnimedPart(
         title="Open-I (Indiana University chest X-rays)",
         modality="xray",
-        caption_rule="first",  # the original caption; three rewritten ones stay unused
+        # an original: the caption, or findings and impression; three rewritten ones stay unused
+        caption_rule="original:1",
         access="https://openi.nlm.nih.gov/imgs/collections/NLMCXR_png.tgz",
         licence="open download",
         expected=Expected(6_001, 7_000),
@@ -196,6 +197,7 @@ PARTS: Mapping[str, UnimedPart] = {
         image_folders=_below(("openI/", "openi/", "OpenI/"), "image"),
         identity=r"(?P<key>(?P<group>CXR\d+)_[^/]*)\.png$",
         tar=TarLayout(("openi_webdataset",), "_openi_", num_original=1),
+        official=(openi.LAYOUT,),
     ),
     "chestxray8": UnimedPart(
         title="NIH ChestX-ray8 / ChestX-ray14",

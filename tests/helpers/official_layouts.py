@@ -73,3 +73,46 @@ def chestxray8(raw, version="_v2020", top="", in_one_folder=False):
     names = list(NIH_ROWS)
     (raw / top / "train_val_list.txt").write_text("\n".join(names[:3]))
     (raw / top / "test_list.txt").write_bytes("\r\n".join(names[3:]).encode())
+
+
+def openi_report(sections, images):
+    texts = "".join(
+        f'<AbstractText Label="{label}">{text}</AbstractText>' for label, text in sections.items()
+    )
+    found = "".join(
+        f'<parentImage id="{image}"><figureId>F1</figureId><panel type="single">'
+        f"<url>/invented/{image}.jpg</url></panel></parentImage>"
+        for image in images
+    )
+    return (
+        "<?xml version='1.0' encoding='utf-8'?>\n<eCitation><meta type=\"rr\"/><MedlineCitation>"
+        f"<Article><Abstract>{texts}</Abstract></Article></MedlineCitation>"
+        f"<MeSH><major>normal</major></MeSH>{found}</eCitation>"
+    )
+
+
+OPENI_REPORTS = {
+    "1.xml": (
+        {
+            "COMPARISON": "None.",
+            "FINDINGS": "Invented lungs &lt;5 mm. XXXX heart.",
+            "IMPRESSION": "Nothing invented.",
+        },
+        ["CXR1_1_IM-0001-3001", "CXR1_1_IM-0001-4001"],
+    ),
+    "2.xml": (
+        {"INDICATION": "XXXX-year-old", "FINDINGS": "", "IMPRESSION": "Only an impression."},
+        ["CXR2_IM-0652-1001"],
+    ),
+    "3.xml": ({"FINDINGS": "Invented.", "IMPRESSION": "Invented."}, ["CXR3_1_IM-1384-1001"]),
+    "4.xml": ({"FINDINGS": "No image."}, []),
+    "5.xml": ({"COMPARISON": "None.", "FINDINGS": "XXXX."}, ["CXR5_IM-2117-1003002"]),
+}
+
+
+def openi(raw, reports="ecgen-radiology", images="NLMCXR_png"):
+    (raw / reports).mkdir(parents=True, exist_ok=True)
+    for name, (sections, ids) in OPENI_REPORTS.items():
+        (raw / reports / name).write_text(openi_report(sections, ids), encoding="utf-8")
+        for n, image in enumerate(ids):
+            put_image(raw / images / f"{image}.png", n, "PNG")

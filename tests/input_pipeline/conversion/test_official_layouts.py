@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import html
 import json
 import shutil
 
@@ -11,7 +12,7 @@ from helpers.corpora import convert
 from hypothesis import given
 from hypothesis import strategies as st
 
-from input_pipeline.conversion.official import findings, nih, table
+from input_pipeline.conversion.official import findings, nih, openi, reports, table
 from input_pipeline.conversion.official.findings import FINDINGS, FindingOptions
 from input_pipeline.conversion.planned_rows import Rejection
 
@@ -275,3 +276,95 @@ def test_joined_findings_are_taken_apart(names):
     expected = tuple(dict.fromkeys(filter(None, names)))
     assert nih.finding_labels("|".join(names)) == expected
     assert nih.finding_labels(" | ".join(names)) == expected
+
+
+# --- Open-I -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reports", "images"),
+    [
+        ("ecgen-radiology", "NLMCXR_png"),
+        ("openI/NLMCXR_reports/ecgen-radiology", "openI/image"),
+        ("NLMCXR_reports/ecgen-radiology", "."),
+    ],
+)
+def test_open_i_is_read_from_its_xml_reports(run, reports, images):
+    out = run("openi", captions=False, reports=reports, images=images)
+    found = {id_: s.captions for id_, s in corpora.samples_of(out).items()}
+    first = ("Invented lungs <5 mm. heart.", "Nothing invented.")
+    assert found == {
+        "openi/CXR1_1_IM-0001-3001.png": first,
+        "openi/CXR1_1_IM-0001-4001.png": first,
+        "openi/CXR2_IM-0652-1001.png": ("Only an impression.",),
+        "openi/CXR3_1_IM-1384-1001.png": ("Invented.",),
+    }
+    for sample in corpora.samples_of(out).values():
+        assert sample.num_original_captions == len(sample.captions)
+        assert sample.group == sample.id.partition("/")[2].partition("_")[0]
+    report = corpora.report(out)
+    assert report["read"] == 6
+    assert report["rejected_by_reason"] == {
+        "report without an image": 1,
+        "report without findings and impression": 1,
+    }
+    assert report["notes"] == {openi.MARKS_NOTE: 2}
+    (file,) = report["facts"]["annotations"]
+    assert file["files"] == 5 and len(file["sha256"]) == 64
+
+
+def test_reports_that_are_no_xml_and_images_that_are_missing_are_counted(run, tmp_path):
+    raw = tmp_path / "raw"
+    official_layouts.openi(raw)
+    (raw / "ecgen-radiology/2.xml").write_text("<eCitation><parentImage")
+    (raw / "ecgen-radiology/0.xml").write_bytes(b"")
+    (raw / "NLMCXR_png/CXR3_1_IM-1384-1001.png").unlink()
+    out = run("openi", "--max_rejected=0.9", captions=False, raw=raw)
+    reasons = corpora.report(out)["rejected_by_reason"]
+    assert reasons["cannot read the report"] == 2 and reasons["cannot read the image"] == 1
+    assert len(corpora.samples_of(out)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("XXXX-year-old male, chest pain.", "year-old male, chest pain."),
+        ("Compared to XXXX, no change. XXXX. Stable.", "Compared to, no change. Stable."),
+        ("Nodule (XXXX) in the XXXX XXXX lobe .", "Nodule in the lobe."),
+        ("Dr. XXXX called at XXXX/XXXX.", "Dr. called at."),
+        ("1. XXXX effusion. 2. XXXX.", "1. effusion. 2."),
+        ("Seen on ___, at ___.", "Seen on, at."),
+        ("XXXX", ""),
+        ("XXXX's heart", "heart"),
+        ("Size 3.5 mm, T12-XXXX ,XXXX.", "Size 3.5 mm, T12."),
+        ("Double.. dots  stay.", "Double.. dots stay."),
+    ],
+)
+def test_marks_of_removed_words_are_deleted_by_the_rule(text, expected):
+    assert reports.clean(text)[0] == expected
+
+
+WORDS = st.lists(st.sampled_from(["no", "effusion", "XXXX", "3.5", "left-sided", "___", "T12"]))
+
+
+@given(WORDS, st.sampled_from([" ", "  ", ". ", ", ", "\n"]))
+def test_cleaning_deletes_marks_and_no_other_word(words, separator):
+    cleaned, marked = reports.clean(separator.join(words))
+    kept = [word for word in words if word not in ("XXXX", "___")]
+    assert [w.strip(".,") for w in cleaned.split() if w.strip(".,")] == kept
+    assert marked == (kept != words)
+    assert reports.clean(cleaned) == (cleaned, False)
+
+
+XML_TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cn")))
+
+
+@given(XML_TEXT, XML_TEXT, st.lists(st.from_regex(r"\ACXR\d+_IM-\d{4}-\d{4}\Z"), max_size=5))
+def test_reports_are_parsed_whole(found, concluded, ids):
+    sections = {"FINDINGS": html.escape(found), "IMPRESSION": html.escape(concluded)}
+    report = openi.parse(official_layouts.openi_report(sections, ids).encode())
+    assert report.images == tuple(dict.fromkeys(ids))
+    assert report.sections == {
+        "FINDINGS": " ".join(found.split()),
+        "IMPRESSION": " ".join(concluded.split()),
+    }
