@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from input_pipeline.conversion.annotations import Layout, PartOptions
-from input_pipeline.conversion.official import chexpert, nih, openi
+from input_pipeline.conversion.official import chexpert, mimic, nih, openi
 from input_pipeline.conversion.official.findings import FindingOptions
 
 Column = str | int  # a header name or JSON path ("conversations.1.value"), or a position from 0
@@ -248,7 +248,7 @@ PARTS: Mapping[str, UnimedPart] = {
         ),
         identity=r"(?P<group>p\d{8})/s\d+/(?P<key>[0-9a-f]{8}(?:-[0-9a-f]{8}){4})",
         split_file=SplitFile(
-            _below(("mimic-cxr-jpg/", "2.0.0/", "2.1.0/", "mimic-cxr-jpg/2.0.0/"), *_SPLIT_NAMES),
+            tuple(f"{folder}{name}" for name in _SPLIT_NAMES for folder in mimic.FOLDERS),
             key_column="dicom_id",
             split_column="split",
         ),
@@ -258,6 +258,8 @@ PARTS: Mapping[str, UnimedPart] = {
             report_last=True,
             absent="noreportpresent",
         ),
+        official=(mimic.LAYOUT,),
+        options=mimic.MimicOptions,
     ),
     "rocov2": UnimedPart(
         title="ROCOv2",

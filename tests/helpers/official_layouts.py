@@ -1,6 +1,8 @@
 """Small folders as the owners of UniMed's parts distribute them, with invented images and texts."""
 
-from helpers.unimed_layouts import put_csv, put_image
+import gzip
+
+from helpers.unimed_layouts import HEX, put_csv, put_image
 
 from input_pipeline.conversion.official.findings import FINDINGS
 
@@ -116,3 +118,70 @@ def openi(raw, reports="ecgen-radiology", images="NLMCXR_png"):
         (raw / reports / name).write_text(openi_report(sections, ids), encoding="utf-8")
         for n, image in enumerate(ids):
             put_image(raw / images / f"{image}.png", n, "PNG")
+
+
+MIMIC_STUDIES = (50414267, 53189527, 53911762, 56699142)
+MIMIC_VIEWS = [("AP", 0), ("PA", 1), ("LATERAL", 1), ("", 1), ("AP", 2), ("PA", 3), ("PA", 3)]
+MIMIC_REPORT = """                                 FINAL REPORT
+ EXAMINATION:  CHEST (PA AND LAT)
+
+ INDICATION:  ___F with an invented cough
+
+ FINDINGS:
+
+ Invented lungs are clear since ___.
+ LUNGS: No focus: none.
+
+ IMPRESSION:
+
+ 1. Nothing invented.
+ 2. No change.
+
+ NOTIFICATION:  Dr. ___ was told.
+"""
+
+
+def mimic_name(n):
+    return f"{n}{HEX[1:]}"
+
+
+def mimic_cxr(raw, top="", reports="", packed=True):
+    """Study 0 has a report and labels, 1 labels, 2 neither, 3 (validation) a report."""
+    metadata, splits = [], []
+    for n, (view, study) in enumerate(MIMIC_VIEWS):
+        subject, study_id = 10000032 + study, MIMIC_STUDIES[study]
+        metadata.append([mimic_name(n), subject, study_id, "CHEST (PA, LAT)", view, 3056, 2544])
+        splits.append([mimic_name(n), study_id, subject, "validate" if study == 3 else "train"])
+        folder = raw / top / f"files/p10/p{subject}/s{study_id}"
+        put_image(folder / f"{mimic_name(n)}.jpg", n)
+    found = [
+        [10000032, MIMIC_STUDIES[0], *cells(Edema="1.0", Pneumonia="-1.0")],
+        [10000033, MIMIC_STUDIES[1], *cells(No_Finding="1.0")],
+        [10000034, MIMIC_STUDIES[2], *cells(Edema="0.0")],
+    ]
+    tables = {
+        "metadata": [
+            [
+                "dicom_id",
+                "subject_id",
+                "study_id",
+                "PerformedProcedureStepDescription",
+                "ViewPosition",
+                "Rows",
+                "Columns",
+            ],
+            *metadata,
+        ],
+        "chexpert": [["subject_id", "study_id", *FINDINGS], *found],
+        "split": [["dicom_id", "study_id", "subject_id", "split"], *splits],
+    }
+    for name, rows in tables.items():
+        path = raw / top / f"mimic-cxr-2.0.0-{name}.csv"
+        put_csv(path, rows[0], rows[1:])
+        if packed:
+            path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+    for study in (0, 3):
+        folder = raw / (reports or f"{top}/files".strip("/")) / f"p10/p{10000032 + study}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"s{MIMIC_STUDIES[study]}.txt").write_text(MIMIC_REPORT)

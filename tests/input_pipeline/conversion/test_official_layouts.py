@@ -12,7 +12,7 @@ from helpers.corpora import convert
 from hypothesis import given
 from hypothesis import strategies as st
 
-from input_pipeline.conversion.official import findings, nih, openi, reports, table
+from input_pipeline.conversion.official import findings, mimic, nih, openi, reports, table
 from input_pipeline.conversion.official.findings import FINDINGS, FindingOptions
 from input_pipeline.conversion.planned_rows import Rejection
 
@@ -368,3 +368,84 @@ def test_reports_are_parsed_whole(found, concluded, ids):
         "FINDINGS": " ".join(found.split()),
         "IMPRESSION": " ".join(concluded.split()),
     }
+
+
+# --- MIMIC-CXR ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("top", "reports_in", "packed"),
+    [
+        ("", "", True),
+        ("mimic-cxr-jpg/2.1.0", "mimic-cxr-reports/files", True),
+        ("physionet.org/files/mimic-cxr-jpg/2.0.0", "mimic-cxr/2.0.0/files", False),
+    ],
+)
+def test_mimic_is_joined_from_its_tables_and_reports(run, top, reports_in, packed):
+    out = run("mimic_cxr", top=top, reports=reports_in, packed=packed)
+    name = "mimic_cxr/p10/p{}/s{}/{}.jpg"
+    both = name.format(10000032, 50414267, official_layouts.mimic_name(0))
+    labelled = name.format(10000033, 53189527, official_layouts.mimic_name(1))
+    samples = corpora.samples_of(out)
+    assert samples.keys() == {both, labelled}
+    texts = (
+        "Invented lungs are clear since. LUNGS: No focus: none.",
+        "1. Nothing invented. 2. No change.",
+    )
+    assert samples[both].captions == (*texts, "Edema on xray")
+    assert samples[both].num_original_captions == 2 and samples[both].labels == ("Edema",)
+    assert samples[labelled].captions == ("No Finding on xray",)
+    assert samples[both].group == "p10000032"
+    validation = corpora.samples_of(out, "val").values()
+    assert [s.captions for s in validation] == [texts, texts]
+    report = corpora.report(out)
+    assert report["read"] == len(official_layouts.MIMIC_VIEWS)
+    assert report["rejected_by_reason"] == {"not a frontal view": 2, "no finding is positive": 1}
+    assert report["notes"][mimic.NO_REPORT_NOTE] == 1
+    assert report["notes"][mimic.MARKS_NOTE] == 3
+
+
+def test_mimic_reports_may_be_elsewhere_or_nowhere(run, tmp_path, capsys):
+    raw = tmp_path / "raw"
+    official_layouts.mimic_cxr(raw, reports="../texts/files")
+    out = run("mimic_cxr", "--max_rejected=0.9", raw=raw)
+    assert {s.num_original_captions for s in corpora.samples_of(out).values()} == {0}
+    assert corpora.report(out)["facts"]["reports"] == "none"
+    for folder in ("texts", "texts/files"):
+        out = run("mimic_cxr", f"--reports={tmp_path / folder}", raw=raw)
+        assert max(s.num_original_captions for s in corpora.samples_of(out).values()) == 2
+    run("mimic_cxr", f"--reports={raw}", raw=raw, status=2)
+    assert "none of the first reports is there, for example p10/p10000032" in (
+        capsys.readouterr().err
+    )
+    (raw / "mimic-cxr-2.0.0-chexpert.csv.gz").unlink()
+    run("mimic_cxr", raw=raw, status=2)
+    assert "there would be no label and no text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        ("FINDINGS: A.\nIMPRESSION: B.", ("A.", "B.")),
+        (" FINDINGS AND IMPRESSION:\n A.\n\n B.", ("A.\n\n B.", "")),
+        (" FINDINGS/IMPRESSION: A.", ("A.", "")),
+        (" Findings: A. IMPRESSION: b\n CONCLUSION: C", ("A. IMPRESSION: b", "C")),
+        (" IMPRESSION:  A.\n\n RECOMMENDATION(S):  B.", ("", "A.")),
+        (" IMPRESSION:\n A\n ADDENDUM:\n x\n IMPRESSION: C", ("", "A C")),
+        (" PA VIEW:  A.\n FINDINGS:\n HEART AND LUNGS: B", ("HEART AND LUNGS: B", "")),
+        ("no section at all", ("", "")),
+    ],
+)
+def test_sections_of_reports(report, expected):
+    assert reports.findings_and_impression(report) == expected
+
+
+BODY = st.lists(st.sampled_from(["no", "mass:", "Heart", "5 mm.", "\n "])).map(" ".join)
+
+
+@given(st.permutations(["FINDINGS", "IMPRESSION", "HISTORY", "WET READ"]), st.data())
+def test_sections_are_found_in_any_order_and_hold_all_their_text(names, data):
+    bodies = {name: data.draw(BODY) for name in names}
+    report = "".join(f"\n {name}:  {body}\n" for name, body in bodies.items())
+    found = reports.findings_and_impression(report)
+    assert found == (bodies["FINDINGS"].strip(), bodies["IMPRESSION"].strip())
