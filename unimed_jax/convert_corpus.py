@@ -19,6 +19,7 @@ import typing
 from collections.abc import Sequence
 
 from input_pipeline.captioning import templates as caption_templates
+from input_pipeline.captioning.grammar_captions import GrammarCaptions
 from input_pipeline.captioning.templates import CaptionTemplates
 from input_pipeline.conversion import exclude, guard, label_table, validation_split
 from input_pipeline.conversion import report as conversion_report
@@ -30,6 +31,8 @@ from input_pipeline.conversion.write_shards import write_corpus
 from input_pipeline.io import cli, files
 from input_pipeline.io.errors import UserError
 from input_pipeline.manifest import Manifest
+
+_AUTO = "auto"  # of --captions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,10 +96,16 @@ def _caption_options(args: argparse.Namespace) -> CaptionOptions:
     if args.short_side is not None and args.short_side < 1:
         raise UserError(f"--short_side={args.short_side}: expected a number of pixels")
     return CaptionOptions(
-        caption_templates.load(args.captions) if args.captions else CaptionTemplates(),
+        _captions(args.captions),
         args.short_side,
         exclude.load(args.exclude) if args.exclude else {},
     )
+
+
+def _captions(given: files.AnyPath | str | None) -> CaptionTemplates | GrammarCaptions:
+    if given == _AUTO:
+        return GrammarCaptions()
+    return caption_templates.load(given) if given else CaptionTemplates()
 
 
 def _executor(args: argparse.Namespace) -> Executor:
@@ -241,7 +250,12 @@ def _add_caption_options(subparser: argparse.ArgumentParser) -> None:
         type=files.flag,
         help="write the distinct label sets to this .jsonl, for caption_labels.py, and stop",
     )
-    subparser.add_argument("--captions", type=files.flag, help="JSON of captions for labels")
+    subparser.add_argument(
+        "--captions",
+        type=lambda text: text if text == _AUTO else files.flag(text),
+        help="JSON of captions for labels; or auto: captions by the grammar of `unimed-jax caption "
+        "--provider=template`, made and checked in this command",
+    )
     subparser.add_argument(
         "--exclude",
         type=files.flag,

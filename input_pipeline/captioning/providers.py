@@ -51,11 +51,12 @@ class TemplateProvider:
     name = "template"
     model = ""
 
-    def __init__(self, vocabulary: Vocabulary, seed: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, seed: int, time: str | None = None) -> None:
+        """`time` is that of the captions; None: now."""
         self.prompt_version = grammar.version()
         self._vocabulary = vocabulary
         self._seed = seed
-        self._time = now()
+        self._time = now() if time is None else time
 
     def propose(
         self, label_set: LabelSet, count: int, turn: int, refused: Mapping[str, str]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+from input_pipeline.captioning.grammar_captions import GrammarCaptions
 from input_pipeline.captioning.templates import Caption, CaptionTemplates, Provenance
 from input_pipeline.conversion import guard
 from input_pipeline.conversion.planned_rows import SampleWithNotes, SourceRow
@@ -21,7 +22,7 @@ class MakeSample:
     """
 
     root: AnyPath = dataclasses.field(repr=False)
-    templates: CaptionTemplates
+    templates: CaptionTemplates | GrammarCaptions
     short_side: int | None = None
 
     def __call__(self, row: SourceRow) -> SampleWithNotes:

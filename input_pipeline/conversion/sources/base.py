@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from input_pipeline.captioning.grammar_captions import GrammarCaptions
 from input_pipeline.captioning.templates import CaptionTemplates
 from input_pipeline.conversion import exclude
 from input_pipeline.conversion.planned_rows import (
@@ -56,12 +57,12 @@ class CaptionOptions:
     """How the images of a captioned source become samples.
 
     Attributes:
-      templates: captions for labels.
+      templates: captions for labels, from a file or by the grammar.
       short_side: bound of the short side of stored images, in pixels; None keeps their size.
       excluded: ids of rows to leave out, with the reasons.
     """
 
-    templates: CaptionTemplates = field(default_factory=CaptionTemplates)
+    templates: CaptionTemplates | GrammarCaptions = field(default_factory=CaptionTemplates)
     short_side: int | None = None
     excluded: Mapping[str, str] = field(default_factory=dict)
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from input_pipeline.conversion.official import findings, mimic, nih, openi, reports, table
 from input_pipeline.conversion.official.findings import FINDINGS, FindingOptions
 from input_pipeline.conversion.planned_rows import Rejection
+from unimed_jax import caption_labels
 
 TEMPLATES = {"version": 1, "modalities": {"xray": {"*": ["{label} on {modality}"]}}}
 
@@ -449,3 +450,41 @@ def test_sections_are_found_in_any_order_and_hold_all_their_text(names, data):
     report = "".join(f"\n {name}:  {body}\n" for name, body in bodies.items())
     found = reports.findings_and_impression(report)
     assert found == (bodies["FINDINGS"].strip(), bodies["IMPRESSION"].strip())
+
+
+# --- captions -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["chexpert", "chestxray8", "mimic_cxr"])
+def test_captions_are_made_in_the_same_command(key, run, tmp_path):
+    """The texts are those of the detour over a table of label sets and a caption file."""
+    flags = ["--denied=negative"] if key == "mimic_cxr" else []
+    out = run(key, "--captions=auto", *flags, captions=False)
+    raw = f"--raw={tmp_path / 'raw' / key}"
+    table_file, file = tmp_path / "labels.jsonl", tmp_path / "captions.json"
+    assert corpora.main([key, raw, f"--labels_out={table_file}", *flags]) == 0
+    command = [f"--labels={table_file}", f"--out={file}", "--provider=template"]
+    assert caption_labels.main(command) == 0
+    detour = run(key, f"--captions={file}", *flags, captions=False)
+    for split, found in corpora.samples(out).items():
+        others = corpora.samples_of(detour, split)
+        assert {id_: s.captions for id_, s in found.items()} == {
+            id_: s.captions for id_, s in others.items()
+        }
+        for sample in found.values():
+            made = sample.caption_provenance[sample.num_original_captions :]
+            assert len(made) == (10 if sample.labels else 0)
+            for provenance in map(json.loads, made):
+                assert provenance["provider"] == "template" and provenance["checks"]
+                assert provenance["prompt_version"] == "grammar-1" and "time" not in provenance
+    again = run(key, "--captions=auto", *flags, captions=False)
+    assert corpora.contents(out) == corpora.contents(again)
+
+
+def test_captions_of_a_row_that_denies_all_other_findings_name_some_of_them(run):
+    out = run("chexpert", "--captions=auto", "--denied=negative", captions=False)
+    (sample,) = corpora.samples_of(out, "val").values()
+    assert len(sample.labels) == 13 and len(sample.captions) == 10
+    for caption in map(str.lower, sample.captions):
+        assert any(word in caption for word in ("support device", "medical device", "lines and"))
+        assert "without" in caption and "fracture" not in caption
