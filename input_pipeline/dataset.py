@@ -158,7 +158,10 @@ class RecordSource:
         def elements() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
             try:
                 for serialized, seeds, sources in self._read():
-                    yield np.array(serialized, object), seeds, sources
+                    # in parts, because TensorFlow copies each as a whole, more than once
+                    for begin in range(0, len(serialized), _PART):
+                        part = slice(begin, begin + _PART)
+                        yield np.array(serialized[part], object), seeds[part], sources[part]
             except Exception as error:  # TensorFlow would only pass its text on
                 self.error = error
                 raise
@@ -166,6 +169,7 @@ class RecordSource:
         return tf.data.Dataset.from_generator(elements, output_signature=self._SIGNATURE).unbatch()
 
 
+_PART = 256  # records
 _FAILURES = 3  # failed batches after which all are read the tolerant way
 
 
