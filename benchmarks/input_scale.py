@@ -10,11 +10,11 @@ links to one shard per part, and measures in separate processes on the CPU:
 - the CPU seconds from opened manifests to the first batch of 2,048, at step 0 and in the middle of
   epoch 7, with records of 1.65 kB that are parsed, not decoded;
 - records per CPU second of the same with one source and with 13, in alternating rounds;
-- the growth of resident memory while 60 batches of records of 50 kB are read;
+- the growth of resident memory while 40 batches of records of 50 kB are read;
 - with images of 288 px that are decoded, cropped to 224 px and tokenized: the throughput from a
   bucket whose every answer takes 20 ms longer, relative to the local disk;
-- the same images on one core and on all, and the most that one process can feed with, for which the
-  images are so small that what Python does for each, one at a time, is nearly all of the work;
+- the same images on one core and on all, and, if py-spy is installed, for how long an image holds
+  Python's global interpreter lock: the work that further cores do not share;
 - how well the batches are mixed: the distance in the corpus between rows that follow each other in
   a batch, relative to a perfect shuffle;
 - with --webdataset: images per CPU second relative to open_clip's webdataset loader with its
@@ -53,6 +53,7 @@ BATCH, SHARDS, BLOCK = 2048, 64, 8
 SMALL, LARGE = 1_650, 50_000  # bytes of a record
 LARGE_SHARD = 500  # records of 50 kB in the shard that all others are links to
 LATENCY = 0.02  # seconds that an answer of the bucket takes longer
+GIL_BATCH = 512  # as on a host of a large run
 ROUND = 16  # batches of a timed round
 
 
@@ -170,7 +171,7 @@ def resident(folder: Path) -> float:
     spec = make_spec(folder)
     before = psutil.Process().memory_info().rss
     stream = dataset.train_batches(spec, parse_only, 1000, 10**6)
-    for _ in itertools.islice(stream, 60):
+    for _ in itertools.islice(stream, 40):
         pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return (peak - before) / 2**30
@@ -220,25 +221,6 @@ def mixing(folder: Path) -> dict[str, float]:
 # --- images, locally and in a bucket --------------------------------------------------------------
 
 
-def serve_images(root: str) -> None:
-    """Rounds of batches of decoded images and token ids of the 13 corpora below ``root``."""
-    from input_pipeline import device_prefetch
-    from input_pipeline.io.files import to_path
-    from unimed_jax import config as config_lib
-    from unimed_jax import tasks
-    from unimed_jax.distributed import sharding
-    from unimed_jax.training.data_loader import DataLoader
-
-    config = config_lib.load(str(ROOT / "configs" / "unimed.py"))
-    config.batch_size, config.tokenizer = speed.BATCH, speed.VOCABULARY
-    config.model.text.context_length = speed.CONTEXT
-    config.model.text.vocab_size = 30522
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
-    loader = DataLoader(config, tasks.create(config, ""), to_path(root), mesh)
-    stream = device_prefetch.prefetch(loader.read(0, 100_000))
-    speed.run(stream, lambda batch: len(batch[1]["image"]), speed.UNCOUNTED)
-
-
 def serve_webdataset(folder: Path) -> None:
     """The same images by open_clip's loader: a list of tars per source, drawn by their sizes."""
     speed.webdataset_of(
@@ -249,41 +231,50 @@ def serve_webdataset(folder: Path) -> None:
     )  # fmt: skip
 
 
-def write_tiny_images(folder: Path) -> None:
-    """A corpus of images of 16 px."""
-    import tensorflow as tf
+def image_batches(root: str, batch_size: int) -> Iterator[tuple[list[str], dict[str, object]]]:
+    """Batches of decoded images and token ids of the 13 corpora below ``root``."""
+    from input_pipeline import device_prefetch
+    from input_pipeline.io.files import to_path
+    from unimed_jax import config as config_lib
+    from unimed_jax import tasks
+    from unimed_jax.distributed import sharding
+    from unimed_jax.training.data_loader import DataLoader
 
-    from input_pipeline import manifest, records
-
-    folder.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    image = tf.io.encode_jpeg(pixels).numpy()
-    with tf.io.TFRecordWriter(str(folder / manifest.shard_name("train", 0, 8))) as writer:
-        for number in range(4000):
-            writer.write(
-                records.encode(
-                    records.Sample(f"{number}", image, ("a radiograph",), 1, (), "xray", "tiny")
-                )
-            )
-    link_shards(folder, 8, 4000)
+    config = config_lib.load(str(ROOT / "configs" / "unimed.py"))
+    config.batch_size, config.tokenizer = batch_size, speed.VOCABULARY
+    config.model.text.update({"context_length": speed.CONTEXT, "vocab_size": 30522, "buckets": ()})
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
+    loader = DataLoader(config, tasks.create(config, ""), to_path(root), mesh)
+    return device_prefetch.prefetch(loader.read(0, 1_000_000))
 
 
-def serve_tiny_images(folder: Path) -> None:
-    """Rounds of batches of crops of 8 px."""
-    from input_pipeline import dataset, records, transforms
+def serve_images(root: str) -> None:
+    """Rounds of these batches."""
+    speed.run(
+        image_batches(root, speed.BATCH), lambda batch: len(batch[1]["image"]), speed.UNCOUNTED
+    )
 
-    def decode(record: object, seed: object, source: object) -> dict[str, object]:
-        sample = records.parse(record)
-        image = transforms.random_resized_crop(sample["image"], 8, seed)
-        return {"id": sample["id"], "image": image}
 
-    stream = dataset.train_batches(make_spec(folder), decode, 0, 10**6)
+def read_images(folder: Path) -> None:
+    """Reads for ever; a line of the number of images so far after every batch."""
+    for count, _ in enumerate(image_batches(str(folder), GIL_BATCH), 1):
+        print(count * GIL_BATCH, flush=True)
 
-    def read(count: int) -> None:
-        for _ in itertools.islice(stream, count):
-            pass
 
-    interleave.serve_rounds(lambda: read(8), before=lambda: read(3))
+def gil_microseconds(folder: Path, seconds: int = 10, rate: int = 200) -> float:
+    """Time for which an image holds the global interpreter lock, sampled by py-spy."""
+    process = subprocess.Popen(command("endless", folder), stdout=subprocess.PIPE, text=True)
+    for _ in range(5):
+        first = int(process.stdout.readline())
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary) / "stacks"
+        sampler = ["py-spy", "record", "--gil", "--pid", process.pid, "--format", "raw"]
+        sampler += ["--duration", seconds, "--rate", rate, "--output", out]
+        subprocess.run([*map(str, sampler)], check=True, capture_output=True)
+        samples = sum(int(line.rsplit(" ", 1)[1]) for line in out.read_text().splitlines())
+    process.kill()
+    images = max(map(int, process.stdout.read().split())) - first
+    return samples / rate / images * 1e6
 
 
 def on_one_core(folder: Path) -> None:
@@ -444,7 +435,7 @@ PARTS = {
     "webdataset": lambda folder, start: serve_webdataset(folder),
     "bucket": lambda folder, start: serve_bucket(folder),
     "images on one core": lambda folder, start: on_one_core(folder),
-    "tiny images": lambda folder, start: serve_tiny_images(folder),
+    "endless": lambda folder, start: read_images(folder),
 }
 
 
@@ -467,7 +458,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--webdataset", action="store_true", help="compare with open_clip's loader")
     parser.add_argument("--scratch", type=Path, help="folder for the corpora; default: temporary")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3, help="of what is compared")
     parser.add_argument("--kill", action="store_true", help="kill and resume at this size")
     parser.add_argument("--part", choices=(*PARTS, "ids"), help=argparse.SUPPRESS)
     parser.add_argument("--first_row", type=int, help=argparse.SUPPRESS)
@@ -526,7 +517,7 @@ def measure(scratch: Path, rounds: int, with_webdataset: bool) -> dict[str, obje
     figures |= json.loads(measured("mixing", scratch / "one"))
     if not (scratch / "images").exists():
         note("writing images")
-        write_images(scratch, 1000)
+        write_images(scratch, 400)
     note("local disk and bucket")
     with bucket(scratch / "images") as environment, pushed(environment):
         times = interleave.compare(
@@ -550,11 +541,9 @@ def measure(scratch: Path, rounds: int, with_webdataset: bool) -> dict[str, obje
     figures["cores_ratio"] = interleave.ratio(
         times["images on one core"].wall, times["images"].wall
     )
-    if not (scratch / "tiny").exists():
-        (scratch / "tiny").mkdir()
-        write_tiny_images(scratch / "tiny" / "tiny")
-    times = interleave.compare({"tiny": command("tiny images", scratch / "tiny")}, rounds)
-    figures["most_images_per_second"] = 8 * BATCH / statistics.median(times["tiny"].wall)
+    if shutil.which("py-spy"):
+        note("global interpreter lock")
+        figures["gil_microseconds_per_image"] = gil_microseconds(scratch / "images")
     if with_webdataset:
         note("webdataset")
         times = interleave.compare(
