@@ -14,6 +14,7 @@ from input_pipeline.conversion.annotations import (
     first_file,
 )
 from input_pipeline.conversion.image_places import Places
+from input_pipeline.conversion.official import table
 from input_pipeline.conversion.planned_rows import Rejection
 from input_pipeline.conversion.unimed_parts import Column, UnimedPart
 from input_pipeline.io import files, tabular_files
@@ -54,6 +55,8 @@ def _files(part: UnimedPart, raw: AnyPath) -> list[AnyPath]:
     for pattern in part.annotations:
         matching = files.sorted_glob(raw, pattern)
         included = [path for path in matching if path.name not in part.left_out]
+        if part.told_by:
+            included = [path for path in included if table.has_columns(path, (part.told_by,))]
         if included:
             return included
     return []

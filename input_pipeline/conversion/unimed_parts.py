@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from input_pipeline.conversion.annotations import Layout, PartOptions
-from input_pipeline.conversion.official import chexpert, mimic, nih, openi
+from input_pipeline.conversion.official import chexpert, mimic, nih, openi, radimagenet, retina
 from input_pipeline.conversion.official.findings import FindingOptions
 
 Column = str | int  # a header name or JSON path ("conversations.1.value"), or a position from 0
@@ -82,6 +82,7 @@ class UnimedPart:
       noise: regex of labels to ignore; with `last_label`, only the last other label is kept.
       label_caption: template of a caption from the label, if the labels are the only text.
       note_by_path: regex -> note to be counted.
+      told_by: column that tells these annotations from official ones of the same name.
       official: layouts in which the owner distributes the part, if `annotations` are files that
         UniMed's authors derived from them.
       options: flags of the part.
@@ -117,6 +118,7 @@ class UnimedPart:
     last_label: bool = False
     label_caption: str = ""
     note_by_path: Mapping[str, str] = field(default_factory=dict)
+    told_by: str = ""
     official: tuple[Layout, ...] = ()
     options: type[PartOptions] = PartOptions
 
@@ -149,9 +151,10 @@ PARTS: Mapping[str, UnimedPart] = {
         image=0,
         labels=1,
         released=2,
-        image_folders=("", "radimagenet", "radiology_ai", "radimagenet/radiology_ai"),
-        path_prefixes=("radimagenet/", "radiology_ai/"),
+        image_folders=radimagenet.FOLDERS,
+        path_prefixes=radimagenet.PREFIXES,
         tar=TarLayout(("radimagenet_webdataset",), "_radimagenet_"),
+        official=(radimagenet.LAYOUT,),
     ),
     "chexpert": UnimedPart(
         title="CheXpert",
@@ -369,8 +372,10 @@ PARTS: Mapping[str, UnimedPart] = {
             "01_EYEPACS_revised.csv": "not in the published part",
         },
         image="filename",
+        told_by="filename",
         labels="categories",
         released="captions",
+        official=(retina.LAYOUT,),
         image_folders=("Retina-Datasets", ""),
         path_prefixes=("Retina-Datasets/",),
         identity=r"(?P<key>08_ODIR-5K/(?:.*/)?(?P<group>\d+)_(?:left|right)|\d\d_[^/]+/.+)\.\w+$",

@@ -185,3 +185,38 @@ def mimic_cxr(raw, top="", reports="", packed=True):
         folder = raw / (reports or f"{top}/files".strip("/")) / f"p10/p{10000032 + study}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"s{MIMIC_STUDIES[study]}.txt").write_text(MIMIC_REPORT)
+
+
+RADIMAGENET_ROWS = {
+    "train": ["CT/abd/normal/abd-normal023599.png", "MR/knee/acl_tear/knee-acl000001.png"],
+    "val": ["US/gb/gallstone/gb-gallstone000002.png"],
+    "test": ["CT/lung/nodule/lung-nodule000003.png"],
+}
+
+
+def radimagenet(raw, top="radimagenet"):
+    for split, images in RADIMAGENET_ROWS.items():
+        rows = [[f"radiology_ai/{image}", image.split("/")[2]] for image in images]
+        put_csv(raw / top / f"RadiologyAI_{split}.csv", ["filename", "label"], rows)
+        for n, image in enumerate(images):
+            put_image(raw / top / "radiology_ai" / image, n, "PNG")
+    put_csv(raw / top / "other.csv", ["name"], [["not a list"]])
+
+
+RETINA_LISTS = {
+    "08_ODIR.csv": [
+        ("08_ODIR-5K/preprocessed_images/0_right.jpg", ["normal"]),
+        ("08_ODIR-5K/preprocessed_images/1_left.jpg", ["cataract", "hard exudates"]),
+    ],
+    "15_APTOS.csv": [("15_APTOS/train_images/000c1434d8d7.png", ["moderate diabetic retinopathy"])],
+    "06_DEN.csv": [("06_DEN/eyenet0420/train_set/1.jpg", ["drusen"])],
+    "13_FIVES.csv": [("13_FIVES/1.png", ["glaucoma"])],
+}
+
+
+def retina_part1(raw, annotations="Retina-Annotations", images="Retina-Datasets"):
+    for name, rows in RETINA_LISTS.items():
+        table = [[n, image, "[]", repr(found)] for n, (image, found) in enumerate(rows)]
+        put_csv(raw / annotations / name, ["", "image", "atributes", "categories"], table)
+        for n, (image, _) in enumerate(rows):
+            put_image(raw / images / image, n)

@@ -12,7 +12,7 @@ from helpers.corpora import convert
 from hypothesis import given
 from hypothesis import strategies as st
 
-from input_pipeline.conversion.official import findings, mimic, nih, openi, reports, table
+from input_pipeline.conversion.official import findings, mimic, nih, openi, reports, retina, table
 from input_pipeline.conversion.official.findings import FINDINGS, FindingOptions
 from input_pipeline.conversion.planned_rows import Rejection
 from unimed_jax import caption_labels
@@ -488,3 +488,58 @@ def test_captions_of_a_row_that_denies_all_other_findings_name_some_of_them(run)
     for caption in map(str.lower, sample.captions):
         assert any(word in caption for word in ("support device", "medical device", "lines and"))
         assert "without" in caption and "fracture" not in caption
+
+
+# --- RadImageNet, fundus sets -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("top", ["", "radimagenet"])
+def test_radimagenet_is_read_from_its_lists(run, top):
+    out = run("radimagenet", "--captions=auto", captions=False, top=top)
+    assert labels(out) == {
+        "radimagenet/CT/abd/normal/abd-normal023599.png": ("normal",),
+        "radimagenet/MR/knee/acl_tear/knee-acl000001.png": ("acl_tear",),
+    }
+    assert [s.modality for s in corpora.samples_of(out).values()].count("mri") == 1
+    assert [*labels(out, "val").values()] == [("gallstone",)]
+    assert [*labels(out, "test").values()] == [("nodule",)]
+    report = corpora.report(out)
+    assert report["facts"]["layout"] == "official" and report["rejected"] == 0
+    assert len(report["facts"]["annotations"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images"), [("Retina-Annotations", "Retina-Datasets"), (".", ".")]
+)
+def test_fundus_sets_are_read_from_the_lists_of_the_flair_family(run, annotations, images):
+    out = run(
+        "retina_part1", "--captions=auto", captions=False, annotations=annotations, images=images
+    )
+    assert labels(out) == {
+        "retina_part1/08_ODIR-5K/preprocessed_images/0_right.jpg": ("normal",),
+        "retina_part1/08_ODIR-5K/preprocessed_images/1_left.jpg": ("cataract", "hard exudates"),
+        "retina_part1/15_APTOS/train_images/000c1434d8d7.png": ("moderate diabetic retinopathy",),
+    }
+    counts = sorted(len(s.captions) for s in corpora.samples_of(out).values())
+    assert counts == [10, 10, 15]
+    groups = {s.id.rpartition("/")[2]: s.group for s in corpora.samples_of(out).values()}
+    assert groups["0_right.jpg"] == "0" and groups["1_left.jpg"] == "1"
+    facts = corpora.report(out)["facts"]
+    assert facts["annotations_left_out"] == {
+        "06_DEN.csv": "part retina_part2",
+        "13_FIVES.csv": "test set of unimed21",
+    }
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=("Cs",)))))
+def test_lists_as_text_are_parsed(names):
+    expected = tuple(dict.fromkeys(filter(None, (" ".join(name.split()) for name in names))))
+    assert retina.categories(repr(names)) == expected
+
+
+@pytest.mark.parametrize(
+    "cell", ["", "normal", "['a'", "[1]", "('a',)", "{'a'}", "[nan]", "__import__('os').abort()"]
+)
+def test_cells_that_are_no_list_of_texts_are_refused(cell):
+    with pytest.raises(ValueError, match="no list of texts"):
+        retina.categories(cell)
