@@ -92,7 +92,14 @@ def _annotation(
         released=_sentences(released),
         split=split,
         modality=part.modality_by_key.get(record.key, ""),
+        notes=tuple(
+            note for column, note in part.note_by_column.items() if _is_true(values.get(column))
+        ),
     )
+
+
+def _is_true(cell: Any) -> bool:
+    return str(cell).strip().lower() in ("1", "1.0", "true")
 
 
 def _with_released(
@@ -135,6 +142,7 @@ def _records(part: UnimedPart, annotations: Sequence[AnyPath]) -> Iterator[_Reco
     needed = [part.image, *part.texts]
     needed += [part.split_column] if part.split_column is not None else []
     optional = [column for column in (part.labels, part.released) if column is not None]
+    optional += part.note_by_column
     offset = number = 0
     for path in annotations:
         if part.format == "csv":

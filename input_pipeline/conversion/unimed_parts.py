@@ -82,6 +82,7 @@ class UnimedPart:
       noise: regex of labels to ignore; with `last_label`, only the last other label is kept.
       label_caption: template of a caption from the label, if the labels are the only text.
       note_by_path: regex -> note to be counted.
+      note_by_column: column that may be missing -> note to be counted where it is 1 or true.
       told_by: column that tells these annotations from official ones of the same name.
       official: layouts in which the owner distributes the part, if `annotations` are files that
         UniMed's authors derived from them.
@@ -118,6 +119,7 @@ class UnimedPart:
     last_label: bool = False
     label_caption: str = ""
     note_by_path: Mapping[str, str] = field(default_factory=dict)
+    note_by_column: Mapping[str, str] = field(default_factory=dict)
     told_by: str = ""
     official: tuple[Layout, ...] = ()
     options: type[PartOptions] = PartOptions
@@ -353,6 +355,7 @@ PARTS: Mapping[str, UnimedPart] = {
         image_folders=_below(("Quilt/",), "quilt_1m"),
         identity=r"(?P<key>(?P<group>.+))",
         split_column="split",
+        note_by_column={"not_histology": "marked as no histology by Quilt itself"},
         tar=TarLayout(("quilt_1m_webdataset", "quilt_webdataset"), num_original=1),
     ),
     "retina_part1": UnimedPart(

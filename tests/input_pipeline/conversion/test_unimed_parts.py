@@ -384,6 +384,19 @@ def test_quilt_columns_are_found_by_name(run, tmp_path, capsys):
     assert "no column 'image_path'; found ['', 'caption'" in error(run, capsys, "quilt1m")
 
 
+def test_images_that_quilt_marks_as_no_histology_are_counted(run, tmp_path):
+    """Columns of later releases of the table; where they are missing, nothing is counted."""
+    raw = tmp_path / "raw/quilt1m"
+    layouts.quilt1m(raw)
+    path = raw / "Quilt/quilt_1M_lookup.csv"
+    header, *rows = path.read_text().splitlines()
+    marks = ["1.0", "0.0", "1", "", "1"]
+    rows = [f"{row},0,{mark}" for row, mark in zip(rows, marks, strict=True)]
+    path.write_text("\n".join([f"{header},single_wsi,not_histology", *rows]))
+    notes = corpora.report(run("quilt1m"))["notes"]
+    assert notes == {"marked as no histology by Quilt itself": 1}
+
+
 def test_the_error_for_missing_annotations_says_where_to_get_them(run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     message = error(run, capsys, "pmc_oa", raw=tmp_path / "empty")
