@@ -94,14 +94,21 @@ def adds_nothing(caption: str, context: Context) -> str | None:
         asserted = any(not mention.negated for mention in vocabulary.terms_in(caption, [word]))
         if asserted and not known and not vocabulary.terms_in(own_words, [word]):
             return f"adds {word}, which the label does not have"
+    attributes = vocabulary.content["attributes"]
+    stated = {
+        normalise(word)
+        for name, value in vocabulary.attributes(context.label_set).items()
+        for word in attributes.get(name, {"values": {}})["values"].get(value, ())
+    }
     for what, pattern in vocabulary.content["inventions"].items():
-        if match := re.search(pattern, caption, re.IGNORECASE):
-            return f"adds {what} ({match[0].strip()!r})"
+        for match in re.finditer(pattern, caption, re.IGNORECASE):
+            if normalise(match[0]) not in stated:
+                return f"adds {what} ({match[0].strip()!r})"
     return None
 
 
 def agrees_with_attributes(caption: str, context: Context) -> str | None:
-    """Side, severity, age group, view and anatomy are those of the set, or not mentioned."""
+    """Side, severity, age group, sex, view and anatomy are those of the set, or not mentioned."""
     vocabulary = context.vocabulary
     known = vocabulary.attributes(context.label_set)
     own_words = _own_words(context)

@@ -52,12 +52,12 @@ def captions(label_set: LabelSet, vocabulary: Vocabulary, seed: int) -> Iterator
 
 
 def image_names(label_set: LabelSet, vocabulary: Vocabulary) -> list[str]:
-    """Words for the image, with age group, view and anatomy: 'pediatric frontal chest X-ray'."""
+    """Words for the image, with its attributes: 'pediatric female frontal chest X-ray'."""
     grammar = _grammar()
     known = vocabulary.attributes(label_set)
     age = known.get("age_group", "")
     age = grammar["age_group"].get(age, grammar["age_group"]["*"]).format(age_group=age)
-    before = " ".join(filter(None, [age, known.get("view"), known.get("anatomy")]))
+    before = " ".join(filter(None, [age, *map(known.get, ("sex", "view", "anatomy"))]))
     names = grammar["images"].get(vocabulary.modality(label_set.modality), grammar["images"]["*"])
     return [f"{before} {name}".strip().format(modality=label_set.modality) for name in names]
 

@@ -9,7 +9,7 @@ from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import AnyPath, PathLike, to_path
 from input_pipeline.io.tabular_files import csv_header, csv_records, jsonl_records
 
-ATTRIBUTES = ("view", "anatomy", "severity", "laterality", "age_group")
+ATTRIBUTES = ("view", "anatomy", "severity", "laterality", "age_group", "sex")
 
 _LABEL_COLUMNS = ("labels", "label")
 

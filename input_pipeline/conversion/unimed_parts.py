@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from input_pipeline.conversion.annotations import Layout, PartOptions
 from input_pipeline.conversion.official import chexpert, mimic, nih, openi, radimagenet, retina
+from input_pipeline.conversion.official.attributes import AttributeOptions
 from input_pipeline.conversion.official.findings import FindingOptions
 
 Column = str | int  # a header name or JSON path ("conversations.1.value"), or a position from 0
@@ -224,6 +225,7 @@ PARTS: Mapping[str, UnimedPart] = {
         ),
         tar=TarLayout(("chest_xray8_webdataset",), "_chestxray8_"),
         official=(nih.LAYOUT,),
+        options=AttributeOptions,
     ),
     "mimic_cxr": UnimedPart(
         title="MIMIC-CXR-JPG",

@@ -12,7 +12,7 @@ from input_pipeline.conversion.annotations import (
     first_file,
 )
 from input_pipeline.conversion.image_places import Places
-from input_pipeline.conversion.official import findings, table
+from input_pipeline.conversion.official import attributes, findings, table
 from input_pipeline.conversion.official.findings import FindingOptions
 from input_pipeline.conversion.planned_rows import Rejection
 from input_pipeline.io.cell_text import path_text
@@ -21,11 +21,13 @@ from input_pipeline.io.files import AnyPath
 FOLDERS = ("CheXpert-v1.0-small", "CheXpert-v1.0")
 _TRAIN = tuple(f"{folder}train.csv" for folder in ("", *(f"{name}/" for name in FOLDERS)))
 _VIEW = "Frontal/Lateral"
+_ATTRIBUTES = ("view", "age_group", "sex")
 
 
 def open_chexpert(options: FindingOptions) -> OpenedAnnotations | None:
     """The frontal images of `train.csv` and, where it is present, `valid.csv`."""
     findings.check(options)
+    wanted = attributes.requested(options, _ATTRIBUTES)
     train = first_file(options.raw, _TRAIN)
     if train is None:
         return None
@@ -42,19 +44,24 @@ def open_chexpert(options: FindingOptions) -> OpenedAnnotations | None:
         "cells_of_findings": findings.policy(options),
         "views": "frontal, by the column Frontal/Lateral",
     }
-    return OpenedAnnotations(files, _read(itertools.chain(first, rows), places, options), facts)
+    return OpenedAnnotations(
+        files, _read(itertools.chain(first, rows), places, options, wanted), facts
+    )
 
 
 def _rows(files: Sequence[AnyPath]) -> Iterator[table.TableRow | Rejection]:
-    number = 0
+    number, columns = 0, ("Path", _VIEW, *findings.FINDINGS)
     for path in files:
-        for row in table.rows(path, ("Path", _VIEW, *findings.FINDINGS), offset=number):
+        for row in table.rows(path, columns, ("Sex", "Age"), number):
             number += 1
             yield row
 
 
 def _read(
-    rows: Iterator[table.TableRow | Rejection], places: Places, options: FindingOptions
+    rows: Iterator[table.TableRow | Rejection],
+    places: Places,
+    options: FindingOptions,
+    wanted: frozenset[str],
 ) -> Iterator[Annotation | Rejection]:
     for row in rows:
         if isinstance(row, Rejection):
@@ -68,6 +75,7 @@ def _read(
             if row.cells[_VIEW].lower() != "frontal":
                 raise ValueError(f"not a frontal view: {row.cells[_VIEW]!r}")
             labels = findings.require(findings.labels(row.cells, options))
+            labels += attributes.labels(wanted, "frontal", row.cells["Age"], row.cells["Sex"])
             yield Annotation(row.number, places.canonical(path), places.path(path), labels=labels)
         except ValueError as error:
             yield Rejection(str(error), row.number, path=path)

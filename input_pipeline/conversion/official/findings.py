@@ -8,7 +8,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated
 
-from input_pipeline.conversion.annotations import PartOptions, choose
+from input_pipeline.conversion.annotations import choose
+from input_pipeline.conversion.official.attributes import AttributeOptions
 
 NO_FINDING = "No Finding"
 FINDINGS = (
@@ -30,7 +31,7 @@ FINDINGS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class FindingOptions(PartOptions):
+class FindingOptions(AttributeOptions):
     """Flags of a part whose table has a column per finding."""
 
     uncertain: Annotated[

@@ -18,7 +18,7 @@ from input_pipeline.conversion.annotations import (
     first_file,
 )
 from input_pipeline.conversion.image_places import Places
-from input_pipeline.conversion.official import findings, reports, table
+from input_pipeline.conversion.official import attributes, findings, reports, table
 from input_pipeline.conversion.official.findings import FINDINGS, FindingOptions
 from input_pipeline.conversion.planned_rows import Rejection
 from input_pipeline.io import files
@@ -72,6 +72,7 @@ class _Image:
 def open_mimic(options: MimicOptions) -> OpenedAnnotations | None:
     """The frontal images (ViewPosition AP or PA), with labels and report of their study."""
     findings.check(options)
+    stated = attributes.labels(attributes.requested(options, ("view",)), "frontal")
     metadata = first_file(options.raw, _METADATA)
     if metadata is None:
         return None
@@ -96,7 +97,7 @@ def open_mimic(options: MimicOptions) -> OpenedAnnotations | None:
         "views": "frontal, by ViewPosition AP and PA",
         "texts": "findings and impression, without marks of removed words",
     }
-    rows = _read(itertools.chain(first, images), labels, places, report_folder)
+    rows = _read(itertools.chain(first, images), labels, stated, places, report_folder)
     found = (metadata, labels_file) if labels_file else (metadata,)
     return OpenedAnnotations(found, rows, facts)
 
@@ -160,6 +161,7 @@ def _report_folder(options: MimicOptions, images: list[_Image]) -> AnyPath | Non
 def _read(
     images: Iterator[_Image | Rejection],
     labels: Mapping[int, tuple[str, ...]],
+    stated: tuple[str, ...],
     places: Places,
     folder: AnyPath | None,
 ) -> Iterator[Annotation | Rejection]:
@@ -173,7 +175,7 @@ def _read(
         try:
             found, notes = texts(image.report)
             known = labels.get(image.study, ())
-            known = known if found else findings.require(known)
+            known = (known if found else findings.require(known)) and (*known, *stated)
             path = places.path(image.path)
             return Annotation(image.number, image.path, path, found, known, notes=notes)
         except ValueError as error:

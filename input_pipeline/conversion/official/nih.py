@@ -8,10 +8,10 @@ from input_pipeline.conversion.annotations import (
     Annotation,
     Layout,
     OpenedAnnotations,
-    PartOptions,
     first_file,
 )
-from input_pipeline.conversion.official import table
+from input_pipeline.conversion.official import attributes, table
+from input_pipeline.conversion.official.attributes import AttributeOptions
 from input_pipeline.conversion.planned_rows import Rejection
 from input_pipeline.io import files
 from input_pipeline.io.cell_text import path_text
@@ -22,17 +22,20 @@ _NAMES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _TABLES = tuple(f"{top}{name}" for name in _NAMES for top in ("", *FOLDERS))
 _IMAGE_FOLDERS = ("images", "images/images", "images_*/images", "images_*", "images/images_*")
 _IMAGE, _LABELS = "Image Index", "Finding Labels"
+_AGE, _SEX, _VIEW = "Patient Age", "Patient Gender", "View Position"
+_ATTRIBUTES = ("view", "age_group", "sex")
 _SUFFIX = re.compile(r"\.png$", re.IGNORECASE)
 
 
-def open_nih(options: PartOptions) -> OpenedAnnotations | None:
+def open_nih(options: AttributeOptions) -> OpenedAnnotations | None:
     """The rows of the table, with their images from wherever they were unpacked."""
     path = first_file(options.raw, _TABLES)
     if path is None:
         return None
+    wanted = attributes.requested(options, _ATTRIBUTES)
     folders, places = _places(options.raw, path)
     facts = {"image_folder": folders}
-    return OpenedAnnotations((path,), _read(path, places, folders[0]), facts)
+    return OpenedAnnotations((path,), _read(path, places, folders[0], wanted), facts)
 
 
 def _places(raw: AnyPath, table_path: AnyPath) -> tuple[list[str], Mapping[str, str]]:
@@ -52,9 +55,9 @@ def _places(raw: AnyPath, table_path: AnyPath) -> tuple[list[str], Mapping[str, 
 
 
 def _read(
-    path: AnyPath, places: Mapping[str, str], default: str
+    path: AnyPath, places: Mapping[str, str], default: str, wanted: frozenset[str]
 ) -> Iterator[Annotation | Rejection]:
-    for row in table.rows(path, (_IMAGE, _LABELS)):
+    for row in table.rows(path, (_IMAGE, _LABELS), (_AGE, _SEX, _VIEW)):
         if isinstance(row, Rejection):
             yield row
             continue
@@ -66,6 +69,8 @@ def _read(
             labels = finding_labels(row.cells[_LABELS])
             if not labels:
                 raise ValueError("no finding, not even `No Finding`")
+            view = "frontal" if row.cells[_VIEW].upper() in ("AP", "PA") else ""
+            labels += attributes.labels(wanted, view, row.cells[_AGE], row.cells[_SEX])
             image = f"{places.get(name, default)}/{name}"
             yield Annotation(row.number, name, image, labels=labels)
         except ValueError as error:

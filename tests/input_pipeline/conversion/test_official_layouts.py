@@ -12,7 +12,16 @@ from helpers.corpora import convert
 from hypothesis import given
 from hypothesis import strategies as st
 
-from input_pipeline.conversion.official import findings, mimic, nih, openi, reports, retina, table
+from input_pipeline.conversion.official import (
+    attributes,
+    findings,
+    mimic,
+    nih,
+    openi,
+    reports,
+    retina,
+    table,
+)
 from input_pipeline.conversion.official.findings import FINDINGS, FindingOptions
 from input_pipeline.conversion.planned_rows import Rejection
 from unimed_jax import caption_labels
@@ -543,3 +552,51 @@ def test_lists_as_text_are_parsed(names):
 def test_cells_that_are_no_list_of_texts_are_refused(cell):
     with pytest.raises(ValueError, match="no list of texts"):
         retina.categories(cell)
+
+
+# --- attributes ---------------------------------------------------------------------------------
+
+
+def test_captions_state_attributes_only_if_asked_to(run, capsys):
+    words = ("female", "frontal", "elderly")
+    plain = corpora.samples_of(run("chexpert", "--captions=auto", captions=False))
+    captions = " ".join(c.lower() for s in plain.values() for c in s.captions)
+    assert not any(word in captions for word in words)
+    flags = ("--captions=auto", "--attributes=view,age_group,sex")
+    stated = corpora.samples_of(run("chexpert", *flags, captions=False))
+    assert stated.keys() == plain.keys()
+    for id_, sample in stated.items():
+        added = ("view=frontal", "age_group=elderly", "sex=female")
+        assert sample.labels == (*plain[id_].labels, *added)
+        assert len(sample.captions) == 10
+        for caption in sample.captions:
+            assert all(word in caption.lower() for word in words)
+    run("chexpert", "--attributes=weight", status=2)
+    assert "--attributes=weight: this part has view, age_group, sex" in capsys.readouterr().err
+    run("mimic_cxr", "--attributes=sex", status=2)
+    assert "--attributes=sex: this part has view" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("version", ["", "_v2020"])
+def test_attributes_of_nih_in_both_versions(run, version):
+    out = run("chestxray8", "--attributes=view,age_group,sex", version=version)
+    for sample in corpora.samples_of(out).values():
+        assert sample.labels[-3:] == ("view=frontal", "age_group=adult", "sex=male")
+
+
+@pytest.mark.parametrize(
+    ("age", "group"),
+    [
+        *(("58", "adult"), ("058Y", "adult"), ("64.0", "adult"), ("65", "elderly")),
+        *(("17", "child"), ("024M", "child"), ("013M", "infant"), ("1", "infant")),
+        *(("010D", "newborn"), ("0", ""), ("000D", ""), ("411", ""), ("", ""), ("unknown", "")),
+    ],
+)
+def test_ages_are_grouped(age, group):
+    assert attributes.age_group(age) == group
+
+
+@given(st.integers(1, 119))
+def test_years_are_the_same_in_both_spellings(years):
+    group = attributes.age_group(str(years))
+    assert group == attributes.age_group(f"{years:03}Y") != ""
