@@ -9,7 +9,7 @@ import sys
 import tarfile
 
 import pytest
-from helpers import corpora
+from helpers import corpora, official_layouts
 from helpers import unimed_layouts as layouts
 from helpers.tables import CAPTIONS, put_table
 
@@ -152,6 +152,20 @@ def test_every_unimed_part_is_read_from_a_bucket(key, storage, tmp_path):
     out = f"gs://bucket/{key}/out"
     assert corpora.convert(key, out, f"--raw=gs://bucket/{key}/raw", *flags) in (0, 1)
     assert storage.below(f"{key}/out/") == corpora.contents(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "key", ["radimagenet", "chexpert", "chestxray8", "mimic_cxr", "openi", "retina_part1"]
+)
+def test_every_official_layout_is_read_from_a_bucket(key, storage, tmp_path):
+    raw = tmp_path / "raw"
+    getattr(official_layouts, key)(raw)
+    storage.put_folder(raw, f"official/{key}/raw")
+    flags = ("--captions=auto", "--max_rejected=0.9")
+    assert corpora.convert(key, tmp_path / "out", f"--raw={raw}", *flags) == 0
+    out = f"gs://bucket/official/{key}/out"
+    assert corpora.convert(key, out, f"--raw=gs://bucket/official/{key}/raw", *flags) == 0
+    assert storage.below(f"official/{key}/out/") == corpora.contents(tmp_path / "out")
 
 
 def test_folders_and_tars_are_read_from_a_bucket(storage, tmp_path):
