@@ -22,7 +22,8 @@ _NAMES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _TABLES = tuple(f"{top}{name}" for name in _NAMES for top in ("", *FOLDERS))
 _IMAGE_FOLDERS = ("images", "images/images", "images_*/images", "images_*", "images/images_*")
 _IMAGE, _LABELS = "Image Index", "Finding Labels"
-_AGE, _SEX, _VIEW = "Patient Age", "Patient Gender", "View Position"
+_AGE, _VIEW = "Patient Age", "View Position"
+_SEX = ("Patient Gender", "Patient Sex")  # of one version or another
 _ATTRIBUTES = ("view", "age_group", "sex")
 _SUFFIX = re.compile(r"\.png$", re.IGNORECASE)
 
@@ -57,7 +58,7 @@ def _places(raw: AnyPath, table_path: AnyPath) -> tuple[list[str], Mapping[str, 
 def _read(
     path: AnyPath, places: Mapping[str, str], default: str, wanted: frozenset[str]
 ) -> Iterator[Annotation | Rejection]:
-    for row in table.rows(path, (_IMAGE, _LABELS), (_AGE, _SEX, _VIEW)):
+    for row in table.rows(path, (_IMAGE, _LABELS), (_AGE, *_SEX, _VIEW)):
         if isinstance(row, Rejection):
             yield row
             continue
@@ -70,7 +71,8 @@ def _read(
             if not labels:
                 raise ValueError("no finding, not even `No Finding`")
             view = "frontal" if row.cells[_VIEW].upper() in ("AP", "PA") else ""
-            labels += attributes.labels(wanted, view, row.cells[_AGE], row.cells[_SEX])
+            sex = "".join(row.cells[name] for name in _SEX)
+            labels += attributes.labels(wanted, view, row.cells[_AGE], sex)
             image = f"{places.get(name, default)}/{name}"
             yield Annotation(row.number, name, image, labels=labels)
         except ValueError as error:

@@ -578,8 +578,13 @@ def test_captions_state_attributes_only_if_asked_to(run, capsys):
 
 
 @pytest.mark.parametrize("version", ["", "_v2020"])
-def test_attributes_of_nih_in_both_versions(run, version):
-    out = run("chestxray8", "--attributes=view,age_group,sex", version=version)
+@pytest.mark.parametrize("sex", ["Patient Gender", "Patient Sex"])
+def test_attributes_of_nih_in_all_versions(run, tmp_path, version, sex):
+    raw = tmp_path / "raw"
+    official_layouts.chestxray8(raw, version)
+    path = raw / f"Data_Entry_2017{version}.csv"
+    path.write_bytes(path.read_bytes().replace(b"Patient Gender", sex.encode()))
+    out = run("chestxray8", "--attributes=view,age_group,sex", raw=raw)
     for sample in corpora.samples_of(out).values():
         assert sample.labels[-3:] == ("view=frontal", "age_group=adult", "sex=male")
 
