@@ -41,6 +41,7 @@ def _generator(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([int(k) for k in key])))
 
 
+@functools.cache
 def _key(seed: int, stream: RngStream, *rest: int) -> int:
     """A 63-bit seed."""
     sequence = np.random.SeedSequence([seed, int(stream), *rest])
