@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from input_pipeline.io.errors import ConfigError
@@ -36,14 +37,22 @@ def original_probability(rule: str) -> float | None:
 
 
 def draw_caption(
-    captions: tf.Tensor, num_original: tf.Tensor, rule: str, seed: tf.Tensor
+    captions: tf.Tensor,
+    num_original: tf.Tensor,
+    rules: Sequence[str],
+    source: tf.Tensor,
+    seed: tf.Tensor,
 ) -> tf.Tensor:
     """Draws one caption.
+
+    One formula for all rules: a graph with a branch for each of many sources is slow, because the
+    branches that are not taken are walked through as well.
 
     Args:
       captions: string (n,), n >= 1; the first ``num_original`` are original texts.
       num_original: int64 ().
-      rule: see the module docstring.
+      rules: rules of the sources; see the module docstring.
+      source: int64 (), the source of the sample, an index of ``rules``.
       seed: int64 (2,), the seed of this draw of the sample.
 
     Returns:
@@ -51,16 +60,19 @@ def draw_caption(
     """
     import tensorflow as tf
 
-    probability = original_probability(rule)
-    if rule == "first":
-        return captions[0]
+    def of_source(values: Sequence[float]) -> tf.Tensor:
+        return tf.constant(values, tf.float32)[source]
+
+    probabilities = [original_probability(rule) for rule in rules]
+    splits = of_source([float(p is not None) for p in probabilities]) > 0
+    probability = of_source([p or 0.0 for p in probabilities])
+    takes_first = of_source([float(rule == "first") for rule in rules]) > 0
     num_captions = tf.size(captions, out_type=tf.int64)
     choice, position = tf.unstack(tf.random.stateless_uniform((2,), seed))
-    low, high = tf.zeros((), tf.int64), num_captions
-    if probability is not None:
-        has_both = (num_original > 0) & (num_original < num_captions)
-        take_original = choice < probability
-        low = tf.where(has_both & ~take_original, num_original, low)
-        high = tf.where(has_both & take_original, num_original, high)
+    has_both = splits & (num_original > 0) & (num_original < num_captions)
+    take_original = choice < probability
+    zero = tf.zeros((), tf.int64)
+    low = tf.where(has_both & ~take_original, num_original, zero)
+    high = tf.where(has_both & take_original, num_original, num_captions)
     index = low + tf.cast(position * tf.cast(high - low, tf.float32), tf.int64)
-    return captions[tf.minimum(index, high - 1)]
+    return captions[tf.where(takes_first, zero, tf.minimum(index, high - 1))]

@@ -11,11 +11,17 @@ from input_pipeline.io.errors import ConfigError
 
 
 def _draw_many(texts, num_original, rule, count=2000):
+    rules = ("uniform", "original:0.5", "first", "original:0.0", "original:1.0", rule)
+
     @tf.function
     def draw(visits):
         return tf.map_fn(
             lambda v: caption_sampling.draw_caption(
-                tf.constant(texts), tf.constant(num_original, tf.int64), rule, tf.stack([7, v])
+                tf.constant(texts),
+                tf.constant(num_original, tf.int64),
+                rules,
+                tf.constant(rules.index(rule), tf.int64),
+                tf.stack([7, v]),
             ),
             visits,
             fn_output_signature=tf.string,

@@ -243,16 +243,6 @@ class Contrastive:
 
         sample = records_lib.parse(record)
         crop_seed, caption_seed = seed, seed + tf.constant([0, 1 << 62], tf.int64)
-        draws = [
-            functools.partial(
-                caption_sampling.draw_caption,
-                sample["captions"],
-                sample["num_original_captions"],
-                rule,
-                caption_seed,
-            )
-            for rule in self._rules
-        ]
         return {
             "id": sample["id"],
             "image": transforms.random_resized_crop(
@@ -261,7 +251,13 @@ class Contrastive:
                 crop_seed,
                 (self._config.augmentation.min_area, 1.0),
             ),
-            "caption": tf.switch_case(tf.cast(source, tf.int32), draws),
+            "caption": caption_sampling.draw_caption(
+                sample["captions"],
+                sample["num_original_captions"],
+                self._rules,
+                source,
+                caption_seed,
+            ),
         }
 
     def data_notes(self, records: Iterable[bytes]) -> Sequence[str]:
