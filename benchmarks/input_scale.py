@@ -54,7 +54,7 @@ SMALL, LARGE = 1_650, 50_000  # bytes of a record
 LARGE_SHARD = 500  # records of 50 kB in the shard that all others are links to
 LATENCY = 0.02  # seconds that an answer of the bucket takes longer
 GIL_BATCH = 512  # as on a host of a large run
-ROUND = 16  # batches of a timed round
+ROUND, IMAGE_ROUND = 16, 32  # batches of a timed round
 
 
 def published_counts() -> dict[str, int]:
@@ -227,7 +227,7 @@ def serve_webdataset(folder: Path) -> None:
         "::".join(f"{folder / key}/tars/{{00..{speed.SHARDS - 1:02}}}.tar" for key in sorted(
             path.name for path in folder.iterdir())),
         upsampling="::".join("1" for _ in folder.iterdir()),
-        batches=speed.UNCOUNTED,
+        batches=IMAGE_ROUND,
     )  # fmt: skip
 
 
@@ -250,9 +250,7 @@ def image_batches(root: str, batch_size: int) -> Iterator[tuple[list[str], dict[
 
 def serve_images(root: str) -> None:
     """Rounds of these batches."""
-    speed.run(
-        image_batches(root, speed.BATCH), lambda batch: len(batch[1]["image"]), speed.UNCOUNTED
-    )
+    speed.run(image_batches(root, speed.BATCH), lambda batch: len(batch[1]["image"]), IMAGE_ROUND)
 
 
 def read_images(folder: Path) -> None:
@@ -533,7 +531,7 @@ def measure(scratch: Path, rounds: int, with_webdataset: bool) -> dict[str, obje
     note("one core and all")
     parts = ("images", "images on one core")
     times = interleave.compare({p: command(p, scratch / "images") for p in parts}, rounds)
-    images = speed.UNCOUNTED * speed.BATCH
+    images = IMAGE_ROUND * speed.BATCH
     figures["images_per_second"] = {
         "one core": images / statistics.median(times["images on one core"].wall),
         "all cores": images / statistics.median(times["images"].wall),
