@@ -113,7 +113,7 @@ def test_another_corpus_under_a_resumed_run_is_refused(tiny_config, tmp_path):
             "error: unknown key config.optimizer.learnin_rate; the",
         ),
         ("--config.batch_size=many", "error: flag --config.batch_size=many"),
-        ("--config.batch_size=10", "error: config.batch_size=10 is not possible"),
+        ("--config.batch_size=0", "error: config.batch_size=0 is not possible"),
     ],
 )
 def test_a_wrong_command_line_ends_with_one_line(phantom_corpus, tmp_path, argument, message):
