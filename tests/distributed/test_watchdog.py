@@ -104,8 +104,8 @@ def test_a_stopped_data_thread_ends_a_run_and_a_slow_one_does_not(phantom_corpus
         "from unimed_jax import train\n"
         "from unimed_jax.training.data_loader import DataLoader\n"
         "read = DataLoader.read\n"
-        "def slow_then_stuck(self, start, stop):\n"
-        "    for step, item in enumerate(read(self, start, stop)):\n"
+        "def slow_then_stuck(self, *arguments):\n"
+        "    for step, item in enumerate(read(self, *arguments)):\n"
         "        # 3 seconds are more than the least limit, but not three times 1.5\n"
         "        time.sleep({5: 1.5, 6: 3, 8: 3600}.get(step, 0))\n"
         "        yield item\n"
@@ -118,7 +118,7 @@ def test_a_stopped_data_thread_ends_a_run_and_a_slow_one_does_not(phantom_corpus
     assert last.endswith("start the run again")
     stacks = (tmp_path / "run" / FOLDER / "step-8-process-0.txt").read_text()
     assert "in slow_then_stuck" in stacks  # the thread that is stuck
-    assert "in _train_watched\n" in stacks  # the one that waits for it
+    assert "in train\n" in stacks  # the one that waits for it
 
 
 @pytest.mark.slow
@@ -142,4 +142,4 @@ def test_if_one_of_two_processes_is_frozen_the_other_names_it(phantom_corpus, tm
     assert last.endswith("start all processes again")
     (stacks,) = (workdir / FOLDER).iterdir()
     assert stacks.name.endswith("-process-0.txt")
-    assert "in _train_watched\n" in stacks.read_text()
+    assert "in train\n" in stacks.read_text()
