@@ -7,7 +7,7 @@ from helpers.runs import losses_of
 
 from unimed_jax import train
 
-STEPS, WINDOW = 150, 25
+STEPS, WINDOW = 200, 25
 
 
 @pytest.mark.slow
