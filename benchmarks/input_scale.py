@@ -254,7 +254,7 @@ def serve_images(root: str) -> None:
 
 
 def read_images(folder: Path) -> None:
-    """Reads for ever; a line of the number of images so far after every batch."""
+    """Reads batches until it is killed, and prints the number of images so far after each."""
     for count, _ in enumerate(image_batches(str(folder), GIL_BATCH), 1):
         print(count * GIL_BATCH, flush=True)
 

@@ -348,12 +348,13 @@ def evaluation_batches(
     firsts = range(host * rows, num_samples + -num_samples % batch_size, batch_size)
 
     def read() -> Iterator[tuple[list[bytes], np.ndarray, np.ndarray]]:
-        filling = next(record_reader.sequential(index))
         spans = [(min(first, num_samples), min(first + rows, num_samples)) for first in firsts]
         found = record_reader.sequential(index, spans)
         for begin, end in spans:
             serialized = [*itertools.islice(found, end - begin)]
-            serialized += [filling] * (rows - len(serialized))
+            if len(serialized) < rows:  # the last batch is padded with the first record
+                (filling,) = record_reader.sequential(index, [(0, 1)])
+                serialized += [filling] * (rows - len(serialized))
             yield serialized, np.zeros((rows, 2), np.int64), np.zeros(rows, np.int64)
 
     batches = _numpy_batches(RecordSource(read), decode, rows, num_threads, tolerant=True)

@@ -57,6 +57,10 @@ class RecordIndex:
         """int64 (shards + 1,), the number of the first record of each shard, and of all records."""
         return np.cumsum([0, *(shard.num_samples for shard in self.shards)])
 
+    @functools.cached_property
+    def _shard_bytes(self) -> np.ndarray:
+        return np.array([shard.num_bytes for shard in self.shards])
+
     def bytes_of(self, shard: np.ndarray, first: np.ndarray, count: np.ndarray) -> np.ndarray:
         """The bytes of runs of records, each inside one shard.
 
@@ -69,10 +73,10 @@ class RecordIndex:
           int64 (n, 2), first byte and the byte after the last one.
         """
         ends = first + count
-        sizes = np.array([shard.num_bytes for shard in self.shards])[shard]
         inside = ends < self.first_records[shard + 1]
         # the last record of a shard ends where the shard does
-        following = np.where(inside, self.offsets[np.minimum(ends, len(self.offsets) - 1)], sizes)
+        begins = self.offsets[np.minimum(ends, len(self.offsets) - 1)]
+        following = np.where(inside, begins, self._shard_bytes[shard])
         return np.stack([self.offsets[first], following], axis=1)
 
     def read(self, shard: int, begin: int, end: int) -> list[bytes]:

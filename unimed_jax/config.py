@@ -435,9 +435,9 @@ def validate(config: ConfigDict, num_devices: int, num_hosts: int = 1) -> None:
         "optimizer.accumulate_steps",
         "data.block_size",
     )
+    keys = dict(flatten(config))
     for key in counts:
-        value = dict(flatten(config))[key]
-        require(value >= 1, key, value, "a whole number of at least 1")
+        require(keys[key] >= 1, key, keys[key], "a whole number of at least 1")
     require(
         (config.num_train_steps > 0) != (config.num_epochs > 0),
         "num_train_steps",
@@ -470,7 +470,6 @@ def validate(config: ConfigDict, num_devices: int, num_hosts: int = 1) -> None:
         config.batch_size,
         f"a multiple of mesh.data x mesh.fsdp x optimizer.accumulate_steps = {batch_shards}",
     )
-    keys = dict(flatten(config))
     if keys.get("model.text.buckets"):  # of tasks with a text tower
         groups = sizes["data"] * sizes["fsdp"] * keys["model.text.bucket_groups"]
         require(
