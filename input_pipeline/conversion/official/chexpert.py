@@ -1,9 +1,7 @@
 """CheXpert as Stanford distributes it: `train.csv` and `valid.csv`, a column per finding."""
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from input_pipeline.conversion import image_places
 from input_pipeline.conversion.annotations import (
     OFFICIAL,
     Annotation,
@@ -16,7 +14,6 @@ from input_pipeline.conversion.official import attributes, findings, table
 from input_pipeline.conversion.official.findings import FindingOptions
 from input_pipeline.conversion.planned_rows import Rejection
 from input_pipeline.io.cell_text import path_text
-from input_pipeline.io.files import AnyPath
 
 FOLDERS = ("CheXpert-v1.0-small", "CheXpert-v1.0")
 _TRAIN = tuple(f"{folder}train.csv" for folder in ("", *(f"{name}/" for name in FOLDERS)))
@@ -33,28 +30,20 @@ def open_chexpert(options: FindingOptions) -> OpenedAnnotations | None:
         return None
     valid = train.with_name("valid.csv")
     files = (train, valid) if valid.is_file() else (train,)
-    rows = _rows(files)
-    first = list(itertools.islice(rows, image_places.PROBED_ROWS))
-    images = [row.cells["Path"] for row in first if isinstance(row, table.TableRow)]
-    places = image_places.probe(
-        options.raw, images, ("", *FOLDERS), tuple(f"{name}/" for name in FOLDERS)
+    columns = ("Path", _VIEW, *findings.FINDINGS)
+    places, rows = table.with_places(
+        options.raw,
+        table.rows(files, columns, ("Sex", "Age")),
+        "Path",
+        ("", *FOLDERS),
+        tuple(f"{name}/" for name in FOLDERS),
     )
     facts = {
         "image_folder": places.folder or ".",
         "cells_of_findings": findings.policy(options),
         "views": "frontal, by the column Frontal/Lateral",
     }
-    return OpenedAnnotations(
-        files, _read(itertools.chain(first, rows), places, options, wanted), facts
-    )
-
-
-def _rows(files: Sequence[AnyPath]) -> Iterator[table.TableRow | Rejection]:
-    number, columns = 0, ("Path", _VIEW, *findings.FINDINGS)
-    for path in files:
-        for row in table.rows(path, columns, ("Sex", "Age"), number):
-            number += 1
-            yield row
+    return OpenedAnnotations(files, _read(rows, places, options, wanted), facts)
 
 
 def _read(

@@ -104,7 +104,7 @@ def open_mimic(options: MimicOptions) -> OpenedAnnotations | None:
 
 def _images(metadata: AnyPath) -> Iterator[_Image | Rejection]:
     columns = ("dicom_id", "subject_id", "study_id", "ViewPosition")
-    for row in table.rows(metadata, columns):
+    for row in table.rows([metadata], columns):
         if isinstance(row, Rejection):
             yield row
             continue
@@ -123,7 +123,7 @@ def _labels(path: AnyPath, options: FindingOptions) -> Mapping[int, tuple[str, .
     """Study -> labels. Equal label sets are one object. Raises CorpusError for an odd cell."""
     sets: dict[tuple[str, ...], tuple[str, ...]] = {}
     studies = {}
-    for row in table.rows(path, ("study_id", *FINDINGS)):
+    for row in table.rows([path], ("study_id", *FINDINGS)):
         if isinstance(row, Rejection):
             raise CorpusError(f"{path}: {row.reason}")
         try:

@@ -58,7 +58,7 @@ def _places(raw: AnyPath, table_path: AnyPath) -> tuple[list[str], Mapping[str, 
 def _read(
     path: AnyPath, places: Mapping[str, str], default: str, wanted: frozenset[str]
 ) -> Iterator[Annotation | Rejection]:
-    for row in table.rows(path, (_IMAGE, _LABELS), (_AGE, *_SEX, _VIEW)):
+    for row in table.rows([path], (_IMAGE, _LABELS), (_AGE, *_SEX, _VIEW)):
         if isinstance(row, Rejection):
             yield row
             continue

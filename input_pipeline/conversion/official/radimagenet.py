@@ -1,10 +1,8 @@
 """RadImageNet's own lists: CSV files of `filename,label`, one per split."""
 
-import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from input_pipeline.conversion import image_places
 from input_pipeline.conversion.annotations import (
     OFFICIAL,
     Annotation,
@@ -17,7 +15,6 @@ from input_pipeline.conversion.official import table
 from input_pipeline.conversion.planned_rows import Rejection
 from input_pipeline.io import files
 from input_pipeline.io.cell_text import is_missing, path_text
-from input_pipeline.io.files import AnyPath
 
 FOLDERS = ("", "radimagenet", "radiology_ai", "radimagenet/radiology_ai")
 PREFIXES = ("radimagenet/", "radiology_ai/")
@@ -35,12 +32,11 @@ def open_radimagenet(options: PartOptions) -> OpenedAnnotations | None:
             break
     else:
         return None
-    rows = _rows(lists)
-    first = list(itertools.islice(rows, image_places.PROBED_ROWS))
-    images = [row.cells["filename"] for _, row in first if isinstance(row, table.TableRow)]
-    places = image_places.probe(options.raw, images, FOLDERS, PREFIXES)
+    places, rows = table.with_places(
+        options.raw, table.rows(lists, _COLUMNS), "filename", FOLDERS, PREFIXES
+    )
     facts = {"image_folder": places.folder or "."}
-    return OpenedAnnotations(tuple(lists), _read(itertools.chain(first, rows), places), facts)
+    return OpenedAnnotations(tuple(lists), _read(rows, places), facts)
 
 
 def split_of(name: str) -> str:
@@ -49,19 +45,10 @@ def split_of(name: str) -> str:
     return found[0] if found else ""
 
 
-def _rows(lists: Sequence[AnyPath]) -> Iterator[tuple[str, table.TableRow | Rejection]]:
-    """(split, row) of all lists, numbered through."""
-    number = 0
-    for path in lists:
-        for row in table.rows(path, _COLUMNS, offset=number):
-            number += 1
-            yield split_of(path.name), row
-
-
 def _read(
-    rows: Iterator[tuple[str, table.TableRow | Rejection]], places: Places
+    rows: Iterator[table.TableRow | Rejection], places: Places
 ) -> Iterator[Annotation | Rejection]:
-    for split, row in rows:
+    for row in rows:
         if isinstance(row, Rejection):
             yield row
             continue
@@ -72,7 +59,7 @@ def _read(
                 raise ValueError("no label" if path else "no image")
             image = places.path(path)
             yield Annotation(
-                row.number, places.canonical(path), image, labels=(label,), split=split
+                row.number, places.canonical(path), image, labels=(label,), split=split_of(row.file)
             )
         except ValueError as error:
             yield Rejection(str(error), row.number, path=path)

@@ -4,11 +4,9 @@ Categories are Python lists as text, with several names in a row. `atributes` is
 """
 
 import ast
-import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from input_pipeline.conversion import image_places
 from input_pipeline.conversion.annotations import (
     OFFICIAL,
     Annotation,
@@ -21,7 +19,6 @@ from input_pipeline.conversion.official import table
 from input_pipeline.conversion.planned_rows import Rejection
 from input_pipeline.io import files
 from input_pipeline.io.cell_text import path_text
-from input_pipeline.io.files import AnyPath
 
 FOLDERS = ("Retina-Datasets", "")
 PREFIXES = ("Retina-Datasets/",)
@@ -47,12 +44,11 @@ def open_retina(options: PartOptions) -> OpenedAnnotations | None:
             break
     else:
         return None
-    rows = _rows(lists)
-    first = list(itertools.islice(rows, image_places.PROBED_ROWS))
-    images = [row.cells["image"] for row in first if isinstance(row, table.TableRow)]
-    places = image_places.probe(options.raw, images, FOLDERS, PREFIXES)
+    places, rows = table.with_places(
+        options.raw, table.rows(lists, _COLUMNS), "image", FOLDERS, PREFIXES
+    )
     facts = {"annotations_left_out": why, "image_folder": places.folder or "."}
-    return OpenedAnnotations(tuple(lists), _read(itertools.chain(first, rows), places), facts)
+    return OpenedAnnotations(tuple(lists), _read(rows, places), facts)
 
 
 def left_out(name: str) -> str:
@@ -74,14 +70,6 @@ def categories(cell: str) -> tuple[str, ...]:
         raise ValueError(f"categories are no list of texts: {cell[:60]!r}")
     names = (" ".join(name.split()) for name in parsed)
     return tuple(dict.fromkeys(filter(None, names)))
-
-
-def _rows(lists: Sequence[AnyPath]) -> Iterator[table.TableRow | Rejection]:
-    number = 0
-    for path in lists:
-        for row in table.rows(path, _COLUMNS, offset=number):
-            number += 1
-            yield row
 
 
 def _read(

@@ -222,8 +222,12 @@ def test_tables_are_read_whatever_their_line_ends_encoding_and_packing(
     text = end.join(["b, a ,x,", '"1,\n5",2,,', "", "3,4,,,", "5,6"]) + end
     path = tmp_path / ("t.csv.gz" if packed else "t.csv")
     path.write_bytes(gzip.compress(text.encode(encoding)) if packed else text.encode(encoding))
-    first, second, third = table.rows(path, ("a", "b"), ("none",), offset=10)
-    assert dataclasses.astuple(first) == (11, {"none": "", "a": "2", "b": "1,\n5"})
+    ten = tmp_path / "ten.csv"
+    ten.write_text("a,b\n" + "x,y\n" * 10)
+    *before, first, second, third = table.rows([ten, path], ("a", "b"), ("none",))
+    assert [row.number for row in before] == [*range(1, 11)]
+    cells = {"none": "", "a": "2", "b": "1,\n5"}
+    assert dataclasses.astuple(first) == (11, path.name, cells)
     assert second.cells["b"] == "3" and second.number == 12
     assert isinstance(third, Rejection) and third.row == 13
     assert "2 in line" in third.reason and "the header has 4" in third.reason
