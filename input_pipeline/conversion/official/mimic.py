@@ -193,9 +193,8 @@ def _texts(path: AnyPath) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return (), (NO_REPORT_NOTE,)
     except OSError as error:
         raise ValueError(f"cannot read the report: {files.reason(error)}") from error
-    cleaned = [reports.clean(text) for text in reports.findings_and_impression(report)]
-    found = tuple(dict.fromkeys(text for text, _ in cleaned if text))
-    notes = (MARKS_NOTE,) * any(marked for _, marked in cleaned)
+    found, marked = reports.cleaned(reports.findings_and_impression(report))
+    notes = (MARKS_NOTE,) * marked
     return found, notes if found else (*notes, NO_SECTION_NOTE)
 
 

@@ -98,12 +98,9 @@ def parse(data: bytes) -> Report:
 
 def texts(report: Report) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The findings and the impression, cleaned, each at most once; and notes on them."""
-    found, notes = [], set()
-    for section in ("FINDINGS", "IMPRESSION"):
-        text, marked = reports.clean(report.sections.get(section, ""))
-        found += [text] * bool(text)
-        notes |= {MARKS_NOTE} if marked else set()
-    return tuple(dict.fromkeys(found)), tuple(notes)
+    sections = (report.sections.get(name, "") for name in ("FINDINGS", "IMPRESSION"))
+    found, marked = reports.cleaned(sections)
+    return found, (MARKS_NOTE,) * marked
 
 
 def _read(

@@ -1,6 +1,7 @@
 """Texts of radiology reports: sections, and the marks of words that de-identification removed."""
 
 import re
+from collections.abc import Iterable
 
 _HEADER = re.compile(
     r"^[ \t]*((?i:findings|impression)|[A-Z][A-Z0-9 /()&,.'-]{1,60}[A-Z)])[ \t]*:", re.MULTILINE
@@ -34,6 +35,13 @@ def clean(text: str) -> tuple[str, bool]:
     sentences = (sentence.lstrip(" .,;:") for sentence in _SENTENCE.split(text))
     kept = [sentence for sentence in sentences if any(map(str.isalnum, sentence))]
     return " ".join(" ".join(kept).split()), True
+
+
+def cleaned(texts: Iterable[str]) -> tuple[tuple[str, ...], bool]:
+    """The texts by `clean`, without empty ones and each once; and whether any had marks."""
+    results = [clean(text) for text in texts]
+    found = dict.fromkeys(text for text, _ in results if text)
+    return tuple(found), any(marked for _, marked in results)
 
 
 def findings_and_impression(report: str) -> tuple[str, str]:
