@@ -10,6 +10,7 @@ config are applied to its corpus; a config without evaluators gets the default o
 --set=KEY=VALUE sets any key of the config, such as --set=evals.linear_probe.draws=10. Writes
 results.json and report.html to --out.
 
+    unimed-jax evaluate --suite=unimed21 --where --data=SETS
     unimed-jax evaluate --suite=unimed21 --list --data=SETS
     unimed-jax evaluate --checkpoint=PATH_OR_HUB_ID --suite=unimed21 --data=SETS --out=DIR
 
@@ -33,8 +34,9 @@ from unimed_jax import config as config_lib
 from unimed_jax import tasks
 from unimed_jax.distributed import process, sharding
 from unimed_jax.evals import prompt_sets, registry
-from unimed_jax.evals.benchmark import images, report, results, run
+from unimed_jax.evals.benchmark import images, report, results, run, set_prompts
 from unimed_jax.evals.benchmark import spec as suite_files
+from unimed_jax.evals.benchmark.set_prompts import SetPrompts
 from unimed_jax.evals.failures import Failures
 from unimed_jax.evals.model_under_test import open_model
 from unimed_jax.evals.results import evaluate, write_results
@@ -62,6 +64,7 @@ _PROMPTS = flags.DEFINE_string(
 _SUITE = flags.DEFINE_enum("suite", None, suite_files.suite_names(), "benchmark suite")
 _SETS = flags.DEFINE_list("suite.sets", [], "keys of the sets to evaluate; all")
 _LIST = flags.DEFINE_bool("list", False, "print the sets of the suite, and which are there")
+_WHERE = flags.DEFINE_bool("where", False, "print where to get each set, and how to lay it out")
 _PROTOCOL = flags.DEFINE_enum("protocol", "ours", list(run.PROTOCOLS), "of the suite")
 _EXCLUDE = flags.DEFINE_string("exclude", "", "JSON Lines of images that were trained on")
 _ON_BAD_IMAGE = flags.DEFINE_enum(
@@ -73,8 +76,8 @@ _CACHE = flags.DEFINE_string("cache", "", "folder of embeddings; OUT/embeddings"
 def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    if _LIST.value:
-        _list_suite()
+    if _LIST.value or _WHERE.value:
+        _describe_suite()
         return
     checkpoint = _CHECKPOINT.value
     if not checkpoint or not _OUT.value:
@@ -90,13 +93,16 @@ def _main(argv: list[str]) -> None:
             _evaluate_corpus(checkpoint, out)
 
 
-def _list_suite() -> None:
+def _describe_suite() -> None:
     if not _SUITE.value:
-        raise UserError("--list needs --suite")
+        raise UserError(f"--{'list' if _LIST.value else 'where'} needs --suite")
     chosen = suite_files.load_suite(_SUITE.value, _SETS.value)
     data = _sets_folder()
     missing = {spec.key: images.missing(spec, data) for spec in chosen.sets}
-    print(report.listing(chosen, missing))
+    if _LIST.value:
+        print(report.listing(chosen, missing))
+    else:
+        print(report.sources(chosen, missing, _DATA.value.rstrip("/") or "SETS"))
 
 
 def _refuse(why: str, *wrong: flags.FlagHolder) -> None:
@@ -123,12 +129,17 @@ def _evaluate_suite(suite: str, checkpoint: str, out: AnyPath) -> None:
     data = _sets_folder()
     if not data.is_dir() or not _DATA.value:
         raise UserError(f"--data={_DATA.value}: no such folder; give the folder of the test sets")
-    tasks_by_key: Mapping[str, prompt_sets.PromptTask] = {}
-    sha256 = ""
+    prompts: Mapping[str, SetPrompts] = {}
     if _PROMPTS.value:
         prompt_set = prompt_sets.load_prompts(_PROMPTS.value)
-        tasks_by_key = suite_files.replace_prompts(chosen, prompt_set, _PROMPTS.value)
-        sha256 = prompt_set.sha256
+        prompts = set_prompts.from_file(chosen, prompt_set, _PROMPTS.value)
+        for key, given in prompts.items():
+            if given.by_order:
+                process.log(
+                    f"{key}: {_PROMPTS.value} names classes otherwise ("
+                    f"{', '.join(given.by_order)}); they were taken in our order: "
+                    f"{', '.join(given.task.classes)}"
+                )
     is_first = jax.process_index() == 0
     model = dual_encoder.load(checkpoint)
     name = results.ModelName(model.architecture, checkpoint)
@@ -143,8 +154,7 @@ def _evaluate_suite(suite: str, checkpoint: str, out: AnyPath) -> None:
         data,
         _cache(out),
         protocol=_PROTOCOL.value,
-        prompts=tasks_by_key,
-        prompts_sha256=sha256,
+        prompts=prompts,
         excluded=exclude.load(_EXCLUDE.value) if _EXCLUDE.value else None,
         when_done=write_set,
     )

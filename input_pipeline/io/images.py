@@ -30,6 +30,8 @@ from input_pipeline.io.image_size import check_size
 JPEG_QUALITY = 95
 NOT_FINITE = "values that are no numbers stored as black or white"  # a note
 
+_TURNED = "turned upright as its EXIF data say"  # a note
+
 _KEPT = ("JPEG", "MPO", "PNG")  # MPO: JPEG with more images after the first
 _CONVERTED = ("TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
 _FILMS = ("GIF", "WEBP")  # all frames are equally large; each is drawn over those before it
@@ -68,6 +70,19 @@ def decode(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
     """
     picture = _read(data)
     return picture.image, picture.notes
+
+
+def decode_as_stored(data: bytes) -> Image.Image:
+    """Like `decode`, but of several frames the first, and not turned as EXIF data say.
+
+    DICOM, and grey of more than 8 bits, are as from `decode`.
+    """
+    image, notes = decode(data)
+    if dicom.is_dicom(data) or not {_TURNED, dicom.MIDDLE_FRAME}.intersection(notes):
+        return image
+    with Image.open(io.BytesIO(data)) as first:
+        first.load()
+        return image if first.mode in _DEEP_MODES else first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +177,7 @@ def _decoded(image: Image.Image, data: bytes) -> _Picture:
     if orientation > 1:
         turned = exif.upright(np.asarray(_plain(image)), orientation)
         image = Image.fromarray(np.ascontiguousarray(turned))
-        notes += ("turned upright as its EXIF data say",)
+        notes += (_TURNED,)
     return _Picture(image, notes, kind, as_stored)
 
 

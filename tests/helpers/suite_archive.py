@@ -66,7 +66,10 @@ def write_binary(a: Archive) -> None:
     a.table(
         "meniscal_mri/meniscus_test_fold1.csv",
         ("img_dir", "label"),
-        *((a.below("meniscal_mri", f"images/{i}.png"), "np"[i % 2]) for i in range(6)),
+        *(
+            (a.below("meniscal_mri", f"images/{i // 2}_sagittal_{i}.000000.png"), "np"[i % 2])
+            for i in range(6)
+        ),
     )
     for folder, table, count in (("breast_us", "breast", 6), ("thyroid_us", "thyroid", 72)):
         a.table(

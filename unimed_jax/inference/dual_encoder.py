@@ -306,13 +306,17 @@ def preprocess(image: ImageLike, size: int) -> np.ndarray:
     except (ValueError, OSError) as error:
         why = reason(error) if isinstance(error, OSError) else error
         raise UserError(f"cannot read {name}: {why}") from error
-    image = image.convert("RGB")
+    return np.asarray(resize_and_crop(image.convert("RGB"), size))
+
+
+def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+    """The central square of `size` pixels after resizing the shorter side to it, in any mode."""
     width, height = image.size
     short = min(width, height)
     width, height = size * width // short, size * height // short
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    return image.crop((left, top, left + size, top + size))
 
 
 def _opened(image: ImageLike) -> Image.Image:

@@ -19,6 +19,9 @@ from unimed_jax.models.config import ModelConfig
 
 # How images become the pixels that the image tower takes; part of the keys of cached embeddings.
 PILLOW_PREPROCESSING = "8 bit, RGB, shortest side bicubic, centre crop; version 2"
+PUBLISHED_PREPROCESSING = (
+    "8 bit, shortest side bicubic, centre crop in the mode of the file, RGB; version 1"
+)
 TENSORFLOW_PREPROCESSING = (
     "8 bit, RGB, shortest side bicubic, centre crop, in TensorFlow; version 1"
 )

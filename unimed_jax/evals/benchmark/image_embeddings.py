@@ -20,7 +20,7 @@ from input_pipeline.io.image_size import check_aspect_ratio
 from input_pipeline.io.threads import map_ahead
 from unimed_jax.evals.benchmark.images import LabelledImages
 from unimed_jax.inference import embedding_cache
-from unimed_jax.inference.dual_encoder import Model, preprocess
+from unimed_jax.inference.dual_encoder import Model, preprocess, resize_and_crop
 
 PART_SIZE = 2048  # images; an interruption loses at most one part
 _DECODE_AHEAD = 64  # images
@@ -43,10 +43,18 @@ class SetEmbeddings:
     num_cached: int
 
 
-def embed(model: Model, images: LabelledImages, folder: AnyPath) -> SetEmbeddings:
+def embed(
+    model: Model, images: LabelledImages, folder: AnyPath, *, as_published: bool = False
+) -> SetEmbeddings:
     """Embeds the images that are not cached in `folder`. All hosts call it and get the same result.
 
     Cached embeddings are valid as long as the bytes of the images, read each time, are the same.
+
+    Args:
+      model: a model with an image tower.
+      images: the images of a set.
+      folder: the cache.
+      as_published: see `published_pixels`.
 
     Raises:
       CorpusError: an image file cannot be read.
@@ -59,18 +67,24 @@ def embed(model: Model, images: LabelledImages, folder: AnyPath) -> SetEmbedding
             ("problem", "S240"),  # UTF-8, cut off there
         ]
     )
+    how = (
+        embedding_cache.PUBLISHED_PREPROCESSING
+        if as_published
+        else embedding_cache.PILLOW_PREPROCESSING
+    )
     parts, num_cached = [], 0
     for begin in range(0, len(images.ids), PART_SIZE):
         end = min(begin + PART_SIZE, len(images.ids))
         path = folder / f"{begin:08d}.npz"
-        names = "\0".join((embedding_cache.PILLOW_PREPROCESSING, str(kind), *images.ids[begin:end]))
+        names = "\0".join((how, str(kind), *images.ids[begin:end]))
         key = hashlib.sha256(names.encode()).hexdigest()
         cached = embedding_cache.load(path, key)
         rows = cached["rows"] if cached else None
         if rows is not None and _is_of(rows, images, begin, end):
             num_cached += len(rows)
         else:
-            rows = _from_all_hosts(_compute(model, images, kind, begin, end), end - begin)
+            rows = _compute(model, images, kind, begin, end, as_published)
+            rows = _from_all_hosts(rows, end - begin)
             embedding_cache.save(path, key, rows=rows)
         parts.append(rows)
     rows = np.concatenate(parts)
@@ -93,14 +107,21 @@ def _share(begin: int, end: int) -> tuple[int, int, int]:
 
 
 def _compute(
-    model: Model, images: LabelledImages, kind: np.dtype, begin: int, end: int
+    model: Model,
+    images: LabelledImages,
+    kind: np.dtype,
+    begin: int,
+    end: int,
+    as_published: bool,
 ) -> np.ndarray:
     """The rows of this host, padded to the length of a share."""
     first, last, length = _share(begin, end)
     rows = np.zeros(length, kind)
     size = model.config.visual.image_size
     prepared = map_ahead(
-        lambda data: _prepare(data, size), _contents(images, first, last), depth=_DECODE_AHEAD
+        lambda data: _prepare(data, size, as_published),
+        _contents(images, first, last),
+        depth=_DECODE_AHEAD,
     )
 
     def pixels() -> Iterator[np.ndarray]:
@@ -114,10 +135,26 @@ def _compute(
     return rows
 
 
-def _prepare(data: bytes, size: int) -> tuple[np.ndarray, bytes, np.ndarray]:
+def published_pixels(data: bytes, size: int) -> np.ndarray:
+    """An image file as the published code shows it to the image tower: uint8 (size, size, 3).
+
+    Resized and cropped in the file's own mode and then converted to RGB, which differs for
+    palettes, single bits and alpha; of several frames the first, and never turned. What has more
+    than 8 bits is scaled as everywhere here: the published code would clip it to white.
+
+    Raises ValueError for a file that does not decode, UserError for a missing package.
+    """
+    image = image_files.decode_as_stored(data)
+    check_aspect_ratio(*image.size)
+    return np.asarray(resize_and_crop(image, size).convert("RGB"))
+
+
+def _prepare(data: bytes, size: int, as_published: bool) -> tuple[np.ndarray, bytes, np.ndarray]:
     """(SHA-256, problem or b"", pixels (size, size, 3)) of an image file."""
     digest = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
     try:
+        if as_published:
+            return digest, b"", published_pixels(data, size)
         image = image_files.decode(data)[0]
         check_aspect_ratio(*image.size)
         return digest, b"", preprocess(image, size)

@@ -1,7 +1,7 @@
 """Reads the files of an evaluation set: its images with their labels."""
 
 import collections
-import csv
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +13,7 @@ import numpy as np
 
 from input_pipeline.io.cell_text import literal_texts
 from input_pipeline.io.errors import CorpusError
-from input_pipeline.io.tabular_files import MAX_FIELD
+from input_pipeline.io.tabular_files import csv_rows
 from unimed_jax.evals.benchmark.spec import CsvLayout, FilesLayout, SetSpec, TfdsLayout
 
 
@@ -28,6 +28,8 @@ class LabelledImages:
       groups: the patient or exam of each image; the id of the image if unknown.
       places: the file and row of each image, for messages.
       ignored: label -> number of rows that are in the files but not in the set.
+      num_left_out: number of rows of the set that the published reader loses.
+      notes: how the files were read where that is not evident.
       source: the file or folder that was read.
       read: (begin, end) -> the encoded images with these indices, in order.
     """
@@ -38,6 +40,8 @@ class LabelledImages:
     groups: tuple[str, ...]
     places: tuple[str, ...]
     ignored: Mapping[str, int]
+    num_left_out: int
+    notes: tuple[str, ...]
     source: str
     read: Callable[[int, int], Iterator[bytes]]
 
@@ -47,6 +51,18 @@ class _Row:
     path: Path
     label: str
     place: str
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class _Table:
+    """An opened table: its rows, the position of each wanted column, and fields per row."""
+
+    rows: Iterator[tuple[int, list[str]]]
+    columns: Mapping[str | int, int]
+    num_fields: int | None
+    num_left_out: int
+    notes: tuple[str, ...]
 
 
 def missing(spec: SetSpec, root: Path) -> str:
@@ -57,8 +73,13 @@ def missing(spec: SetSpec, root: Path) -> str:
     return wanted + (f", or {spec.tfds.dataset} as TFDS prepares it" if spec.tfds else "")
 
 
-def open_set(spec: SetSpec, root: Path) -> LabelledImages:
+def open_set(spec: SetSpec, root: Path, *, as_published: bool = False) -> LabelledImages:
     """Reads the list of a set's images; the archive's layout comes before TFDS.
+
+    Args:
+      spec: the set.
+      root: the folder of the test sets.
+      as_published: lose the row that the published reader loses.
 
     Raises:
       CorpusError: nothing was found, or a row, a label or an image file is invalid. The message
@@ -71,9 +92,11 @@ def open_set(spec: SetSpec, root: Path) -> LabelledImages:
         if spec.tfds is None or prepared is None:
             raise CorpusError(f"{spec.key}: {missing(spec, root)} is not in {root}")
         return _open_tfds(spec, spec.tfds, prepared)
-    if isinstance(spec.layout, CsvLayout):
-        return _collect(spec, root, listing, _csv_rows(spec.layout, listing, root))
-    return _collect(spec, root, listing, _file_rows(spec.layout, listing))
+    if isinstance(spec.layout, FilesLayout):
+        return _collect(spec, root, listing, _file_rows(spec.layout, listing))
+    table = _open_table(spec.layout, spec.file_labels, listing, as_published)
+    rows = _csv_rows(spec.layout, table, listing, root)
+    return _collect(spec, root, listing, rows, table.num_left_out, table.notes)
 
 
 def _find(layout: CsvLayout | FilesLayout, root: Path) -> Path | None:
@@ -83,41 +106,61 @@ def _find(layout: CsvLayout | FilesLayout, root: Path) -> Path | None:
     return next(filter(wanted, paths), None)
 
 
-def _csv_rows(layout: CsvLayout, table: Path, root: Path) -> Iterator[_Row]:
-    csv.field_size_limit(MAX_FIELD)
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, []) if layout.header else None
-            wanted = [layout.image, layout.label, *layout.one_hot, *layout.where]
-            columns = {name: _column(name, header, table) for name in wanted if name is not None}
-            for cells in reader:
-                place = f"{table}, line {reader.line_num}"
-                if not cells:
-                    continue
-                if len(cells) <= max(columns.values()) or (header and len(cells) != len(header)):
-                    expected = len(header) if header else max(columns.values()) + 1
-                    raise CorpusError(f"{place}: {len(cells)} fields, expected {expected}")
-                row = {name: cells[column].strip() for name, column in columns.items()}
-                if any(row[name] != value for name, value in layout.where.items()):
-                    continue
-                label = _only_text(_label(layout, row, place), place)
-                folder = table.parent if layout.images is None else root / layout.images
-                folder = Path(str(folder).replace("{label}", label))
-                path = folder / _only_text(row[layout.image], place)
-                # without '..', so that a file has one name and is below the data root
-                yield _Row(Path(os.path.normpath(path)), label, place)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CorpusError(f"cannot read {table}: {error}") from error
+def _open_table(
+    layout: CsvLayout, labels: tuple[str, ...], table: Path, as_published: bool
+) -> _Table:
+    rows = csv_rows(table)
+    line, cells = next(rows, (0, []))
+    names = [cell.strip() for cell in cells]
+    notes: list[str] = []
+    if layout.header == "maybe" and isinstance(layout.image, int) and isinstance(layout.label, int):
+        positions: dict[str | int, int] = {i: i for i in (layout.image, layout.label)}
+        if len(names) > layout.label and names[layout.label] in labels:
+            if not as_published:
+                rows = itertools.chain([(line, cells)], rows)
+                return _Table(rows, positions, None, 0, ())
+            note = f"{table.name} has no header; the published reader takes its first row for one"
+            return _Table(rows, positions, None, 1, (note,))
+        notes.append(f"the first row of {table.name} is a header: {', '.join(names)}")
+    columns: dict[str | int, int] = {}
+    for name in (layout.image, layout.label, *layout.one_hot, *layout.where):
+        if name is not None:
+            columns[name] = _column(layout, name, names, table)
+            if isinstance(name, str) and name not in names:
+                read = f"column {columns[name] + 1}, {names[columns[name]]!r}"
+                notes.append(f"{table.name} has no column {name!r}; {read}, was read for it")
+    if group := next((name for name in layout.group_columns if name in names), None):
+        columns[group] = names.index(group)
+    return _Table(rows, columns, len(names), 0, tuple(notes))
 
 
-def _column(name: str | int, header: list[str] | None, table: Path) -> int:
-    if isinstance(name, int):
-        return name
-    assert header is not None, "suite_files checks that a layout without header has positions"
-    if name not in header:
-        raise CorpusError(f"{table} has no column {name!r}; found {', '.join(header)}")
-    return header.index(name)
+def _column(layout: CsvLayout, name: str | int, header: list[str], table: Path) -> int:
+    if name in header:
+        return header.index(name)
+    position = name if isinstance(name, int) else layout.positions.get(name, len(header))
+    if position < len(header):
+        return position
+    missing = f"column {name!r}" if isinstance(name, str) else f"column {name + 1}"
+    raise CorpusError(f"{table} has no {missing}; found {', '.join(header)}")
+
+
+def _csv_rows(layout: CsvLayout, table: _Table, listing: Path, root: Path) -> Iterator[_Row]:
+    folder = listing.parent
+    if layout.images:
+        folder = root / layout.images[[root / path for path in layout.path].index(listing)]
+    group = next((name for name in layout.group_columns if name in table.columns), None)
+    for line, cells in table.rows:
+        place = f"{listing}, line {line}"
+        expected = table.num_fields or max(table.columns.values()) + 1
+        if len(cells) < expected or (table.num_fields and len(cells) > expected):
+            raise CorpusError(f"{place}: {len(cells)} fields, expected {expected}")
+        row = {name: cells[column].strip() for name, column in table.columns.items()}
+        if any(row[name] != value for name, value in layout.where.items()):
+            continue
+        label = _only_text(_label(layout, row, place), place)
+        path = Path(str(folder).replace("{label}", label)) / _only_text(row[layout.image], place)
+        # without '..', so that a file has one name and is below the data root
+        yield _Row(Path(os.path.normpath(path)), label, place, row[group] if group else "")
 
 
 def _label(layout: CsvLayout, row: Mapping[str | int, str], place: str) -> str:
@@ -158,10 +201,15 @@ def _file_rows(layout: FilesLayout, folder: Path) -> Iterator[_Row]:
         yield _Row(path, match["label"], str(path))
 
 
-def _collect(spec: SetSpec, root: Path, source: Path, rows: Iterable[_Row]) -> LabelledImages:
-    one_hot = isinstance(spec.layout, CsvLayout) and bool(spec.layout.one_hot)
-    by_index = one_hot or spec.layout.labels == "index"
-    labels = [str(i) if by_index else c.label for i, c in enumerate(spec.classes)]
+def _collect(
+    spec: SetSpec,
+    root: Path,
+    source: Path,
+    rows: Iterable[_Row],
+    num_left_out: int = 0,
+    notes: tuple[str, ...] = (),
+) -> LabelledImages:
+    labels = spec.file_labels
     index = {label: i for i, label in enumerate(labels)}
     first: dict[Path, _Row] = {}
     counts: collections.Counter[Path] = collections.Counter()
@@ -191,15 +239,19 @@ def _collect(spec: SetSpec, root: Path, source: Path, rows: Iterable[_Row]) -> L
             raise CorpusError(f"{row.place}: image {path}: no such file")
     paths = tuple(first)
     ids = tuple(path.relative_to(root).as_posix() for path in paths)
-    group = re.compile(spec.layout.group) if spec.layout.group else None
-    matches = [group.search(name) if group else None for name in ids]
+    matches = [re.search(spec.layout.group, name) if spec.layout.group else None for name in ids]
     return LabelledImages(
         ids=ids,
         labels=np.array([index[first[path].label] for path in paths], np.int32),
         counts=np.array([counts[path] for path in paths], np.int32),
-        groups=tuple(m[1] if m else name for m, name in zip(matches, ids, strict=True)),
+        groups=tuple(
+            row.group or (match[1] if match else name)
+            for row, match, name in zip(first.values(), matches, ids, strict=True)
+        ),
         places=tuple(row.place for row in first.values()),
         ignored=dict(ignored),
+        num_left_out=num_left_out,
+        notes=notes,
         source=source.relative_to(root).as_posix(),
         read=lambda begin, end: (path.read_bytes() for path in paths[begin:end]),
     )
@@ -245,6 +297,8 @@ def _open_tfds(spec: SetSpec, layout: TfdsLayout, folder: Path) -> LabelledImage
         groups=ids,
         places=tuple(f"{folder}, split {layout.split}, row {i}" for i in range(len(ids))),
         ignored={},
+        num_left_out=0,
+        notes=(),
         source=f"TFDS {builder.info.full_name}, split {layout.split}",
         read=lambda begin, end: (sample["image"] for sample in samples(begin, end)),
     )

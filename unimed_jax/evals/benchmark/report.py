@@ -13,7 +13,7 @@ from unimed_jax.evals import classification, classification_report, statistics
 from unimed_jax.evals.benchmark import results as suite_results
 from unimed_jax.evals.benchmark.results import ModelName
 from unimed_jax.evals.benchmark.run import PROTOCOLS, Scored, SetResult, SuiteResult
-from unimed_jax.evals.benchmark.spec import MODALITIES, Suite
+from unimed_jax.evals.benchmark.spec import ACCESS, MODALITIES, Suite
 from unimed_jax.reporting import charts, html_report
 
 _GALLERY_PER_SET, _GALLERY_SIDE = 3, 160
@@ -70,9 +70,10 @@ def table(suite_result: SuiteResult) -> str:
 
 
 def _problems(r: SetResult) -> list[str]:
-    """The problems with the images of a set, as text."""
+    """The problems with the files of a set, as text."""
     bad = f"{len(r.bad_images):,} images do not decode" if r.bad_images else ""
-    return [text for text in (r.count_problem, bad) if text]
+    by_order = "classes of --prompts taken in our order" if r.prompts.by_order else ""
+    return [text for text in (r.count_problem, bad, *r.images.notes, by_order) if text]
 
 
 def listing(suite: Suite, missing: Mapping[str, str]) -> str:
@@ -87,6 +88,31 @@ def listing(suite: Suite, missing: Mapping[str, str]) -> str:
             f"{len(spec.classes)} classes: {shown}"
         )
     return "\n".join(lines)
+
+
+def sources(suite: Suite, missing: Mapping[str, str], root: str) -> str:
+    """Some lines per set: whether it is there, where to get it, and how to lay it out.
+
+    Args:
+      suite: the suite.
+      missing: key -> the files that are missing; '' for none.
+      root: the data root, as steps should name it.
+    """
+    blocks = []
+    for spec in suite.sets:
+        source = spec.source
+        read = " or ".join(f"{root}/{path}" for path in spec.layout.path)
+        if spec.tfds:
+            read += f", or {spec.tfds.dataset} as TFDS prepares it in {root}"
+        lines = [
+            f"{spec.key}: {spec.title}, {'absent' if missing.get(spec.key) else 'present'}",
+            f"  from     {source.url} ({ACCESS[source.access]})",
+            f"  licence  {source.licence}",
+            f"  read as  {read}",
+        ]
+        lines += [f"  {i}. {step.replace('SETS', root)}" for i, step in enumerate(source.steps, 1)]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def _sections(suite_result: SuiteResult, settings: Mapping[str, str]) -> list[html_report.Section]:

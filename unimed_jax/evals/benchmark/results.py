@@ -140,13 +140,19 @@ def _set_json(r: SetResult, model: ModelName) -> dict[str, Any]:
         "class_counts": np.bincount(r.result.labels, minlength=len(r.result.classes)).tolist(),
         "confusion_matrix": classification.confusion_matrix(r.result).tolist(),
         "prompts": {
-            "from": "--prompts" if r.own_prompts else "packaged",
-            "sha256": r.prompts_sha256,
+            "from": r.prompts.origin,
+            "sha256": r.prompts.sha256,
+            "classes_by_order": list(r.prompts.by_order),
             "used_per_class": list(r.num_prompts),
             "single_prompts": list(r.single_prompts),
             **statistics.prompt_spread(r.single_prompts),
         },
-        "files": {"read": r.images.source, "sha256": r.digest},
+        "files": {
+            "read": r.images.source,
+            "sha256": r.digest,
+            "rows_left_out": r.images.num_left_out,
+            "notes": list(r.images.notes),
+        },
         "published": dict(r.spec.published),
     }
 

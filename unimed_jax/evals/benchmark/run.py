@@ -18,10 +18,11 @@ from input_pipeline.io.errors import CorpusError, UserError
 from input_pipeline.io.files import AnyPath
 from unimed_jax.distributed import process
 from unimed_jax.evals import classification, statistics
-from unimed_jax.evals.benchmark import image_embeddings
+from unimed_jax.evals.benchmark import image_embeddings, set_prompts
 from unimed_jax.evals.benchmark import images as set_files
 from unimed_jax.evals.benchmark.image_embeddings import SetEmbeddings
 from unimed_jax.evals.benchmark.images import LabelledImages
+from unimed_jax.evals.benchmark.set_prompts import SetPrompts
 from unimed_jax.evals.benchmark.spec import SetSpec, Suite
 from unimed_jax.evals.classification import ClassificationResult
 from unimed_jax.evals.failures import Failures
@@ -29,9 +30,11 @@ from unimed_jax.evals.prompt_sets import PromptTask
 from unimed_jax.inference.dual_encoder import Model
 
 PROTOCOLS = {
-    "ours": "all prompts of every class; an image that is listed twice counts once",
+    "ours": "all prompts of every class; an image that is listed twice counts once; RGB, then "
+    "resized and cropped",
     "paper": "prompts per class as in the published code (rsna_pneumonia: the first only); an "
-    "image that is listed twice counts twice",
+    "image that is listed twice counts twice; without the first row of BACH if its table has no "
+    "header; resized and cropped in the file's own mode, then RGB",
 }
 CLASS_VECTOR = "normalised mean of the normalised prompt embeddings"
 SCORE = (
@@ -70,8 +73,6 @@ class SetResult:
       result: the logits; its samples are the distinct images in our protocol, rows in the paper's.
       prompts: all prompts, before the protocol selects among them.
       num_prompts: number of prompts used per class.
-      prompts_sha256: checksum of the prompt file, or of the file of the set.
-      own_prompts: whether the prompts came from `--prompts`.
       scored: the scores as published.
       leak_free: the scores without images known to be in the training data; None if that is unknown
         or no image remains, with the reason in `leak_free_reason`.
@@ -84,10 +85,8 @@ class SetResult:
     digest: str
     same_bytes: int
     result: ClassificationResult
-    prompts: PromptTask
+    prompts: SetPrompts
     num_prompts: tuple[int, ...]
-    prompts_sha256: str
-    own_prompts: bool
     scored: Scored
     leak_free: Scored | None
     leak_free_reason: str
@@ -101,9 +100,10 @@ class SetResult:
     @property
     def count_problem(self) -> str:
         """The problem with the number of rows; '' if there is none, or the number is unknown."""
-        if self.spec.num_images in (None, self.num_rows):
+        found = self.num_rows + self.images.num_left_out
+        if self.spec.num_images in (None, found):
             return ""
-        return f"{self.num_rows:,} rows, expected {self.spec.num_images:,}"
+        return f"{found:,} rows, expected {self.spec.num_images:,}"
 
     @property
     def majority(self) -> float:
@@ -185,14 +185,14 @@ def evaluate_suite(
     cache: AnyPath,
     *,
     protocol: str = "ours",
-    prompts: Mapping[str, PromptTask] | None = None,
-    prompts_sha256: str = "",
+    prompts: Mapping[str, SetPrompts] | None = None,
     excluded: Mapping[str, str] | None = None,
     when_done: Callable[[SetResult], None] = lambda result: None,
 ) -> SuiteResult:
     """Evaluates every set whose files exist. All hosts call it and get the same result.
 
-    A set that fails is in ``SuiteResult.failed``, and the others are evaluated.
+    A set whose files are invalid, or that fails, is in ``SuiteResult.failed``, and the others are
+    evaluated. All lists are read before the first image is embedded.
 
     Args:
       model: a model with both towers.
@@ -200,13 +200,11 @@ def evaluate_suite(
       cache: the folder of cached image embeddings.
       protocol: one of PROTOCOLS.
       prompts: key -> prompts that replace the packaged ones.
-      prompts_sha256: checksum of the file of `prompts`.
       excluded: ids of images that the model was trained on, with reasons.
       when_done: called with the result of every set as soon as it is scored.
 
     Raises:
-      UserError: no set exists; a set's files are invalid; the hosts see different files; every
-        set fails.
+      UserError: no set exists; the hosts see different files; every set fails.
     """
     assert protocol in PROTOCOLS
     absent = {s.key: m for s in suite.sets if (m := set_files.missing(s, root))}
@@ -214,19 +212,26 @@ def evaluate_suite(
         raise UserError(
             f"{root} holds none of the sets of {suite.name}; --list says what is looked for"
         )
-    specs = [spec for spec in suite.sets if spec.key not in absent]
-    opened = {spec.key: set_files.open_set(spec, root) for spec in specs}  # errors come first
-    _check_same_on_all_hosts(opened, root)
-    custom = prompts or {}
-    tasks = {spec.key: custom.get(spec.key) or spec.prompts for spec in specs}
-    texts = _encode_texts(model, tasks.values())
-    cache = cache / model.image_tower_digest()[:16]
-    results = []
+    as_published = protocol == "paper"
     failures = Failures()
+    opened: dict[str, LabelledImages] = {}
+    for spec in (spec for spec in suite.sets if spec.key not in absent):
+        with failures.catching(spec.key):
+            opened[spec.key] = set_files.open_set(spec, root, as_published=as_published)
+            for note in opened[spec.key].notes:
+                process.log(f"{spec.key}: {note}")
+    _check_same_on_all_hosts(opened, root)
+    specs = [spec for spec in suite.sets if spec.key in opened]
+    used = {s.key: (prompts or {}).get(s.key) or set_prompts.packaged(s) for s in specs}
+    texts = _encode_texts(model, [given.task for given in used.values()]) if specs else {}
+    cache = cache / model.image_tower_digest()[:16] / protocol
+    results = []
     for spec in specs:
         with failures.catching(spec.key):
             images = opened[spec.key]
-            embedded = image_embeddings.embed(model, images, cache / spec.key)
+            embedded = image_embeddings.embed(
+                model, images, cache / spec.key, as_published=as_published
+            )
             before = (
                 f", {embedded.num_cached:,} of them embedded before" if embedded.num_cached else ""
             )
@@ -237,12 +242,10 @@ def evaluate_suite(
                     images,
                     embedded,
                     _bad_images(images, embedded, suite.on_bad_image),
-                    tasks[spec.key],
+                    used[spec.key],
                     texts,
                     model.logit_scale,
-                    protocol,
-                    prompts_sha256=prompts_sha256 if spec.key in custom else spec.sha256,
-                    own_prompts=spec.key in custom,
+                    as_published=as_published,
                     excluded=excluded,
                 )
             )
@@ -282,19 +285,18 @@ def _score_set(
     images: LabelledImages,
     embedded: SetEmbeddings,
     bad_images: tuple[BadImage, ...],
-    task: PromptTask,
+    given: SetPrompts,
     texts: Mapping[str, np.ndarray],
     logit_scale: float,
-    protocol: str,
     *,
-    prompts_sha256: str,
-    own_prompts: bool,
+    as_published: bool,
     excluded: Mapping[str, str] | None,
 ) -> SetResult:
+    task = given.task
     prompts = np.stack([texts[sentence] for sentence in task.sentences])
     index = np.array(task.class_index)
     place = np.concatenate([np.arange(len(group)) for group in task.prompts])
-    limit = spec.paper_prompts if protocol == "paper" else None
+    limit = spec.paper_prompts if as_published else None
     used = place < (limit or len(place))
     good = np.setdiff1d(np.arange(len(images.ids)), list(embedded.problems))
 
@@ -308,7 +310,7 @@ def _score_set(
         ]
         for j in range(min(map(len, task.prompts)))
     ]
-    rows = np.repeat(good, images.counts[good]) if protocol == "paper" else good
+    rows = np.repeat(good, images.counts[good]) if as_published else good
     result = ClassificationResult(
         task=spec.key,
         classes=task.classes,
@@ -327,10 +329,8 @@ def _score_set(
         digest=_digest(images, embedded.digests),
         same_bytes=len(images.ids) - len(np.unique(embedded.digests, axis=0)),
         result=result,
-        prompts=task,
+        prompts=given,
         num_prompts=tuple(np.bincount(index[used]).tolist()),
-        prompts_sha256=prompts_sha256,
-        own_prompts=own_prompts,
         scored=_scored(result, groups, np.ones(len(rows), bool)),
         leak_free=None if reason else _scored(result, groups, ~leaked),
         leak_free_reason=reason,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from input_pipeline.io.errors import ConfigError
-from unimed_jax.evals.prompt_sets import PromptSet, PromptTask
+from unimed_jax.evals.prompt_sets import PromptTask
 
 METRICS = ("accuracy", "auc")
 MODALITIES = {
@@ -28,6 +28,12 @@ MODALITIES = {
     "mixed": "Mixed",
 }
 ON_BAD_IMAGE = ("stop", "count")
+ACCESS = {
+    "public": "a public download",
+    "registration": "after registration",
+    "request": "on request",
+}
+HEADERS = ("always", "maybe")
 
 
 @dataclass(frozen=True)
@@ -38,26 +44,32 @@ class CsvLayout:
       path: path of the table, relative to the data root; of several, the first that exists is read.
       image: column of the image path: its name, or its position from 0 where names are not public.
       label: column of the label; not with `one_hot`.
+      positions: name of a column -> its position from 0, by which the published reader counts; it
+        is read where a table has no such name.
       one_hot: columns of which the one that is 1 is the class; they are in label order.
       labels: 'names' (the `label` of each class) or 'index' (class numbers).
-      images: folder of the image paths, relative to the data root; '{label}' stands for the label.
-        None: the folder of the table.
+      images: folders of the image paths, relative to the data root, one per `path`; '{label}'
+        stands for the label. Empty: the folder of the table.
       where: column -> value that a row must have to belong to the set.
       ignore: labels that are in the table but not in the set.
-      header: whether the first line names the columns.
+      header: 'always' (the first line names the columns) or 'maybe' (unless its label is a class).
       group: regular expression whose first group, found in an image path, is the patient or exam.
+      group_columns: columns of the patient or exam; the first that a table has comes before
+        `group`.
     """
 
     path: tuple[str, ...]
     image: str | int
     label: str | int | None = None
+    positions: Mapping[str, int] = field(default_factory=dict)
     one_hot: tuple[str, ...] = ()
     labels: str = "names"
-    images: str | None = None
+    images: tuple[str, ...] = ()
     where: Mapping[str, str] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
-    header: bool = True
+    header: str = "always"
     group: str = ""
+    group_columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,23 @@ class TfdsLayout:
 
     dataset: str
     split: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a user gets the files of a set.
+
+    Attributes:
+      url: the owner's page.
+      access: one of ACCESS.
+      licence: of the images, as far as it is known.
+      steps: commands and sentences that lay the files out; SETS stands for the data root.
+    """
+
+    url: str
+    access: str
+    licence: str
+    steps: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -115,7 +144,7 @@ class SetSpec:
     metric: str
     classes: tuple[SetClass, ...]
     layout: CsvLayout | FilesLayout
-    access: str
+    source: Source
     tfds: TfdsLayout | None = None
     num_images: int | None = None
     paper_prompts: int | None = None
@@ -123,6 +152,13 @@ class SetSpec:
     notes: str = ""
     published: Mapping[str, float] = field(default_factory=dict)
     sha256: str = ""
+
+    @property
+    def file_labels(self) -> tuple[str, ...]:
+        """What the files call each class."""
+        one_hot = isinstance(self.layout, CsvLayout) and bool(self.layout.one_hot)
+        by_index = one_hot or self.layout.labels == "index"
+        return tuple(str(i) if by_index else c.label for i, c in enumerate(self.classes))
 
     @property
     def prompts(self) -> PromptTask:
@@ -173,7 +209,7 @@ def load_suite(name: str, keys: Sequence[str] = ()) -> Suite:
     """
     if name not in suite_names():
         raise ConfigError(f"--suite={name}: no such suite; there are {', '.join(suite_names())}")
-    content = tomllib.loads((_folder() / f"{name}.toml").read_text("utf-8"))
+    content = _suite_file(name)
     if unknown := [key for key in keys if key not in content["sets"]]:
         known = ", ".join(content["sets"])
         raise ConfigError(f"--suite.sets={unknown[0]}: {name} has no such set; it has {known}")
@@ -189,6 +225,11 @@ def load_suite(name: str, keys: Sequence[str] = ()) -> Suite:
         on_bad_image=content["on_bad_image"],
         published=content.get("published", {}),
     )
+
+
+def all_set_keys() -> frozenset[str]:
+    """The keys of the sets of all suites in the package."""
+    return frozenset(key for name in suite_names() for key in _suite_file(name)["sets"])
 
 
 def parse_set(content: bytes, file: str) -> SetSpec:
@@ -207,11 +248,15 @@ def parse_set(content: bytes, file: str) -> SetSpec:
     if not isinstance(layout, dict) or layout.get("kind") not in layouts:
         raise ConfigError(f"{file}: layout.kind must be one of {', '.join(layouts)}")
     kind = layouts[layout.pop("kind")]
-    if isinstance(layout.get("path"), str):
-        layout["path"] = (layout["path"],)
+    for key in ("path", "images"):
+        if isinstance(layout.get(key), str):
+            layout[key] = [layout[key]]
     data["layout"] = _build(kind, layout, f"{file}: layout")
-    if "tfds" in data:
-        data["tfds"] = _build(TfdsLayout, data["tfds"], f"{file}: tfds")
+    for key, part in (("source", Source), ("tfds", TfdsLayout)):
+        if key in data:
+            if not isinstance(data[key], dict):
+                raise ConfigError(f"{file}: {key}: must be a table")
+            data[key] = _build(part, data[key], f"{file}: {key}")
     data["classes"] = tuple(
         _class(item, templates, f"{file}: classes[{i}]")
         for i, item in enumerate(data.get("classes", ()))
@@ -222,33 +267,12 @@ def parse_set(content: bytes, file: str) -> SetSpec:
     return spec
 
 
-def replace_prompts(suite: Suite, prompts: PromptSet, file: str) -> dict[str, PromptTask]:
-    """Key -> task for the sets that a prompt file names; its classes are put into label order.
-
-    Raises:
-      ConfigError: a task is no set of the suite, or its classes are not those of the set.
-    """
-    specs = {spec.key: spec for spec in suite.sets}
-    tasks = {}
-    for task in prompts.tasks:
-        if task.name not in specs:
-            known = ", ".join(specs)
-            raise ConfigError(f"{file}: tasks.{task.name}: no set of this run; there are {known}")
-        names = specs[task.name].prompts.classes
-        if set(names) != set(task.classes):
-            raise ConfigError(
-                f"{file}: tasks.{task.name}.classes: must be {', '.join(names)}; "
-                f"found {', '.join(task.classes)}"
-            )
-        by_name = dict(zip(task.classes, task.prompts, strict=True))
-        tasks[task.name] = dataclasses.replace(
-            task, classes=names, prompts=tuple(by_name[name] for name in names)
-        )
-    return tasks
-
-
 def _folder() -> Any:
     return importlib.resources.files("unimed_jax.evals.benchmark") / "suites"
+
+
+def _suite_file(name: str) -> dict[str, Any]:
+    return tomllib.loads((_folder() / f"{name}.toml").read_text("utf-8"))
 
 
 def _class(item: Any, templates: Sequence[str], where: str) -> SetClass:
@@ -295,6 +319,8 @@ def _check(spec: SetSpec, file: str) -> None:
         MODALITIES
     ):
         raise ConfigError(f"{file}: modality: {min(unknown)!r}; valid: {', '.join(MODALITIES)}")
+    if spec.source.access not in ACCESS:
+        raise ConfigError(f"{file}: source.access: must be one of {', '.join(ACCESS)}")
     layout = spec.layout
     if layout.labels not in ("names", "index"):
         raise ConfigError(f"{file}: layout.labels: is {layout.labels!r}, must be names or index")
@@ -311,6 +337,10 @@ def _check(spec: SetSpec, file: str) -> None:
             raise ConfigError(f"{file}: layout: needs either label or one_hot")
         if layout.one_hot and len(layout.one_hot) != len(names):
             raise ConfigError(f"{file}: layout.one_hot: must name {len(names)} columns")
-        by_name = [c for c in (layout.image, layout.label) if isinstance(c, str)]
-        if not layout.header and (by_name or layout.where or layout.one_hot):
-            raise ConfigError(f"{file}: layout: without a header, columns are positions")
+        if layout.images and len(layout.images) != len(layout.path):
+            raise ConfigError(f"{file}: layout.images: must name a folder for each path")
+        if layout.header not in HEADERS:
+            raise ConfigError(f"{file}: layout.header: is {layout.header!r}; valid: always, maybe")
+        by_position = isinstance(layout.image, int) and isinstance(layout.label, int)
+        if layout.header == "maybe" and (not by_position or layout.where or layout.group_columns):
+            raise ConfigError(f"{file}: layout: with header = 'maybe', columns are positions")
