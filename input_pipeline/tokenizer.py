@@ -18,6 +18,7 @@ from input_pipeline.io.errors import ConfigError
 from input_pipeline.io.files import AnyPath, PathLike, to_path, write_text_atomically
 
 FILE_NAMES = ("tokenizer.json", "vocab.txt")
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -64,7 +65,7 @@ class Tokenizer:
             raise ConfigError(f"cannot read the tokenizer {path}: {error}") from error
         pad_id = tokenizer.token_to_id("[PAD]")
         absent = [
-            t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if tokenizer.token_to_id(t) is None
+            t for t in SPECIAL_TOKENS if t != "[MASK]" and tokenizer.token_to_id(t) is None
         ]
         if pad_id is None or absent:
             raise ConfigError(f"{path} is no BERT vocabulary: {', '.join(absent)} missing")
@@ -110,6 +111,8 @@ def _bert_tokenizer(vocab_file: AnyPath) -> tokenizers.Tokenizer:
         ("[SEP]", vocab["[SEP]"]), ("[CLS]", vocab["[CLS]"])
     )
     tokenizer.decoder = tokenizers.decoders.WordPiece()
+    # as transformers: such a token in a text is that token, and is not spelt in pieces
+    tokenizer.add_special_tokens([token for token in SPECIAL_TOKENS if token in vocab])
     return tokenizer
 
 

@@ -38,6 +38,23 @@ def test_ids_are_those_of_transformers(vocab, length):
     np.testing.assert_array_equal(ours, theirs)
 
 
+def test_special_tokens_in_a_text_are_those_of_transformers(vocab):
+    """A literal [SEP] is the token, as in the published tokenizer, and [sep] is text."""
+    texts = [
+        "nodule [SEP] no effusion",
+        "[CLS] a chest x-ray [MASK] phantom",
+        "[PAD][UNK]nodule[MASK]phantom",
+        "a [sep] b [ SEP ] c [Mask]",
+        "x[SEP]&lt;[MASK]&gt;",
+    ]
+    ours = Tokenizer(vocab.parent, 32)
+    reference = BertTokenizerFast(vocab=str(vocab), do_lower_case=True)
+    theirs = reference([clean(t) for t in texts], padding="max_length", max_length=32)["input_ids"]
+    np.testing.assert_array_equal(ours(texts), theirs)
+    separator = reference.convert_tokens_to_ids("[SEP]")
+    assert np.sum(ours(texts[:1]) == separator) == 2
+
+
 def test_a_saved_copy_is_the_same_tokenizer(vocab, tmp_path):
     tokenizer = Tokenizer(vocab, 16)
     tokenizer.save(tmp_path / "copy")
