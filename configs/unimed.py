@@ -11,7 +11,7 @@
 CORPORA holds one converted corpus per part, in folders named as in
 input_pipeline/conversion/unimed_parts.py. Image tower and logit scale start from MetaCLIP, the text
 tower from BiomedBERT; both come from the Hugging Face hub. Which of MetaCLIP's L/14 files the
-authors used is not published; its position embeddings are resized from 16 x 16 to 24 x 24.
+authors used is not published; its position embeddings are resized from 16 x 16 to 24 x 24, as published (corners aligned).
 
 Hardware: published with 16 A100-40G; on 16 chips of TPU v5e, ViT-L/14 needs --config.mesh.fsdp=4
 (docs/log/tpu_report.md). Not trained here yet.
@@ -80,4 +80,5 @@ def get_config(variant: str = "vit_b16") -> ConfigDict:
     config.init.text = config.tokenizer
     metaclip = "hf:facebook/metaclip-l14-400m" if large_image else "hf:facebook/metaclip-b16-400m"
     config.init.visual = config.init.logits = metaclip
+    config.init.position_rule = "corners"  # as published; only ViT-L/14 changes its grid
     return config

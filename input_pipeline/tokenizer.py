@@ -64,9 +64,7 @@ class Tokenizer:
         except Exception as error:  # the Rust library raises bare Exception
             raise ConfigError(f"cannot read the tokenizer {path}: {error}") from error
         pad_id = tokenizer.token_to_id("[PAD]")
-        absent = [
-            t for t in SPECIAL_TOKENS if t != "[MASK]" and tokenizer.token_to_id(t) is None
-        ]
+        absent = [t for t in SPECIAL_TOKENS if t != "[MASK]" and tokenizer.token_to_id(t) is None]
         if pad_id is None or absent:
             raise ConfigError(f"{path} is no BERT vocabulary: {', '.join(absent)} missing")
         tokenizer.enable_truncation(context_length)

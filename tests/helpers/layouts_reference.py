@@ -139,7 +139,14 @@ def main(directory: Path, bert: Path) -> None:
     larger = open_clip.CLIP(24, VISION | {"image_size": 48}, TEXT, quick_gelu=True)
     resized = dict(state)
     open_clip.model.resize_pos_embed(resized, larger)
-    np.savez(directory / "positions.npz", resized["visual.positional_embedding"].numpy())
+    table = state["visual.positional_embedding"]
+    grid = table[1:].reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
+    corners = torch.nn.functional.interpolate(grid, (6, 6), mode="bicubic", align_corners=True)
+    np.savez(
+        directory / "positions.npz",
+        open_clip=resized["visual.positional_embedding"].numpy(),
+        corners=torch.cat([table[:1], corners[0].flatten(1).T]).numpy(),
+    )
 
     # the preprocessing of open_clip, on a picture of another size and shape
     transform = image_transform_v2(PreprocessCfg(size=32), is_train=False)

@@ -26,7 +26,7 @@ from unimed_jax.models.config import ModelConfig, VisualConfig
 from unimed_jax.weights import formats, layouts
 from unimed_jax.weights.formats import open_pretrained
 from unimed_jax.weights.mapping import to_params, to_tensors
-from unimed_jax.weights.pretrained import Part, resize_positions
+from unimed_jax.weights.pretrained import POSITION_RULES, Part, resize_positions
 from unimed_jax.weights.uri import resolve
 
 QUICK_GELU = {"visual.activation": "quick_gelu"}
@@ -121,20 +121,31 @@ def test_what_a_file_does_not_tell_is_asked_for(published: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parity
-def test_position_embeddings_are_resized_as_open_clip_does(published: Path) -> None:
+@pytest.mark.parametrize("rule", POSITION_RULES)
+def test_position_embeddings_are_resized_as_in_torch(published: Path, rule: str) -> None:
+    """As open_clip does it, and as torch with aligned corners."""
     pretrained = open_pretrained(published / "clip.pt")
     config = pretrained.model_config({**QUICK_GELU, "visual.image_size": 48})
     abstract = jax.eval_shape(dual_encoder.build(config).init, jax.random.key(0))
-    params = pretrained.params({"visual": abstract["visual"]}, config)
-    expected = np.load(published / "positions.npz")["arr_0"]
+    params = pretrained.params({"visual": abstract["visual"]}, config, position_rule=rule)
+    expected = np.load(published / "positions.npz")[rule]
     got = params["visual"]["positional_embedding"]
     assert got.shape == (37, 128)
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
+def test_the_two_rules_for_positions_differ_as_measured() -> None:
+    """Relative L2 for 16 x 16 -> 24 x 24, on white noise."""
+    noise = np.random.default_rng(0).standard_normal((257, 64)).astype(np.float32)
+    ours, corners = (resize_positions(noise, 577, rule) for rule in POSITION_RULES)
+    assert np.linalg.norm(ours - corners) / np.linalg.norm(ours) == pytest.approx(0.24, abs=0.02)
+    np.testing.assert_array_equal(corners[[0, 1, -1]], noise[[0, 1, -1]])  # corners stay
+
+
 def test_a_grid_of_the_same_size_is_kept_bit_for_bit() -> None:
     positions = np.random.default_rng(0).standard_normal((17, 8)).astype(np.float32)
-    np.testing.assert_allclose(resize_positions(positions, 17), positions, atol=1e-6)
+    for rule in POSITION_RULES:
+        np.testing.assert_allclose(resize_positions(positions, 17, rule), positions, atol=1e-6)
 
 
 @pytest.mark.slow

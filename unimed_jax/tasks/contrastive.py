@@ -33,7 +33,7 @@ from unimed_jax.reporting.html_report import Chart
 from unimed_jax.training.data_location import locate
 from unimed_jax.training.task import Evaluator
 from unimed_jax.weights import loader
-from unimed_jax.weights.pretrained import PARTS
+from unimed_jax.weights.pretrained import PARTS, POSITION_RULES
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -69,6 +69,8 @@ def default_config() -> dict[str, Any]:
             "logits": "",  # logit_scale and logit_bias
             # regular expressions over tensors that may be missing, extra or of another shape
             "expected": (),
+            # position embeddings of another grid: "open_clip", or "corners" as UniMed-CLIP did
+            "position_rule": "open_clip",
         },
     }
 
@@ -80,6 +82,7 @@ def validate(config: ConfigDict) -> None:
     evaluator_registry.validate(config.evals, Contrastive.evaluator_classes)
     model = ModelConfig.from_mapping(config.model)
     config_lib.one_of(config, "loss.name", tuple(loss_registry.CONTRASTIVE))
+    config_lib.one_of(config, "init.position_rule", POSITION_RULES)
     needs_bias = loss_registry.CONTRASTIVE[config.loss.name].has_bias
     config_lib.require(
         needs_bias == (model.logit_bias_init is not None),
@@ -167,6 +170,7 @@ class Contrastive:
             abstract_params,
             self.model.config,
             expected=tuple(init.expected),
+            position_rule=init.position_rule,
             locate=lambda uri: locate(uri, self._config, self._workdir),
         )
 

@@ -112,6 +112,7 @@ def initial_params(
     *,
     expected: Sequence[str],
     locate: Callable[[str], AnyPath],
+    position_rule: str = "open_clip",
 ) -> dict[str, Any]:
     """The parameters that training starts from, except random ones.
 
@@ -121,12 +122,13 @@ def initial_params(
         config: the config of the model.
         expected: see Pretrained.params.
         locate: returns the path of a URI.
+        position_rule: see Pretrained.params.
     """
     params: dict[str, Any] = {}
     for uri in dict.fromkeys(filter(None, sources.values())):
         parts = {part for part, source in sources.items() if source == uri}
         wanted = {k: v for k, v in abstract_params.items() if part_of(k) in parts}
-        params |= open_weights(locate(uri)).params(wanted, config, expected)
+        params |= open_weights(locate(uri)).params(wanted, config, expected, position_rule)
     return params
 
 

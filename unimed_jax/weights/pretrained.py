@@ -18,6 +18,10 @@ from unimed_jax.weights.mapping import to_params
 
 PARTS = ("visual", "text", "logits")
 
+# Both are bicubic: open_clip's with a = -0.5 and antialiasing, as for images; UniMed-CLIP's with
+# a = -0.75, the corners of both grids on each other.
+POSITION_RULES = ("open_clip", "corners")
+
 # Settings of a tower that its tensors do not show.
 _UNSEEN = ("heads", "activation", "layer_norm_eps")
 
@@ -88,17 +92,21 @@ class Pretrained:
         return ModelConfig.from_mapping(config)
 
     def params(
-        self, abstract: Mapping[str, Any], config: ModelConfig, expected: Sequence[str] = ()
+        self,
+        abstract: Mapping[str, Any],
+        config: ModelConfig,
+        expected: Sequence[str] = (),
+        position_rule: str = "open_clip",
     ) -> dict[str, Any]:
         """Numpy arrays for the parts that `abstract` names, checked tensor by tensor.
-
-        Position embeddings of another grid are resized as in open_clip.
 
         Args:
             abstract: arrays, or shapes and dtypes, of any sub-tree of the parameters.
             config: the config of the model that receives the parameters.
             expected: regular expressions over names of tensors that may be missing, unexpected or
                 of another shape; their parameters are left out.
+            position_rule: how position embeddings of another grid are resized, one of
+                POSITION_RULES.
 
         Raises:
             WeightsError: a part is missing, contradicts `config`, or has tensors that do not fit.
@@ -120,17 +128,22 @@ class Pretrained:
             if _same_shapes(part.ours, wanted):
                 arrays = part.ours
             else:
-                arrays = self._mapped(name, wanted, config, expected)
+                arrays = self._mapped(name, wanted, config, expected, position_rule)
             params.update(arrays if name == "logits" else {name: arrays})
         return params
 
     def _mapped(
-        self, name: str, wanted: Any, config: ModelConfig, expected: Sequence[str]
+        self,
+        name: str,
+        wanted: Any,
+        config: ModelConfig,
+        expected: Sequence[str],
+        position_rule: str,
     ) -> dict[str, Any]:
         part = self.parts[name]
         tensors = dict(part.tensors)
         if name == "visual":
-            _resize_positions(part, tensors, config, self.source)
+            _resize_positions(part, tensors, config, self.source, position_rule)
         return to_params(
             {f"{part.prefix}{key}": tensor for key, tensor in tensors.items()},
             layouts.under("", part.prefix, part.layout),
@@ -165,20 +178,44 @@ def part_of(key: str) -> str:
     return "logits" if key.startswith("logit_") else key
 
 
-def resize_positions(positions: np.ndarray, num_tokens: int) -> np.ndarray:
-    """(1 + n², D) -> (num_tokens, D): keeps the class row and interpolates the grid.
+def resize_positions(positions: np.ndarray, num_tokens: int, rule: str = "open_clip") -> np.ndarray:
+    """(1 + n², D) -> (num_tokens, D) float32: keeps the class row and interpolates the grid.
 
-    Bicubic with a = -0.5 and antialiasing, as in open_clip.
+    Args:
+        positions: the embeddings of a class token and a square grid.
+        num_tokens: 1 and a square.
+        rule: one of POSITION_RULES.
     """
     grid, size = math.isqrt(len(positions) - 1), math.isqrt(num_tokens - 1)
     width = positions.shape[1]
     square = np.asarray(positions[1:], np.float32).reshape(grid, grid, width)
-    resized = jax.image.resize(square, (size, size, width), "cubic", antialias=True)
-    return np.concatenate([positions[:1], np.asarray(resized).reshape(-1, width)])
+    if rule == "open_clip":
+        resized = np.asarray(jax.image.resize(square, (size, size, width), "cubic", antialias=True))
+    else:
+        weights = _weights_between_corners(grid, size)
+        resized = np.einsum("ia,jb,abd->ijd", weights, weights, square.astype(np.float64))
+    return np.concatenate([positions[:1], resized.reshape(-1, width)]).astype(np.float32)
+
+
+def _weights_between_corners(old: int, new: int) -> np.ndarray:
+    """(new, old) float64: cubic convolution with a = -0.75 (Keys 1981), corners on corners.
+
+    At the border, the outermost value is repeated.
+    """
+    places = np.arange(new) * ((old - 1) / max(new - 1, 1))
+    weights = np.zeros((new, old))
+    for offset in range(-1, 3):
+        neighbours = np.floor(places).astype(int) + offset
+        x = np.abs(places - neighbours)
+        near = (1.25 * x - 2.25) * x * x + 1
+        far = ((-0.75 * x + 3.75) * x - 6) * x + 3
+        value = np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+        np.add.at(weights, (np.arange(new), np.clip(neighbours, 0, old - 1)), value)
+    return weights
 
 
 def _resize_positions(
-    part: Part, tensors: dict[str, LazyTensor], config: ModelConfig, source: str
+    part: Part, tensors: dict[str, LazyTensor], config: ModelConfig, source: str, rule: str
 ) -> None:
     entry = next(entry for entry in part.layout if entry.path == "positional_embedding")
     name = entry.names[0]
@@ -192,7 +229,7 @@ def _resize_positions(
     logging.info("%s: position embeddings resized, %d -> %d", source, shape[-2], num_tokens)
 
     def load() -> np.ndarray:
-        resized = resize_positions(original.load().reshape(shape[-2:]), num_tokens)
+        resized = resize_positions(original.load().reshape(shape[-2:]), num_tokens, rule)
         return resized.reshape(*shape[:-2], *resized.shape)
 
     tensors[name] = LazyTensor((*shape[:-2], num_tokens, shape[-1]), load)
