@@ -9,9 +9,12 @@
 | vit_l14_large_text | ViT-L/14 at 336 | BiomedBERT-large | 62.09                               |
 
 CORPORA holds one converted corpus per part, in folders named as in
-input_pipeline/conversion/unimed_parts.py. Image tower and logit scale start from MetaCLIP, the text
-tower from BiomedBERT; both come from the Hugging Face hub. Which of MetaCLIP's L/14 files the
-authors used is not published; its position embeddings are resized from 16 x 16 to 24 x 24, as published (corners aligned).
+input_pipeline/conversion/unimed_parts.py. A part without a folder is left out of the mixture:
+training names it at its start, and `unimed-jax corpus-status` tells where to get it.
+
+Image tower and logit scale start from MetaCLIP, the text tower from BiomedBERT; both come from the
+Hugging Face hub. Which of MetaCLIP's L/14 files the authors used is not published; its position
+embeddings are resized from 16 x 16 to 24 x 24, as published (corners aligned).
 
 Hardware: published with 16 A100-40G; on 16 chips of TPU v5e, ViT-L/14 needs --config.mesh.fsdp=4
 (docs/log/tpu_report.md). Not trained here yet.
@@ -41,6 +44,7 @@ def get_config(variant: str = "vit_b16") -> ConfigDict:
     with edit(config):
         for key, part in PARTS.items():
             config.data.sources[key] = source(path=key, caption_rule=part.caption_rule)
+    config.data.optional = tuple(PARTS)
     config.augmentation.min_area = 0.9
 
     # --- model

@@ -44,6 +44,7 @@ COMMANDS = {
     "compare_results",
     "compile_report",
     "convert_corpus",
+    "corpus_status",
     "demo",
     "evaluate",
     "export",

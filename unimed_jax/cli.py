@@ -18,6 +18,7 @@ from unimed_jax.version import __version__
 COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("convert_corpus", "write a TFRecord corpus from images, labels and texts"),
     "caption": ("caption_labels", "write captions for labels, by a grammar or a language model"),
+    "corpus-status": ("corpus_status", "show which of the thirteen parts are there, or missing"),
     "inspect": ("inspect_corpus", "find duplicates, leaks and burned-in text in a corpus"),
     "train": ("train", "train any task from a recipe; resume a run that was interrupted"),
     "evaluate": ("evaluate", "zero-shot, probes and retrieval on a corpus, or a benchmark suite"),

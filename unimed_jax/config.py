@@ -106,6 +106,10 @@ def base_config(task: str = "contrastive") -> ConfigDict:
     config.data = ConfigDict()
     config.data.root = ""  # a corpus, or the parent of those in data.sources
     config.data.sources = ConfigDict()  # name -> source(...); at least one
+    # names of sources that a run leaves out, and says so, if there is no such directory; those that
+    # it left out: set at its start, so that it resumes with the same mixture
+    config.data.optional = ()
+    config.data.left_out = ()
     # consecutive records that are read together; they go to as many batches, one after the other
     config.data.block_size = 8
     config.data.num_threads = 0  # decoding threads; 0: tf.data decides
@@ -460,6 +464,12 @@ def validate(config: ConfigDict, num_devices: int, num_hosts: int = 1) -> None:
     )
     require(
         bool(config.data.sources), "data.sources", {}, "at least one entry, see config.source()"
+    )
+    require(
+        set(config.data.optional) <= set(config.data.sources),
+        "data.optional",
+        config.data.optional,
+        f"names in data.sources: {', '.join(config.data.sources)}",
     )
 
     sizes = mesh_shape(config, num_devices)

@@ -19,15 +19,16 @@ from typing import Any
 import numpy as np
 
 from input_pipeline import manifest
-from input_pipeline.conversion import exclude
+from input_pipeline.conversion import exclude, part_status
 from input_pipeline.conversion.corpus_directory import REJECTED_FILE
+from input_pipeline.conversion.unimed_parts import PARTS
 from input_pipeline.inspection import duplicates, scan
 from input_pipeline.inspection.burned_in import BurnedInText, TextDetector
 from input_pipeline.io import cli, files
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import write_text_atomically
-from unimed_jax.reporting import corpus_report
-from unimed_jax.reporting.html_report import config_section, write_report
+from unimed_jax.reporting import corpus_report, parts_table
+from unimed_jax.reporting.html_report import Section, config_section, write_report
 from unimed_jax.weights.uri import resolve
 
 _SHOWN_GROUPS, _SHOWN_PER_GROUP, _SHOWN_LEAKS, _SHOWN_TEXTS = 12, 4, 12, 24
@@ -172,12 +173,23 @@ def _write(args: argparse.Namespace, inspection: corpus_report.Inspection) -> No
     write_report(
         args.out / "report.html",
         f"Corpus: {names}",
-        [*corpus_report.sections(inspection), config_section(settings, "Settings")],
+        [
+            *corpus_report.sections(inspection),
+            *_parts(args.corpora),
+            config_section(settings, "Settings"),
+        ],
         "Made by `unimed-jax inspect`. It shows images: the corpus' terms apply.",
     )
     for name, value in statistics.items():
         print(f"{name.replace('_', ' ')}: {value}")
     print(f"report: {args.out / 'report.html'}")
+
+
+def _parts(corpora: Sequence[files.AnyPath]) -> list[Section]:
+    """Which of the thirteen parts are among some corpora, if any is."""
+    by_name = {manifest.load(directory).name: directory for directory in corpora}
+    known = {name: directory for name, directory in by_name.items() if name in PARTS}
+    return [parts_table.section(part_status.of_corpora(known))] if known else []
 
 
 def _write_lines(path: files.AnyPath, items: Iterable[Mapping[str, Any]]) -> None:

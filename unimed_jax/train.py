@@ -145,6 +145,7 @@ def _train(
     clock = PhaseClock("start_up", elapsed=time.time() - began)
     startup = profiling.StartupTimer(began)
     startup.mark("imports")
+    config = data_location.without_missing(config, str(workdir))
     prepare(config, workdir, len(devices or jax.devices()))
     startup.mark("corpus")
     with contextlib.ExitStack() as closing:
@@ -336,11 +337,22 @@ class _Run:
             f"{self.loader.num_samples:,} samples, {self.num_steps} steps of "
             f"{self.config.batch_size}, mesh {dict(self.mesh.shape)}, from step {start}"
         )
+        if self.config.data.left_out:
+            process.log(f"left out of the mixture: {self._left_out()}")
         if self.main_host and start == 0:
             for note in self.task.data_notes(self.loader.first_records()):
                 process.log(note)
         jax.block_until_ready(self.state)
         return start
+
+    def _left_out(self) -> str:
+        """The sources without a corpus."""
+        names = self.config.data.left_out
+        return (
+            f"{', '.join(names)} (no corpus in {self.config.data.root}); "
+            f"{len(self.config.data.sources)} of {len(self.config.data.sources) + len(names)} "
+            "sources are trained on"
+        )
 
     def _check(
         self, step: int, ids: Sequence[str], values: Mapping[str, jax.Array]
@@ -409,6 +421,7 @@ class _Run:
                 "trained": f"{self.num_params:,} parameters for {self.num_steps:,} steps of "
                 f"{self.config.batch_size:,}, {duration(goodput.seconds['steps'])} in steps",
                 "on": self.loader.description(),
+                **({"without": self._left_out()} if self.config.data.left_out else {}),
                 "mesh": ", ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items()),
             }
             write_results(
@@ -446,6 +459,7 @@ def _train_stages(
     """``train_stages``, in a work directory that is locked."""
     failed: list[str] = []
     if config.stages:
+        config = data_location.without_missing(config, str(workdir))
         num_devices = len(devices or jax.devices())
         prepare(config, workdir, num_devices)
         root = data_location.corpus_root(config, str(workdir))

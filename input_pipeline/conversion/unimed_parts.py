@@ -72,6 +72,8 @@ class UnimedPart:
       left_out: annotation files of the glob that are not read, with the reason.
       image: column of the image; `image_path` transforms it to a path.
       image_folders: possible folders of the images below --raw; the one with most images is used.
+      image_subfolders: regex of the folders in it that hold images of this part, if others hold
+        those of other parts.
       path_prefixes: leading parts of image paths that may be absent on disk.
       texts: columns of texts that people wrote.
       labels: column of class names.
@@ -102,6 +104,7 @@ class UnimedPart:
     image_folders: tuple[str, ...]
     tar: TarLayout
     image_path: str = "{}"
+    image_subfolders: str = ""
     path_prefixes: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     texts: tuple[Column, ...] = ()
@@ -382,6 +385,7 @@ PARTS: Mapping[str, UnimedPart] = {
         released="captions",
         official=(retina.LAYOUT,),
         image_folders=("Retina-Datasets", ""),
+        image_subfolders=r"(?!06_|13_|25_|39_)\d\d_",
         path_prefixes=("Retina-Datasets/",),
         identity=r"(?P<key>08_ODIR-5K/(?:.*/)?(?P<group>\d+)_(?:left|right)|\d\d_[^/]+/.+)\.\w+$",
         # the eleventh piece is the sentence-level caption, which training never draws
@@ -403,6 +407,7 @@ PARTS: Mapping[str, UnimedPart] = {
         last_label=True,
         label_caption="Retinal fundus image: {}.",
         image_folders=("Retina-Datasets", ""),
+        image_subfolders="06_",
         path_prefixes=("Retina-Datasets/",),
         tar=TarLayout(("retina_part2_webdataset",)),
     ),
@@ -418,6 +423,7 @@ PARTS: Mapping[str, UnimedPart] = {
         image="image",
         texts=("caption",),
         image_folders=("Retina-Datasets", ""),
+        image_subfolders="39_",
         path_prefixes=("Retina-Datasets/",),
         tar=TarLayout(("retina_part3_webdataset",), num_original=1),
     ),

@@ -1,6 +1,7 @@
 """Locations of the files that a config names."""
 
 import dataclasses
+import difflib
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -9,7 +10,9 @@ from input_pipeline.conversion.sources import SOURCES
 from input_pipeline.conversion.sources.base import CaptionedSource
 from input_pipeline.conversion.write_shards import write_corpus
 from input_pipeline.io.errors import ConfigError
-from input_pipeline.io.files import AnyPath, to_path, under
+from input_pipeline.io.files import AnyPath, sorted_glob, to_path, under
+from input_pipeline.manifest import FILE_NAME
+from unimed_jax import config as config_lib
 from unimed_jax.training import stages
 from unimed_jax.weights.uri import resolve
 
@@ -71,6 +74,44 @@ def prepare(config: ConfigDict, workdir: str) -> AnyPath:
 
         write_phantoms(root, **config.data.phantoms)
     return root
+
+
+def without_missing(config: ConfigDict, workdir: str) -> ConfigDict:
+    """The config without sources of ``data.optional`` that have no corpus.
+
+    ``data.left_out`` then names them. A directory without a manifest is not missing: its conversion
+    is unfinished, and opening it says so. Nor is a source whose corpus seems to be in a folder of a
+    similar name.
+
+    Raises:
+      ConfigError: no source has a corpus, or the folder of one seems to be misspelt.
+    """
+    paths = {name: entry.path for name, entry in config.data.sources.items()}
+    optional = [name for name in config.data.get("optional", ()) if name in paths]
+    root = corpus_root(config, workdir) if optional else None
+    if root is None:
+        return config
+    missing = sorted(name for name in optional if not under(root, paths[name]).is_dir())
+    if not missing:
+        return config
+    there = {file.parent.name for file in sorted_glob(root, f"*/{FILE_NAME}")}
+    for folder in sorted(there - set(paths.values())):
+        if close := difflib.get_close_matches(folder, [paths[name] for name in missing], n=1):
+            raise ConfigError(
+                f"{root / folder} is a corpus that no entry of config.data.sources names, and "
+                f"there is no {root / close[0]}: rename it, or name it in data.sources"
+            )
+    if len(missing) == len(paths):
+        raise ConfigError(
+            f"config.data.root={config.data.root}: there is none of {', '.join(missing)}"
+        )
+    kept = config.copy_and_resolve_references()
+    with config_lib.edit(kept):
+        for name in missing:
+            del kept.data.sources[name]
+    kept.data.optional = tuple(name for name in optional if name not in missing)
+    kept.data.left_out = tuple(missing)
+    return kept
 
 
 def _convert(name: str, settings: dict[str, Any], raw_root: AnyPath, out: AnyPath) -> None:

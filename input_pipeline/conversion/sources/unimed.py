@@ -35,7 +35,7 @@ def source(key: str, part: UnimedPart) -> CaptionedSource:
     split = f"\nOfficial split, needed: {part.split_file.paths[0]}" if part.split_file else ""
     annotations = "".join(
         f"\nAnnotations ({layout.name}), in --raw or below: {layout.annotations[0]}"
-        for layout in _layouts(part)
+        for layout in layouts(part)
     )
     return CaptionedSource(
         help=part.title,
@@ -49,7 +49,7 @@ def source(key: str, part: UnimedPart) -> CaptionedSource:
     )
 
 
-def _layouts(part: UnimedPart) -> list[Layout]:
+def layouts(part: UnimedPart) -> list[Layout]:
     """The layouts of a part, in the order in which they are looked for."""
     described = Layout(
         DERIVED if part.official else OFFICIAL,
@@ -112,14 +112,14 @@ def _annotations(
     key: str, part: UnimedPart, options: PartOptions
 ) -> tuple[Layout, OpenedAnnotations]:
     """The first layout that is found, or that which is requested."""
-    layouts = [x for x in _layouts(part) if options.layout in (None, x.name)]
-    for layout in layouts:
+    possible = [x for x in layouts(part) if options.layout in (None, x.name)]
+    for layout in possible:
         opened = layout.open(options)
         if opened is not None:
             return layout, opened
-    if not layouts:
+    if not possible:
         raise CorpusError(f"--layout={options.layout}: {key} has only the layout {OFFICIAL}")
-    looked_for = [path for layout in layouts for path in layout.annotations]
+    looked_for = [path for layout in possible for path in layout.annotations]
     raise CorpusError(
         f"{key}: none of {looked_for} is in {options.raw}; get the data from {part.access}"
     )
