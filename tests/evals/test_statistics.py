@@ -43,6 +43,21 @@ def test_scores_equal_scikit_learns_with_sample_weights(seed, num_samples, num_c
     assert found == pytest.approx(expected, abs=1e-9)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(4, 60))
+def test_average_precision_equals_scikit_learns(seed, num_samples):
+    """With ties, with weights of zero, and without a positive."""
+    labels, logits, _ = sample(seed, num_samples, 2)
+    weights = np.random.default_rng(seed).integers(0, 3, num_samples)
+    (found,) = statistics.weighted_scores(labels, logits, weights[None], ["auprc"])["auprc"]
+    if not weights[labels == 1].any():
+        assert np.isnan(found)
+        return
+    score = logits[:, 1] - logits[:, 0]
+    expected = sk.average_precision_score(labels, score, sample_weight=weights)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
 def test_an_interval_is_that_of_a_plain_bootstrap():
     labels, logits, _ = sample(3, 400, 3)
     groups = [str(i) for i in range(400)]

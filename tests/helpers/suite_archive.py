@@ -186,6 +186,73 @@ def write_beyond(a: Archive) -> None:
     )
 
 
+CHEXPERT_LABELS = (
+    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion",
+    "Edema", "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion",
+    "Pleural Other", "Fracture", "Support Devices",
+)  # fmt: skip
+NIH_LABELS = (
+    "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia",
+    "Pneumothorax", "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening",
+    "Hernia",
+)  # fmt: skip
+VINDR_LABELS = (
+    "Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Clavicle fracture",
+    "Consolidation", "Edema", "Emphysema", "Enlarged PA", "ILD", "Infiltration", "Lung Opacity",
+    "Lung cavity", "Lung cyst", "Mediastinal shift", "Nodule/Mass", "Pleural effusion",
+    "Pleural thickening", "Pneumothorax", "Pulmonary fibrosis", "Rib fracture", "Other lesion",
+    "COPD", "Lung tumor", "Pneumonia", "Tuberculosis", "Other diseases", "No finding",
+)  # fmt: skip
+
+
+def write_chest(root: Path) -> dict[str, tuple[list[str], np.ndarray]]:
+    """The three chest X-ray sets with findings, as their owners lay them out.
+
+    Returns family -> (ids of the images of the set, (N, F) labels in the order of the constants).
+    """
+    a, rng = Archive(root), np.random.default_rng(1)
+    truth = {}
+
+    labels = rng.integers(0, 2, (12, 14))
+    top = "CheXpert-v1.0-small"
+    names = [f"{top}/valid/patient{64541 + i // 2}/study1/view{i % 2 + 1}_frontal.jpg"
+             for i in range(12)]  # fmt: skip
+    rows = [(a.image(name), "Male", 70, "Frontal", "AP", *map(float, row))
+            for name, row in zip(names, labels, strict=True)]  # fmt: skip
+    lateral = (f"{top}/valid/patient64999/study1/view1_lateral.jpg", "Male", 7, "Lateral", "",
+               *[0.0] * 14)  # fmt: skip
+    header = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT_LABELS)
+    a.table(f"{top}/valid.csv", header, *rows[:5], lateral, *rows[5:])
+    truth["chexpert14"] = (names, labels)
+
+    labels = (rng.random((20, 14)) < 0.3).astype(int)
+    folders = [f"nih/images_{i % 12 + 1:03d}/images" for i in range(20)]
+    names = [f"{i // 3 + 1:08d}_{i % 3:03d}.png" for i in range(20)]
+    for folder, name in zip(folders, names, strict=True):
+        a.image(f"{folder}/{name}")
+    rows = [
+        (name, "|".join(np.array(NIH_LABELS)[row == 1]) or "No Finding", 0, i // 3 + 1, 57, "M",
+         "PA", 2682, 2749, 0.143, 0.143)
+        for i, (name, row) in enumerate(zip(names, labels, strict=True))
+    ]  # fmt: skip
+    header = ("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age",
+              "Patient Gender", "View Position", "OriginalImage[Width", "Height]",
+              "OriginalImagePixelSpacing[x", "y]")  # fmt: skip
+    a.table("nih/Data_Entry_2017_v2020.csv", header, *rows)
+    (root / "nih" / "test_list.txt").write_text("".join(f"{name}\n" for name in names[6:]))
+    ids = [f"{folder}/{name}" for folder, name in zip(folders, names, strict=True)]
+    truth["nih14"] = (ids[6:], labels[6:])
+
+    labels = rng.integers(0, 2, (8, 28))
+    names = [f"{i:032x}" for i in range(8)]
+    for name in names:
+        a.image(f"vindr-cxr/test/{name}.png")
+    rows = [(name, *row) for name, row in zip(names, labels, strict=True)]
+    a.table("vindr-cxr/annotations/image_labels_test.csv", ("image_id", *VINDR_LABELS), *rows)
+    truth["vindr"] = ([f"vindr-cxr/test/{name}.png" for name in names], labels)
+    return truth
+
+
 def write_archive(root: Path) -> None:
     """All sets."""
     archive = Archive(root)

@@ -14,6 +14,7 @@ from unimed_jax.evals.classification import one_vs_rest_scores
 Array = np.ndarray
 
 SCORES = ("accuracy", "balanced_accuracy", "auc", "f1")
+FINDING_SCORES = (*SCORES, "auprc")  # of a finding that is present or absent
 NUM_RESAMPLES = 1000
 LEVEL = 0.95
 _CHUNK = 1 << 22  # weights held at a time
@@ -34,7 +35,8 @@ def weighted_scores(
       score -> (R,) float64, NaN where it is undefined:
       accuracy; balanced_accuracy, the mean recall of the classes that occur; auc, the mean over
       the classes of one against the rest, of two classes that of z_1 - z_0; f1, of two classes
-      that of class 1, of more the mean over the classes that occur or are predicted.
+      that of class 1, of more the mean over the classes that occur or are predicted; auprc, of two
+      classes only, the average precision of class 1 by z_1 - z_0.
     """
     weights = np.asarray(weights, np.float64)
     num_classes = logits.shape[1]
@@ -53,6 +55,8 @@ def weighted_scores(
         }
     if "auc" in names:
         scores["auc"] = _macro_auc(labels, logits, weights)
+    if "auprc" in names:
+        scores["auprc"] = _average_precision(labels == 1, logits[:, 1] - logits[:, 0], weights)
     return {name: scores[name] for name in names}
 
 
@@ -165,3 +169,15 @@ def _auc(positive: Array, score: Array, weights: Array) -> Array:
     below = np.cumsum(negatives, axis=1) - negatives / 2
     with np.errstate(invalid="ignore"):
         return (positives * below).sum(1) / (positives.sum(1) * negatives.sum(1))
+
+
+def _average_precision(positive: Array, score: Array, weights: Array) -> Array:
+    """Sum over thresholds of precision times the gain in recall; equal scores are one threshold."""
+    order = np.argsort(-score, kind="stable")
+    starts = np.flatnonzero(np.diff(score[order], prepend=np.inf))  # of runs of equal scores
+    positives = np.add.reduceat((weights * positive)[:, order], starts, axis=1)
+    chosen = np.cumsum(np.add.reduceat(weights[:, order], starts, axis=1), axis=1)
+    right = np.cumsum(positives, axis=1)
+    precision = np.divide(right, chosen, out=np.zeros_like(right), where=chosen > 0)
+    with np.errstate(invalid="ignore"):
+        return (positives * precision).sum(1) / right[:, -1]

@@ -42,6 +42,13 @@ class SetEmbeddings:
     problems: dict[int, str]
     num_cached: int
 
+    def select(self, rows: np.ndarray) -> "SetEmbeddings":
+        """Those of some images, by their indices."""
+        problems = {
+            i: self.problems[int(row)] for i, row in enumerate(rows) if int(row) in self.problems
+        }
+        return SetEmbeddings(self.vectors[rows], self.digests[rows], problems, self.num_cached)
+
 
 def embed(
     model: Model, images: LabelledImages, folder: AnyPath, *, as_published: bool = False

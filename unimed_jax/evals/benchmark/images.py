@@ -1,6 +1,7 @@
 """Reads the files of an evaluation set: its images with their labels."""
 
 import collections
+import dataclasses
 import itertools
 import os
 import re
@@ -14,7 +15,14 @@ import numpy as np
 from input_pipeline.io.cell_text import literal_texts
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.tabular_files import csv_rows
-from unimed_jax.evals.benchmark.spec import CsvLayout, FilesLayout, SetSpec, TfdsLayout
+from unimed_jax.evals.benchmark.spec import (
+    CsvLayout,
+    FilesLayout,
+    FindingsLayout,
+    Layout,
+    SetSpec,
+    TfdsLayout,
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,8 @@ class LabelledImages:
       groups: the patient or exam of each image; the id of the image if unknown.
       places: the file and row of each image, for messages.
       ignored: label -> number of rows that are in the files but not in the set.
-      num_left_out: number of rows of the set that the published reader loses.
+      num_left_out: number of rows of the set that count in no score: the published reader loses
+        them, or their finding is uncertain.
       notes: how the files were read where that is not evident.
       source: the file or folder that was read.
       read: (begin, end) -> the encoded images with these indices, in order.
@@ -44,6 +53,28 @@ class LabelledImages:
     notes: tuple[str, ...]
     source: str
     read: Callable[[int, int], Iterator[bytes]]
+
+    def select(self, rows: np.ndarray, labels: np.ndarray) -> "LabelledImages":
+        """Some of the images, with other labels.
+
+        Args:
+          rows: (M,) indices.
+          labels: (M,) int32.
+        """
+
+        def read(begin: int, end: int) -> Iterator[bytes]:
+            return (data for row in rows[begin:end] for data in self.read(row, row + 1))
+
+        return dataclasses.replace(
+            self,
+            ids=tuple(self.ids[row] for row in rows),
+            labels=labels,
+            counts=self.counts[rows],
+            groups=tuple(self.groups[row] for row in rows),
+            places=tuple(self.places[row] for row in rows),
+            num_left_out=self.num_left_out + len(self.ids) - len(rows),
+            read=read,
+        )
 
 
 @dataclass(frozen=True)
@@ -67,7 +98,7 @@ class _Table:
 
 def missing(spec: SetSpec, root: Path) -> str:
     """The files of a set that are missing below `root`; '' if none are."""
-    if _find(spec.layout, root) or (spec.tfds and _find_tfds(spec.tfds, root)):
+    if find(spec.layout, root) or (spec.tfds and _find_tfds(spec.tfds, root)):
         return ""
     wanted = " or ".join(spec.layout.path)
     return wanted + (f", or {spec.tfds.dataset} as TFDS prepares it" if spec.tfds else "")
@@ -86,7 +117,8 @@ def open_set(spec: SetSpec, root: Path, *, as_published: bool = False) -> Labell
         names the file and the row.
     """
     root = Path(os.path.normpath(root))
-    listing = _find(spec.layout, root)
+    assert not isinstance(spec.layout, FindingsLayout), "see finding_tables"
+    listing = find(spec.layout, root)
     if listing is None:
         prepared = _find_tfds(spec.tfds, root) if spec.tfds else None
         if spec.tfds is None or prepared is None:
@@ -99,10 +131,10 @@ def open_set(spec: SetSpec, root: Path, *, as_published: bool = False) -> Labell
     return _collect(spec, root, listing, rows, table.num_left_out, table.notes)
 
 
-def _find(layout: CsvLayout | FilesLayout, root: Path) -> Path | None:
-    """The table or folder of a layout."""
+def find(layout: Layout, root: Path) -> Path | None:
+    """The table or folder of a layout; None if it is not there."""
     paths = (root / path for path in layout.path)
-    wanted = Path.is_file if isinstance(layout, CsvLayout) else Path.is_dir
+    wanted = Path.is_dir if isinstance(layout, FilesLayout) else Path.is_file
     return next(filter(wanted, paths), None)
 
 
@@ -209,13 +241,14 @@ def _collect(
     num_left_out: int = 0,
     notes: tuple[str, ...] = (),
 ) -> LabelledImages:
-    labels = spec.file_labels
+    layout, labels = spec.layout, spec.file_labels
+    assert not isinstance(layout, FindingsLayout)
     index = {label: i for i, label in enumerate(labels)}
     first: dict[Path, _Row] = {}
     counts: collections.Counter[Path] = collections.Counter()
     ignored: collections.Counter[str] = collections.Counter()
     for row in rows:
-        if row.label in spec.layout.ignore:
+        if row.label in layout.ignore:
             ignored[row.label] += 1
             continue
         if row.label not in index:
@@ -239,7 +272,7 @@ def _collect(
             raise CorpusError(f"{row.place}: image {path}: no such file")
     paths = tuple(first)
     ids = tuple(path.relative_to(root).as_posix() for path in paths)
-    matches = [re.search(spec.layout.group, name) if spec.layout.group else None for name in ids]
+    matches = [re.search(layout.group, name) if layout.group else None for name in ids]
     return LabelledImages(
         ids=ids,
         labels=np.array([index[first[path].label] for path in paths], np.int32),

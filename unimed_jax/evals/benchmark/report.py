@@ -53,10 +53,15 @@ def table(suite_result: SuiteResult) -> str:
             lines.append(f"{spec.key:<20} {suite_result.unscored[spec.key]}")
             continue
         r = results[spec.key]
+        more = [f"{m} {_percent(r.scored, m)}" for m in ("auprc", "f1") if spec.family]
         lines.append(
             f"{spec.key:<20} {spec.metric:<9} {_percent(r.scored, spec.metric):<22} "
+            f"{''.join(f'{text:<29}' for text in more)}"
             f"n={r.scored.num_images:,}{''.join(f'  ! {text}' for text in _problems(r))}"
         )
+    for family, means in suite_result.family_means().items():
+        values = ", ".join(f"{name} {100 * value:.2f}" for name, value in means.items())
+        lines.append(f"mean over the findings of {family}: {values}")
     for title, leak_free in (("as published", False), ("leak-free", True)):
         mean = suite_result.means(leak_free)["mean"]
         lines.append(f"mean {title}: {_mean_text(mean)}")
@@ -99,13 +104,15 @@ def sources(suite: Suite, missing: Mapping[str, str], root: str) -> str:
       root: the data root, as steps should name it.
     """
     blocks = []
-    for spec in suite.sets:
+    once = {spec.family or spec.key: spec for spec in suite.sets}
+    for name, spec in once.items():
         source = spec.source
         read = " or ".join(f"{root}/{path}" for path in spec.layout.path)
         if spec.tfds:
             read += f", or {spec.tfds.dataset} as TFDS prepares it in {root}"
+        title = spec.title.partition(":")[0] if spec.family else spec.title
         lines = [
-            f"{spec.key}: {spec.title}, {'absent' if missing.get(spec.key) else 'present'}",
+            f"{name}: {title}, {'absent' if missing.get(spec.key) else 'present'}",
             f"  from     {source.url} ({ACCESS[source.access]})",
             f"  licence  {source.licence}",
             f"  read as  {read}",
@@ -118,7 +125,11 @@ def sources(suite: Suite, missing: Mapping[str, str], root: str) -> str:
 def _sections(suite_result: SuiteResult, settings: Mapping[str, str]) -> list[html_report.Section]:
     published, leak_free = suite_result.means(leak_free=False), suite_result.means(leak_free=True)
     results = [r.result for r in suite_result.sets]
-    small = [result for result in results if len(result.classes) <= _MAX_MATRIX]
+    small = [
+        r.result
+        for r in suite_result.sets
+        if not r.spec.family and len(r.result.classes) <= _MAX_MATRIX
+    ]
     return [
         html_report.summary_section(
             {
@@ -133,8 +144,9 @@ def _sections(suite_result: SuiteResult, settings: Mapping[str, str]) -> list[ht
         html_report.Section("Plot", _plot(suite_result)),
         *([_left_out(published, leak_free)] if leak_free["mean"]["without"] else []),
         *([_bad_images(suite_result)] if any(r.bad_images for r in suite_result.sets) else []),
+        *([_findings(suite_result)] if suite_result.family_means() else []),
         classification_report.classification_section(results, "Other scores"),
-        classification_report.confusion_section(small),
+        *([classification_report.confusion_section(small)] if small else []),
         classification_report.gallery_section(
             _wrong_predictions(suite_result), "Wrong predictions"
         ),
@@ -222,7 +234,7 @@ def _plot(suite_result: SuiteResult) -> str:
 
 
 def _modalities_html(suite: Suite, published: Mapping, leak_free: Mapping) -> str:
-    header = ["", *(_COLUMNS[name] for name in published)]
+    header = ["", *(_COLUMNS.get(name, name) for name in published)]
     rows = [
         [title, *map(_mean_text, means.values())]
         for title, means in (("as published", published), ("leak-free", leak_free))
@@ -240,6 +252,31 @@ def _left_out(published: Mapping, leak_free: Mapping) -> html_report.Section:
     ]
     return html_report.Section(
         "Left out of the means", html_report.table(["Mean", "Set", "Reason"], rows)
+    )
+
+
+def _findings(suite_result: SuiteResult) -> html_report.Section:
+    """AUROC, AUPRC and F1 of each finding, and their means over a family."""
+    scores = {"auc": "AUROC", "auprc": "AUPRC", "f1": "F1"}
+    rows = []
+    for family, means in suite_result.family_means().items():
+        found = [r for r in suite_result.sets if r.spec.family == family]
+        for r in found:
+            name = r.spec.title.partition(": ")[2]
+            present = f"{int((r.result.labels == 1).sum()):,} of {r.scored.num_images:,}"
+            left_out = f"{r.images.num_left_out:,}" if r.images.num_left_out else ""
+            values = (_percent(r.scored, score) for score in scores)
+            rows.append([family, name, *values, present, left_out])
+        values = (f"{100 * means[score]:.2f}" for score in scores)
+        rows.append([family, f"mean of {len(found)}", *values, "", ""])
+    note = (
+        "Percent [95 %]. F1 where the prompts of presence are nearer than those of absence. AUPRC "
+        "of chance is the share of images with the finding."
+    )
+    header = ["Set", "Finding", *scores.values(), "Present", "Left out"]
+    return html_report.Section(
+        "Findings",
+        html_report.table(header, rows, compact=True) + f'<p class="note">{note}</p>',
     )
 
 
@@ -278,6 +315,8 @@ def _wrong_predictions(suite_result: SuiteResult) -> list[classification_report.
     """The first images of each set that are classified wrongly."""
     items = []
     for r in suite_result.sets:
+        if r.spec.family:
+            continue
         result = r.result
         wrong = np.flatnonzero(result.predictions != result.labels)
         place = {result.ids[i]: i for i in reversed(wrong)}

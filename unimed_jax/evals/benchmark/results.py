@@ -84,6 +84,7 @@ def as_json(suite_result: SuiteResult, model: ModelName) -> dict[str, Any]:
             f"{statistics.LEVEL:.0%}, seed 0",
         },
         "means": {"as_published": as_published, "leak_free": leak_free},
+        "families": suite_result.family_means(),
         "absent": dict(suite_result.absent),
         "failed": dict(suite_result.failed),
         "unexpected_counts": {
@@ -180,13 +181,16 @@ def _by_modality(r: SetResult) -> dict[str, float]:
 
 def _csv(sets: list[dict[str, Any]]) -> str:
     """A line per set, with the columns that `clip_benchmark build` makes of such entries."""
-    fields = ("acc1", "acc5", "mean_per_class_recall", *statistics.SCORES)
+    scores: tuple[str, ...] = statistics.SCORES
+    if any("auprc" in entry["metrics"] for entry in sets):
+        scores = statistics.FINDING_SCORES
+    fields = ("acc1", "acc5", "mean_per_class_recall", *scores)
     names = tuple(name for name in _ENTRY if name != "metrics")
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow((*fields, *names, "model_fullname"))
     for entry in sets:
-        values = [_without_nan(entry["metrics"][name]) for name in fields]
+        values = [_without_nan(entry["metrics"].get(name)) for name in fields]
         full = f"{entry['model']} {entry['pretrained']}"
         writer.writerow([*values, *(entry[name] for name in names), full])
     return buffer.getvalue()

@@ -18,12 +18,13 @@ from input_pipeline.io.errors import CorpusError, UserError
 from input_pipeline.io.files import AnyPath
 from unimed_jax.distributed import process
 from unimed_jax.evals import classification, statistics
-from unimed_jax.evals.benchmark import image_embeddings, set_prompts
+from unimed_jax.evals.benchmark import finding_tables, image_embeddings, set_prompts
 from unimed_jax.evals.benchmark import images as set_files
+from unimed_jax.evals.benchmark.finding_tables import FindingTable
 from unimed_jax.evals.benchmark.image_embeddings import SetEmbeddings
 from unimed_jax.evals.benchmark.images import LabelledImages
 from unimed_jax.evals.benchmark.set_prompts import SetPrompts
-from unimed_jax.evals.benchmark.spec import SetSpec, Suite
+from unimed_jax.evals.benchmark.spec import FindingsLayout, SetSpec, Suite
 from unimed_jax.evals.classification import ClassificationResult
 from unimed_jax.evals.failures import Failures
 from unimed_jax.evals.prompt_sets import PromptTask
@@ -139,21 +140,36 @@ class SuiteResult:
 
         {'value', 'over': keys, 'incomplete': those of them with images that do not decode,
         'without': {key: reason}}. Each set counts once with its own metric, as in the published
-        averages.
+        averages. Families of findings have a mean, too.
         """
         specs = (*self.suite.sets, *self.suite.not_chosen)
         modalities = dict.fromkeys(spec.modality for spec in specs)
+        families = dict.fromkeys(spec.family for spec in specs if spec.family)
         return {
             name: self._mean(leak_free, None if name == "mean" else name)
-            for name in ("mean", *modalities)
+            for name in ("mean", *modalities, *families)
         }
 
-    def _mean(self, leak_free: bool, modality: str | None) -> dict[str, Any]:
+    def family_means(self) -> dict[str, dict[str, float]]:
+        """Family -> score -> mean over its findings, as published; NaN if none is defined."""
+        families: dict[str, list[Scored]] = {}
+        for r in self.sets:
+            if r.spec.family:
+                families.setdefault(r.spec.family, []).append(r.scored)
+        return {
+            family: {
+                name: _mean_of_finite([scored.values[name] for scored in scores])
+                for name in ("auc", "auprc", "f1")
+            }
+            for family, scores in families.items()
+        }
+
+    def _mean(self, leak_free: bool, part: str | None) -> dict[str, Any]:
         results = {r.spec.key: r for r in self.sets}
         values: dict[str, float] = {}
         without: dict[str, str] = {}
         for spec in self.suite.sets:
-            if modality not in (None, spec.modality):
+            if part not in (None, spec.modality, spec.family):
                 continue
             if spec.key in self.unscored:
                 without[spec.key] = self.unscored[spec.key]
@@ -166,7 +182,7 @@ class SuiteResult:
             else:
                 without[spec.key] = result.leak_free_reason or f"its {spec.metric} is undefined"
         for spec in self.suite.not_chosen:
-            if modality in (None, spec.modality):
+            if part in (None, spec.modality, spec.family):
                 without[spec.key] = "not among --suite.sets"
         value = float(np.mean(list(values.values()))) if values else float("nan")
         incomplete = [key for key in values if results[key].bad_images]
@@ -215,9 +231,19 @@ def evaluate_suite(
     as_published = protocol == "paper"
     failures = Failures()
     opened: dict[str, LabelledImages] = {}
+    tables: dict[str, FindingTable] = {}  # of a family
+    rows: dict[str, np.ndarray] = {}  # of its images, that count for a finding
     for spec in (spec for spec in suite.sets if spec.key not in absent):
         with failures.catching(spec.key):
-            opened[spec.key] = set_files.open_set(spec, root, as_published=as_published)
+            if isinstance(spec.layout, FindingsLayout):
+                if spec.family not in tables:
+                    table = set_files.find(spec.layout, root)
+                    assert table is not None, "it is not absent"
+                    tables[spec.family] = finding_tables.open_table(spec.layout, root, table)
+                rows[spec.key], labels = tables[spec.family].of_finding(spec.finding)
+                opened[spec.key] = tables[spec.family].images.select(rows[spec.key], labels)
+            else:
+                opened[spec.key] = set_files.open_set(spec, root, as_published=as_published)
             for note in opened[spec.key].notes:
                 process.log(f"{spec.key}: {note}")
     _check_same_on_all_hosts(opened, root)
@@ -226,16 +252,24 @@ def evaluate_suite(
     texts = _encode_texts(model, [given.task for given in used.values()]) if specs else {}
     cache = cache / model.image_tower_digest()[:16] / protocol
     results = []
+    family: tuple[str, SetEmbeddings] | None = None  # the last one
     for spec in specs:
         with failures.catching(spec.key):
             images = opened[spec.key]
-            embedded = image_embeddings.embed(
-                model, images, cache / spec.key, as_published=as_published
-            )
-            before = (
-                f", {embedded.num_cached:,} of them embedded before" if embedded.num_cached else ""
-            )
-            process.log(f"{spec.key}: {len(images.ids):,} images{before}")
+            if family is None or not spec.family or family[0] != spec.family:
+                name = spec.family or spec.key
+                whole = tables[spec.family].images if spec.family else images
+                family = None
+                embedded = image_embeddings.embed(
+                    model, whole, cache / name, as_published=as_published
+                )
+                before = f", {embedded.num_cached:,} of them embedded before"
+                process.log(
+                    f"{name}: {len(whole.ids):,} images{before if embedded.num_cached else ''}"
+                )
+                family = (spec.family, embedded)
+            if spec.family:
+                embedded = family[1].select(rows[spec.key])
             results.append(
                 _score_set(
                     spec,
@@ -317,11 +351,16 @@ def _score_set(
         ids=tuple(images.ids[i] for i in rows),
         labels=images.labels[rows],
         logits=logits(rows, used),
-        num_left_out=sum(images.ignored.values()) + len(bad_images),
+        num_left_out=sum(images.ignored.values()) + images.num_left_out + len(bad_images),
     )
     groups = [images.groups[i] for i in rows]
     leaked = np.array([name in (excluded or {}) for name in result.ids])
     reason = _no_leak_free(spec, leaked, excluded is not None)
+    names = statistics.FINDING_SCORES if spec.family else statistics.SCORES
+    scored = _scored(result, groups, np.ones(len(rows), bool), names)
+    leak_free = scored
+    if leaked.any() and not reason:
+        leak_free = _scored(result, groups, ~leaked, names)
     return SetResult(
         spec=spec,
         images=images,
@@ -331,8 +370,8 @@ def _score_set(
         result=result,
         prompts=given,
         num_prompts=tuple(np.bincount(index[used]).tolist()),
-        scored=_scored(result, groups, np.ones(len(rows), bool)),
-        leak_free=None if reason else _scored(result, groups, ~leaked),
+        scored=scored,
+        leak_free=None if reason else leak_free,
         leak_free_reason=reason,
         single_prompts=tuple(singles),
     )
@@ -356,11 +395,18 @@ def _no_leak_free(spec: SetSpec, leaked: np.ndarray, has_list: bool) -> str:
     return ""
 
 
-def _scored(result: ClassificationResult, groups: Sequence[str], keep: np.ndarray) -> Scored:
+def _mean_of_finite(values: Sequence[float]) -> float:
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")
+
+
+def _scored(
+    result: ClassificationResult, groups: Sequence[str], keep: np.ndarray, names: Sequence[str]
+) -> Scored:
     labels, logits = result.labels[keep], result.logits[keep]
     kept = [group for group, k in zip(groups, keep, strict=True) if k]
     return Scored(
         num_images=len(kept),
-        values=statistics.point_scores(labels, logits),
-        intervals=statistics.intervals(labels, logits, kept),
+        values=statistics.point_scores(labels, logits, names),
+        intervals=statistics.intervals(labels, logits, kept, names),
     )

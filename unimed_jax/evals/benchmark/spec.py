@@ -34,6 +34,7 @@ ACCESS = {
     "request": "on request",
 }
 HEADERS = ("always", "maybe")
+CELLS = ("present", "absent", "left_out")
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,52 @@ class FilesLayout:
 
 
 @dataclass(frozen=True)
+class FindingsLayout:
+    """A table with a row per image that says of several findings whether they are present.
+
+    Attributes:
+      path, where, group, group_columns: as in CsvLayout.
+      image: column of the image.
+      images: folders of the images, relative to the data root, one per `path`. One with a `*` is a
+        pattern: each image is looked for by its name in all folders that match it.
+      suffixes: what follows the cell of the image in the name of the file; the first that exists.
+      listed: a file beside the table with the names of the images that belong to the set, one per
+        line; '' for all.
+      joined: column that holds the findings that are present, joined by '|'; '' where each finding
+        has its own column of 1, 0, -1 (uncertain) or nothing.
+      uncertain, empty: what such a cell means: 'present', 'absent' or 'left_out' (of the scores of
+        that finding).
+    """
+
+    path: tuple[str, ...]
+    image: str
+    images: tuple[str, ...]
+    suffixes: tuple[str, ...] = ("",)
+    listed: str = ""
+    where: Mapping[str, str] = field(default_factory=dict)
+    joined: str = ""
+    uncertain: str = "left_out"
+    empty: str = "absent"
+    group: str = ""
+    group_columns: tuple[str, ...] = ()
+
+
+Layout = CsvLayout | FilesLayout | FindingsLayout
+
+
+@dataclass(frozen=True)
 class TfdsLayout:
     """A data set of TFDS, prepared below the data root; labels are numbered as the classes are."""
 
     dataset: str
     split: str
+
+
+_LAYOUTS: Mapping[str, type] = {
+    "csv": CsvLayout,
+    "files": FilesLayout,
+    "findings": FindingsLayout,
+}
 
 
 @dataclass(frozen=True)
@@ -126,10 +168,12 @@ class SetClass:
 
 @dataclass(frozen=True)
 class SetSpec:
-    """One evaluation set.
+    """One evaluation set. A file with findings makes one of each: absent (0) or present (1).
 
     Attributes:
-      key: name in suites, results and file names.
+      key: name in suites, results and file names; of a finding FAMILY.FINDING.
+      family: the file's name, for a finding; else ''.
+      finding: the finding's name in the table, for a finding; else ''.
       metric: the score that is published for it: 'accuracy', or 'auc' of two classes.
       num_images: the known number of rows of the set; None: unknown.
       paper_prompts: prompts per class in the paper's protocol, if not all.
@@ -143,8 +187,10 @@ class SetSpec:
     modality: str
     metric: str
     classes: tuple[SetClass, ...]
-    layout: CsvLayout | FilesLayout
+    layout: Layout
     source: Source
+    family: str = ""
+    finding: str = ""
     tfds: TfdsLayout | None = None
     num_images: int | None = None
     paper_prompts: int | None = None
@@ -156,6 +202,8 @@ class SetSpec:
     @property
     def file_labels(self) -> tuple[str, ...]:
         """What the files call each class."""
+        if isinstance(self.layout, FindingsLayout):
+            return ("0", "1")
         one_hot = isinstance(self.layout, CsvLayout) and bool(self.layout.one_hot)
         by_index = one_hot or self.layout.labels == "index"
         return tuple(str(i) if by_index else c.label for i, c in enumerate(self.classes))
@@ -202,26 +250,29 @@ def load_suite(name: str, keys: Sequence[str] = ()) -> Suite:
 
     Args:
       name: one of `suite_names()`.
-      keys: keys of the sets to evaluate; empty: all.
+      keys: keys of the sets to evaluate, or of families of findings; empty: all.
 
     Raises:
       ConfigError: no such suite, or no set with such a key.
     """
     if name not in suite_names():
         raise ConfigError(f"--suite={name}: no such suite; there are {', '.join(suite_names())}")
-    content = _suite_file(name)
-    if unknown := [key for key in keys if key not in content["sets"]]:
+    content = tomllib.loads((_folder() / f"{name}.toml").read_text("utf-8"))
+    specs = [
+        spec
+        for key in content["sets"]
+        for spec in parse_sets((_folder() / "sets" / f"{key}.toml").read_bytes(), f"{key}.toml")
+    ]
+    names = {name for spec in specs for name in (spec.key, spec.family)}
+    if unknown := [key for key in keys if key not in names]:
         known = ", ".join(content["sets"])
         raise ConfigError(f"--suite.sets={unknown[0]}: {name} has no such set; it has {known}")
-    specs = [
-        parse_set((_folder() / "sets" / f"{key}.toml").read_bytes(), f"{key}.toml")
-        for key in content["sets"]
-    ]
+    chosen = [spec for spec in specs if not keys or spec.key in keys or spec.family in keys]
     return Suite(
         name,
         content["title"],
-        sets=tuple(spec for spec in specs if not keys or spec.key in keys),
-        not_chosen=tuple(spec for spec in specs if keys and spec.key not in keys),
+        sets=tuple(chosen),
+        not_chosen=tuple(spec for spec in specs if spec not in chosen),
         on_bad_image=content["on_bad_image"],
         published=content.get("published", {}),
     )
@@ -229,11 +280,15 @@ def load_suite(name: str, keys: Sequence[str] = ()) -> Suite:
 
 def all_set_keys() -> frozenset[str]:
     """The keys of the sets of all suites in the package."""
-    return frozenset(key for name in suite_names() for key in _suite_file(name)["sets"])
+    return frozenset(spec.key for name in suite_names() for spec in load_suite(name).sets)
 
 
-def parse_set(content: bytes, file: str) -> SetSpec:
-    """Validates the bytes of a set's file; `file` is KEY.toml and named in error messages.
+def parse_sets(content: bytes, file: str) -> tuple[SetSpec, ...]:
+    """The set of a file, or one for each of its findings.
+
+    Args:
+      content: of the file.
+      file: its name, KEY.toml, for messages too.
 
     Raises:
       ConfigError: what is wrong, by file and key.
@@ -242,12 +297,10 @@ def parse_set(content: bytes, file: str) -> SetSpec:
         data = tomllib.loads(content.decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{file}: not valid TOML: {error}") from error
-    templates = data.pop("templates", ())
     layout = data.get("layout")
-    layouts = {"csv": CsvLayout, "files": FilesLayout}
-    if not isinstance(layout, dict) or layout.get("kind") not in layouts:
-        raise ConfigError(f"{file}: layout.kind must be one of {', '.join(layouts)}")
-    kind = layouts[layout.pop("kind")]
+    if not isinstance(layout, dict) or layout.get("kind") not in _LAYOUTS:
+        raise ConfigError(f"{file}: layout.kind must be one of {', '.join(_LAYOUTS)}")
+    kind = _LAYOUTS[layout.pop("kind")]
     for key in ("path", "images"):
         if isinstance(layout.get(key), str):
             layout[key] = [layout[key]]
@@ -257,22 +310,63 @@ def parse_set(content: bytes, file: str) -> SetSpec:
             if not isinstance(data[key], dict):
                 raise ConfigError(f"{file}: {key}: must be a table")
             data[key] = _build(part, data[key], f"{file}: {key}")
-    data["classes"] = tuple(
-        _class(item, templates, f"{file}: classes[{i}]")
-        for i, item in enumerate(data.get("classes", ()))
-    )
-    digest = hashlib.sha256(content).hexdigest()
-    spec = _build(SetSpec, data, file, key=file.removesuffix(".toml"), sha256=digest)
-    _check(spec, file)
-    return spec
+    derived = {"sha256": hashlib.sha256(content).hexdigest()}
+    key = file.removesuffix(".toml")
+    if kind is FindingsLayout:
+        specs = _findings(data, key, derived, file)
+    else:
+        templates = data.pop("templates", ())
+        data["classes"] = tuple(
+            _class(item, templates, f"{file}: classes[{i}]")
+            for i, item in enumerate(data.get("classes", ()))
+        )
+        specs = (_build(SetSpec, data, file, key=key, family="", finding="", **derived),)
+    for spec in specs:
+        _check(spec, file)
+    return specs
+
+
+def _findings(
+    data: dict[str, Any], family: str, derived: Mapping[str, Any], file: str
+) -> tuple[SetSpec, ...]:
+    """A set for each finding of a file, whose classes are 'absent' and 'present'."""
+    templates = {name: data.pop(name, ()) for name in ("absent", "present")}
+    specs = []
+    for i, item in enumerate(data.pop("findings", ())):
+        where = f"{file}: findings[{i}]"
+        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+            raise ConfigError(f"{where}: must be a table with a name")
+        name, phrase = item["name"], item.get("phrase", "")
+        if unknown := sorted(item.keys() - {"name", "label", "phrase", *templates}):
+            raise ConfigError(f"{where} ({name}): unknown key {unknown[0]!r}")
+        classes = []
+        for label, word in enumerate(templates):
+            filled = {"name": word, "label": str(label), "prompts": item.get(word, ())}
+            if phrase:
+                filled["phrase"] = phrase
+            given = templates[word] if phrase else ()
+            classes.append(_class(filled, given, f"{where} ({name})"))
+        slug = re.sub(r"\W+", "_", name.lower()).strip("_")
+        specs.append(
+            _build(
+                SetSpec,
+                data | {"title": f"{data.get('title')}: {name}"},
+                file,
+                key=f"{family}.{slug}",
+                metric="auc",
+                classes=tuple(classes),
+                family=family,
+                finding=item.get("label", name),
+                **derived,
+            )
+        )
+    if len({spec.key for spec in specs}) < max(len(specs), 1):
+        raise ConfigError(f"{file}: findings: need at least one, of different names")
+    return tuple(specs)
 
 
 def _folder() -> Any:
     return importlib.resources.files("unimed_jax.evals.benchmark") / "suites"
-
-
-def _suite_file(name: str) -> dict[str, Any]:
-    return tomllib.loads((_folder() / f"{name}.toml").read_text("utf-8"))
 
 
 def _class(item: Any, templates: Sequence[str], where: str) -> SetClass:
@@ -322,7 +416,13 @@ def _check(spec: SetSpec, file: str) -> None:
     if spec.source.access not in ACCESS:
         raise ConfigError(f"{file}: source.access: must be one of {', '.join(ACCESS)}")
     layout = spec.layout
-    if layout.labels not in ("names", "index"):
+    if isinstance(layout, FindingsLayout):
+        if len(layout.images) != len(layout.path):
+            raise ConfigError(f"{file}: layout.images: must name a folder for each path")
+        for key in ("uncertain", "empty"):
+            if getattr(layout, key) not in CELLS:
+                raise ConfigError(f"{file}: layout.{key}: must be one of {', '.join(CELLS)}")
+    elif layout.labels not in ("names", "index"):
         raise ConfigError(f"{file}: layout.labels: is {layout.labels!r}, must be names or index")
     try:
         groups = re.compile(layout.group).groups if layout.group else 1
