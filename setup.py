@@ -18,6 +18,7 @@ CAPTIONS = ["openai>=3.54"]
 INSPECT = ["ImageHash>=4.3.2", "onnxruntime>=1.31", "rapidocr>=3.10"]
 BEAM = ["apache-beam>=2.77"]
 GCS = ["gcsfs>=2026.9"]
+PMC = ["boto3>=1.44"]
 DEMO = ["gradio>=6.31"]
 # without bounds: Colab has versions of its own and does not bear others
 NOTEBOOKS = ["matplotlib", "pandas"]
@@ -79,6 +80,7 @@ setup(
         "beam": BEAM,
         "dicom": DICOM,
         "gcs": GCS,
+        "pmc": PMC,
         "demo": DEMO,
         "notebooks": NOTEBOOKS,
         "nifti": NIFTI,
@@ -91,6 +93,10 @@ setup(
             *DICOM,
             *GCS,
             "trustme>=1.2",  # the certificate of the bucket on loopback
+            *PMC,
+            "moto[s3]>=5.2",  # the S3 server on loopback, which needs the next two
+            "flask>=3.1",
+            "flask-cors>=6.0",
             *DEMO,
             *NOTEBOOKS,
             *NIFTI,

@@ -48,6 +48,7 @@ COMMANDS = {
     "demo",
     "evaluate",
     "export",
+    "fetch_data",
     "import_weights",
     "inspect_corpus",
     "segment",

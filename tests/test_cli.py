@@ -34,7 +34,7 @@ def test_an_unknown_command_is_one_line_with_a_suggestion(capsys):
     assert cli.main(["trian"]) == 2
     assert capsys.readouterr().err == ("error: unknown command 'trian'; did you mean 'train'?\n")
     assert cli.main(["xyz"]) == 2
-    assert "valid: convert, caption" in capsys.readouterr().err
+    assert "valid: fetch, convert, caption" in capsys.readouterr().err
 
 
 def assert_teaches(name: str, text: str) -> None:

@@ -16,6 +16,7 @@ from unimed_jax.version import __version__
 
 # command -> (module, one line of help), in the order of a project's life
 COMMANDS: dict[str, tuple[str, str]] = {
+    "fetch": ("fetch_data", "bring the figures of PubMed Central that parts of UniMed name"),
     "convert": ("convert_corpus", "write a TFRecord corpus from images, labels and texts"),
     "caption": ("caption_labels", "write captions for labels, by a grammar or a language model"),
     "corpus-status": ("corpus_status", "show which of the thirteen parts are there, or missing"),

@@ -137,7 +137,7 @@ def _below(folders: tuple[str, ...], *names: str) -> tuple[str, ...]:
 _PMC = r"(?P<key>(?P<group>PMC\d+)?[^/]*)\.\w+$"
 _PMC_TERMS = "open download; the licence of each PubMed Central article applies"
 _LLAVA_TERMS = "CC BY-NC 4.0, research only; images are those of PubMed Central articles"
-_LLAVA_ACCESS = "https://github.com/microsoft/LLaVA-Med"
+_LLAVA_ACCESS = "https://github.com/microsoft/LLaVA-Med, images by `unimed-jax fetch pmc`"
 _SPLIT_NAMES = ("mimic-cxr-2.0.0-split.csv", "mimic-cxr-2.0.0-split.csv.gz")
 
 PARTS: Mapping[str, UnimedPart] = {
