@@ -48,14 +48,15 @@ def table(suite_result: SuiteResult) -> str:
     """The scores as plain text, in percent, one line per set, including absent sets."""
     results = {r.spec.key: r for r in suite_result.sets}
     lines = []
+    width = max(20, *(len(spec.key) for spec in suite_result.suite.sets))
     for spec in suite_result.suite.sets:
         if spec.key in suite_result.unscored:
-            lines.append(f"{spec.key:<20} {suite_result.unscored[spec.key]}")
+            lines.append(f"{spec.key:<{width}} {suite_result.unscored[spec.key]}")
             continue
         r = results[spec.key]
         more = [f"{m} {_percent(r.scored, m)}" for m in ("auprc", "f1") if spec.family]
         lines.append(
-            f"{spec.key:<20} {spec.metric:<9} {_percent(r.scored, spec.metric):<22} "
+            f"{spec.key:<{width}} {spec.metric:<9} {_percent(r.scored, spec.metric):<22} "
             f"{''.join(f'{text:<29}' for text in more)}"
             f"n={r.scored.num_images:,}{''.join(f'  ! {text}' for text in _problems(r))}"
         )
@@ -84,12 +85,13 @@ def _problems(r: SetResult) -> list[str]:
 def listing(suite: Suite, missing: Mapping[str, str]) -> str:
     """One line per set: key, modality, metric, what is missing, classes."""
     lines = []
+    width = max(20, *(len(spec.key) for spec in suite.sets))
     for spec in suite.sets:
         classes = ", ".join(c.name for c in spec.classes)
         shown = classes if len(classes) < 120 else f"{classes[:117]}..."
         state = f"absent ({missing[spec.key]})" if missing.get(spec.key) else "present"
         lines.append(
-            f"{spec.key:<20} {spec.modality:<14} {spec.metric:<8} {state}  "
+            f"{spec.key:<{width}} {spec.modality:<14} {spec.metric:<8} {state}  "
             f"{len(spec.classes)} classes: {shown}"
         )
     return "\n".join(lines)

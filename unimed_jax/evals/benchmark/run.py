@@ -231,17 +231,16 @@ def evaluate_suite(
     as_published = protocol == "paper"
     failures = Failures()
     opened: dict[str, LabelledImages] = {}
-    tables: dict[str, FindingTable] = {}  # of a family
-    rows: dict[str, np.ndarray] = {}  # of its images, that count for a finding
+    tables: dict[str, FindingTable | UserError] = {}  # of a family
+    whole: dict[str, LabelledImages] = {}  # its images
+    rows: dict[str, np.ndarray] = {}  # those of them that count for a finding
     for spec in (spec for spec in suite.sets if spec.key not in absent):
         with failures.catching(spec.key):
             if isinstance(spec.layout, FindingsLayout):
-                if spec.family not in tables:
-                    table = set_files.find(spec.layout, root)
-                    assert table is not None, "it is not absent"
-                    tables[spec.family] = finding_tables.open_table(spec.layout, root, table)
-                rows[spec.key], labels = tables[spec.family].of_finding(spec.finding)
-                opened[spec.key] = tables[spec.family].images.select(rows[spec.key], labels)
+                table = _table(spec.layout, root, spec.family, tables)
+                rows[spec.key], labels = table.of_finding(spec.finding)
+                opened[spec.key] = table.images.select(rows[spec.key], labels)
+                whole[spec.family] = table.images
             else:
                 opened[spec.key] = set_files.open_set(spec, root, as_published=as_published)
             for note in opened[spec.key].notes:
@@ -258,14 +257,13 @@ def evaluate_suite(
             images = opened[spec.key]
             if family is None or not spec.family or family[0] != spec.family:
                 name = spec.family or spec.key
-                whole = tables[spec.family].images if spec.family else images
-                family = None
                 embedded = image_embeddings.embed(
-                    model, whole, cache / name, as_published=as_published
+                    model, whole.get(name, images), cache / name, as_published=as_published
                 )
                 before = f", {embedded.num_cached:,} of them embedded before"
                 process.log(
-                    f"{name}: {len(whole.ids):,} images{before if embedded.num_cached else ''}"
+                    f"{name}: {len(embedded.vectors):,} images"
+                    f"{before if embedded.num_cached else ''}"
                 )
                 family = (spec.family, embedded)
             if spec.family:
@@ -288,6 +286,23 @@ def evaluate_suite(
     if not results:
         raise CorpusError("; ".join(f"{key}: {reason}" for key, reason in failed.items()))
     return SuiteResult(suite, protocol, tuple(results), absent, dict(failed))
+
+
+def _table(
+    layout: FindingsLayout, root: Path, family: str, tables: dict[str, FindingTable | UserError]
+) -> FindingTable:
+    """The table of a family, which is read once, also if that fails."""
+    if family not in tables:
+        path = set_files.find(layout, root)
+        assert path is not None, "the set is not absent"
+        try:
+            tables[family] = finding_tables.open_table(layout, root, path)
+        except UserError as error:
+            tables[family] = error
+    table = tables[family]
+    if isinstance(table, UserError):
+        raise table
+    return table
 
 
 def _check_same_on_all_hosts(opened: Mapping[str, LabelledImages], root: Path) -> None:
