@@ -263,7 +263,7 @@ def pixels(corpus: Path, batches: int) -> None:
         for index, record in enumerate(tf.data.TFRecordDataset(str(shard))):
             encoded = records.decode(record.numpy()).image
             seed = tf.constant([1, index], tf.int64)
-            ours = transforms.random_resized_crop(tf.constant(encoded), SIZE, seed).numpy()
+            ours = transforms.random_resized_crops([encoded], SIZE, seed[None])[0].numpy()
             image = Image.open(io.BytesIO(encoded)).convert("RGB")
             uniform = tf.random.stateless_uniform((4, 10), seed, dtype=tf.float64).numpy()
             top, left, height, width = resample.random_box(

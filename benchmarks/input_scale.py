@@ -135,11 +135,11 @@ def make_spec(folder: Path) -> "object":
     return dataset.StreamSpec(sources, manifests, seed=0, batch_size=BATCH, block_size=BLOCK)
 
 
-def parse_only(record: object, seed: object, source: object) -> dict[str, object]:
+def parse_only(serialized: object, seeds: object, sources: object) -> dict[str, object]:
     from input_pipeline import records
 
-    sample = records.parse(record)
-    return {"id": sample["id"], "source": source, "seed": seed}
+    samples = records.parse(serialized)
+    return {"id": samples["id"], "source": sources, "seed": seeds}
 
 
 def cpu_seconds() -> float:

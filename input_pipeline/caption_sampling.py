@@ -36,43 +36,46 @@ def original_probability(rule: str) -> float | None:
     return probability
 
 
-def draw_caption(
-    captions: tf.Tensor,
+def draw_captions(
+    captions: tf.RaggedTensor,
     num_original: tf.Tensor,
     rules: Sequence[str],
-    source: tf.Tensor,
-    seed: tf.Tensor,
+    sources: tf.Tensor,
+    seeds: tf.Tensor,
 ) -> tf.Tensor:
-    """Draws one caption.
+    """Draws a caption of every sample.
 
     One formula for all rules: a graph with a branch for each of many sources is slow, because the
     branches that are not taken are walked through as well.
 
     Args:
-      captions: string (n,), n >= 1; the first ``num_original`` are original texts.
-      num_original: int64 ().
+      captions: ragged string (n, None), at least one of each sample; the first ``num_original`` are
+        original texts.
+      num_original: int64 (n,).
       rules: rules of the sources; see the module docstring.
-      source: int64 (), the source of the sample, an index of ``rules``.
-      seed: int64 (2,), the seed of this draw of the sample.
+      sources: int64 (n,), the sources of the samples, indices of ``rules``.
+      seeds: int64 (n, 2), the seeds of these draws of the samples; n is static.
 
     Returns:
-      The caption, string ().
+      The captions, string (n,).
     """
     import tensorflow as tf
 
     def of_source(values: Sequence[float]) -> tf.Tensor:
-        return tf.constant(values, tf.float32)[source]
+        return tf.gather(tf.constant(values, tf.float32), sources)
 
     probabilities = [original_probability(rule) for rule in rules]
     splits = of_source([float(p is not None) for p in probabilities]) > 0
     probability = of_source([p or 0.0 for p in probabilities])
     takes_first = of_source([float(rule == "first") for rule in rules]) > 0
-    num_captions = tf.size(captions, out_type=tf.int64)
-    choice, position = tf.unstack(tf.random.stateless_uniform((2,), seed))
+    num_captions = captions.row_lengths()
+    uniform = tf.stack([tf.random.stateless_uniform((2,), seed) for seed in tf.unstack(seeds)])
+    choice, position = uniform[:, 0], uniform[:, 1]
     has_both = splits & (num_original > 0) & (num_original < num_captions)
     take_original = choice < probability
-    zero = tf.zeros((), tf.int64)
+    zero = tf.zeros_like(num_captions)
     low = tf.where(has_both & ~take_original, num_original, zero)
     high = tf.where(has_both & take_original, num_original, num_captions)
     index = low + tf.cast(position * tf.cast(high - low, tf.float32), tf.int64)
-    return captions[tf.where(takes_first, zero, tf.minimum(index, high - 1))]
+    index = tf.where(takes_first, zero, tf.minimum(index, high - 1))
+    return tf.gather(captions.flat_values, captions.row_starts() + index)

@@ -185,24 +185,22 @@ def decode(serialized: bytes) -> Sample:
 
 
 def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-    """In-graph inverse of `encode`, without provenance; the image stays encoded.
+    """In-graph inverse of `encode`, without provenance; images stay encoded.
 
     Args:
-      serialized: string (), one serialized Example.
+      serialized: string (n,), serialized Examples.
 
     Returns:
-      id, image, modality, source, group: string (); captions, labels: string (n,);
-      num_original_captions: int64 ().
+      id, image, modality, source, group: string (n,); captions, labels: ragged string (n, None);
+      num_original_captions: int64 (n,).
     """
     import tensorflow as tf
 
-    def text_list() -> tf.io.FixedLenSequenceFeature:
-        return tf.io.FixedLenSequenceFeature((), tf.string, allow_missing=True)
-
+    text_list = tf.io.RaggedFeature(tf.string, row_splits_dtype=tf.int64)
     spec = {key: tf.io.FixedLenFeature((), tf.string) for key in (*_TEXT_KEYS, "image")}
-    spec |= {key: text_list() for key in _TEXT_LIST_KEYS}
+    spec |= dict.fromkeys(_TEXT_LIST_KEYS, text_list)
     spec["num_original_captions"] = tf.io.FixedLenFeature((), tf.int64)
-    return tf.io.parse_single_example(serialized, spec)
+    return tf.io.parse_example(serialized, spec)
 
 
 def tfds_features() -> dict[str, Any]:

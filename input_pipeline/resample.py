@@ -111,17 +111,16 @@ def bicubic(
     box: tuple[int, int, int, int],
     resized: tuple[int, int],
     window: tuple[int, int, int, int],
-) -> np.ndarray:
-    """A window of a box of an image that is resized.
+    out: np.ndarray,
+) -> None:
+    """Writes a window of a box of an image that is resized.
 
     Args:
       image: uint8 (H, W, 3).
       box: top, left, height, width of what is resized, within the image.
       resized: height and width that the box becomes.
-      window: top, left, height, width of what is returned, within that.
-
-    Returns:
-      uint8 (window height, window width, 3).
+      window: top, left, height, width of what is written, within that.
+      out: uint8 (window height, window width, 3), contiguous; is overwritten.
     """
     top, left, height, width = box
     rows, row_weights = _weights(height, resized[0], window[0], window[2])
@@ -143,6 +142,4 @@ def bicubic(
             for x in range(window[3]):
                 for channel in range(3):
                     across[begin - first + row, x * 3 + channel] = shrunk[x, row * 3 + channel]
-    result = np.empty((window[2], window[3] * 3), np.uint8)
-    _weighted_sums(across, rows - first, row_weights, result)
-    return result.reshape(window[2], window[3], 3)
+    _weighted_sums(across, rows - first, row_weights, out.reshape(window[2], window[3] * 3))

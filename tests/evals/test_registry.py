@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl.testing import flagsaver
 from helpers import corpora
 from helpers.html_page import Page
@@ -201,8 +202,9 @@ def test_one_device_and_two_processes_give_the_same_results(
 @pytest.mark.slow
 def test_embeddings_are_those_of_the_model_in_python(out, checkpoint, corpus):
     samples = list(corpora.samples_of(corpus, "val").values())
-    pixels = [transforms.resize_and_center_crop(s.image, 32).numpy() for s in samples]
-    expected = dual_encoder.load(checkpoint).encode_image(pixels)
+    images = tf.constant([sample.image for sample in samples])
+    pixels = transforms.resize_and_center_crops(images, 32).numpy()
+    expected = dual_encoder.load(checkpoint).encode_image([*pixels])
     found = kept(out, "val")
     assert len(found) == len(samples) == 45  # 45 rows in batches of 4 on 8 devices: 19 are filling
     np.testing.assert_allclose([found[s.id] for s in samples], expected, atol=1e-6)

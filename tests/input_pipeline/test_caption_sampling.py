@@ -13,21 +13,22 @@ from input_pipeline.io.errors import ConfigError
 def _draw_many(texts, num_original, rule, count=2000):
     rules = ("uniform", "original:0.5", "first", "original:0.0", "original:1.0", rule)
 
+    # one sample with these texts, and one with others beside it
+    captions = tf.ragged.constant([["x"], texts, ["y", "z"]], row_splits_dtype=tf.int64)
+
     @tf.function
-    def draw(visits):
-        return tf.map_fn(
-            lambda v: caption_sampling.draw_caption(
-                tf.constant(texts),
-                tf.constant(num_original, tf.int64),
-                rules,
-                tf.constant(rules.index(rule), tf.int64),
-                tf.stack([7, v]),
-            ),
-            visits,
-            fn_output_signature=tf.string,
+    def draw(visit):
+        others = tf.zeros((), tf.int64)
+        return caption_sampling.draw_captions(
+            captions,
+            tf.stack([others, tf.constant(num_original, tf.int64), others]),
+            rules,
+            tf.stack([others, tf.constant(rules.index(rule), tf.int64), others]),
+            tf.stack([[7, visit], [7, visit], [8, visit]]),
         )
 
-    drawn = draw(tf.range(count, dtype=tf.int64)).numpy()
+    visits = tf.data.Dataset.range(count).map(draw).as_numpy_iterator()
+    drawn = [text for _, text, _ in visits]
     return {text.decode(): n / count for text, n in collections.Counter(drawn).items()}
 
 

@@ -24,10 +24,10 @@ from input_pipeline.stage_clock import StageClock
 BATCH, BLOCK = 8, 5
 
 
-def decode(record, seed, source):
-    sample = records.parse(record)
-    image = transforms.random_resized_crop(sample["image"], 16, seed)
-    return {"id": sample["id"], "image": image, "source": source}
+def decode(serialized, seeds, sources):
+    samples = records.parse(serialized)
+    images = transforms.random_resized_crops(samples["image"], 16, seeds)
+    return {"id": samples["id"], "image": images, "source": sources}
 
 
 def spec_of(directories, weights=None, seed=3):
@@ -244,9 +244,10 @@ def test_what_batches_wait_for_is_told_apart(corpus, monkeypatch, slow):
         time.sleep(0.1)
         return read_block(*arguments)
 
-    def decode_slowly(record, seed, source):
-        features = decode(record, seed, source)
-        wait = tf.numpy_function(lambda: time.sleep(0.05), [], [], stateful=True)
+    def decode_slowly(serialized, seeds, sources):
+        features = decode(serialized, seeds, sources)
+        seconds = 0.05 * len(serialized)
+        wait = tf.numpy_function(lambda: time.sleep(seconds), [], [], stateful=True)
         with tf.control_dependencies([wait]):
             return {key: tf.identity(value) for key, value in features.items()}
 

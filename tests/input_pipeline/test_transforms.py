@@ -22,6 +22,10 @@ def _encoded(image: Image.Image, kind: str = "JPEG") -> bytes:
     return buffer.getvalue()
 
 
+def _crop(data: bytes, size: int, seed: tf.Tensor, *area: tuple[float, float]) -> np.ndarray:
+    return transforms.random_resized_crops(tf.constant([data]), size, seed[None], *area)[0].numpy()
+
+
 @pytest.fixture(scope="module")
 def photographs() -> dict[str, bytes]:
     """Two real photographs in several shapes, colour and greyscale, JPEG and PNG."""
@@ -46,7 +50,7 @@ def test_evaluation_preprocessing_equals_torchvision(photographs, tmp_path):
     subprocess.run(command, check=True, timeout=300)
     expected = np.load(tmp_path / "out.npz")
     for name, data in photographs.items():
-        ours = transforms.resize_and_center_crop(tf.constant(data), size).numpy()
+        ours = transforms.resize_and_center_crops(tf.constant([data]), size)[0].numpy()
         np.testing.assert_array_equal(ours, expected[name], err_msg=name)
 
 
@@ -54,7 +58,7 @@ def test_evaluation_preprocessing_equals_torchvision(photographs, tmp_path):
 def test_a_crop_has_pillows_bits(photographs, size):
     for index, data in enumerate(photographs.values()):
         seed = tf.constant([7, index], tf.int64)
-        ours = transforms.random_resized_crop(tf.constant(data), size, seed, (0.3, 1.0)).numpy()
+        ours = _crop(data, size, seed, (0.3, 1.0))
         image = Image.open(io.BytesIO(data)).convert("RGB")
         uniform = tf.random.stateless_uniform((4, 10), seed, dtype=tf.float64).numpy()
         top, left, height, width = resample.random_box(
@@ -68,13 +72,23 @@ def test_a_crop_has_pillows_bits(photographs, size):
 def test_a_crop_is_a_function_of_its_seed(photographs):
     def crop(*seed):
         seed = tf.constant(seed, tf.int64)
-        return transforms.random_resized_crop(
-            tf.constant(photographs["square_grey"]), 48, seed
-        ).numpy()
+        return _crop(photographs["square_grey"], 48, seed)
 
     assert np.array_equal(crop(1, 2), crop(1, 2))
     assert not np.array_equal(crop(1, 2), crop(1, 3))
     assert not np.array_equal(crop(1, 2), crop(2, 2))
+
+
+def test_many_crops_are_those_of_single_images(photographs):
+    encoded = list(photographs.values())
+    seeds = tf.constant([[5, row] for row in range(len(encoded))], tf.int64)
+
+    @tf.function
+    def crops():
+        return transforms.random_resized_crops(tf.constant(encoded), 48, seeds)
+
+    one_by_one = [_crop(*row) for row in zip(encoded, [48] * len(encoded), seeds, strict=True)]
+    np.testing.assert_array_equal(crops(), one_by_one)
 
 
 def test_crops_cover_the_stated_share_of_the_area():
@@ -82,11 +96,11 @@ def test_crops_cover_the_stated_share_of_the_area():
     height, width = 240, 200
     y, x = np.mgrid[0:height, 0:width]
     ramp = np.stack([y, x, np.zeros_like(x)], axis=-1).astype(np.uint8)
-    data = tf.constant(_encoded(Image.fromarray(ramp), "PNG"))
+    data = _encoded(Image.fromarray(ramp), "PNG")
     shares = []
     for index in range(60):
         seed = tf.constant([3, index], tf.int64)
-        crop = transforms.random_resized_crop(data, 64, seed).numpy().astype(float)
+        crop = _crop(data, 64, seed).astype(float)
         side = [np.ptp(crop[..., axis]) * 64 / 63 for axis in (0, 1)]
         shares.append(side[0] * side[1] / (height * width))
     assert 0.85 < min(shares) < 0.93
@@ -96,7 +110,6 @@ def test_crops_cover_the_stated_share_of_the_area():
 def test_an_image_too_wide_for_any_proposal_is_cut_centrally():
     wide = np.zeros((50, 500, 3), np.uint8)
     wide[:, 240:260] = 255
-    data = tf.constant(_encoded(Image.fromarray(wide), "PNG"))
-    crop = transforms.random_resized_crop(data, 32, tf.constant([0, 0], tf.int64)).numpy()
+    crop = _crop(_encoded(Image.fromarray(wide), "PNG"), 32, tf.constant([0, 0], tf.int64))
     assert crop[:, 14:18].min() > 200
     assert crop[:, :6].max() < 20

@@ -234,16 +234,16 @@ class CorpusEmbedder:
         return tuple(name for name, k in zip(ids, keep, strict=True) if k), embeddings[keep]
 
     def _decode(
-        self, record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor
+        self, serialized: tf.Tensor, seeds: tf.Tensor, sources: tf.Tensor
     ) -> Mapping[str, tf.Tensor]:
         from input_pipeline import transforms
 
-        del seed, source
-        sample = records.parse(record)
+        del seeds, sources
+        samples = records.parse(serialized)
         size = self._config.visual.image_size
         return {
-            "id": sample["id"],
-            "image": transforms.resize_and_center_crop(sample["image"], size),
+            "id": samples["id"],
+            "image": transforms.resize_and_center_crops(samples["image"], size),
         }
 
     def _embed_texts(self, params: Params, ids: np.ndarray, batch_size: int) -> np.ndarray:

@@ -240,27 +240,29 @@ class Contrastive:
 
     # --- data -------------------------------------------------------------------------------------
 
-    def decode(self, record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor) -> dict[str, tf.Tensor]:
+    def decode(
+        self, serialized: tf.Tensor, seeds: tf.Tensor, sources: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
         import tensorflow as tf
 
         from input_pipeline import caption_sampling, transforms
 
-        sample = records_lib.parse(record)
-        crop_seed, caption_seed = seed, seed + tf.constant([0, 1 << 62], tf.int64)
+        samples = records_lib.parse(serialized)
+        crop_seeds, caption_seeds = seeds, seeds + tf.constant([0, 1 << 62], tf.int64)
         return {
-            "id": sample["id"],
-            "image": transforms.random_resized_crop(
-                sample["image"],
+            "id": samples["id"],
+            "image": transforms.random_resized_crops(
+                samples["image"],
                 self._config.model.visual.image_size,
-                crop_seed,
+                crop_seeds,
                 (self._config.augmentation.min_area, 1.0),
             ),
-            "caption": caption_sampling.draw_caption(
-                sample["captions"],
-                sample["num_original_captions"],
+            "caption": caption_sampling.draw_captions(
+                samples["captions"],
+                samples["num_original_captions"],
                 self._rules,
-                source,
-                caption_seed,
+                sources,
+                caption_seeds,
             ),
         }
 

@@ -266,7 +266,24 @@ class TextGuidedSegmentation(SegmentationTask):
 
     # --- data -------------------------------------------------------------------------------------
 
-    def decode(self, record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor) -> dict[str, tf.Tensor]:
+    def decode(
+        self, serialized: tf.Tensor, seeds: tf.Tensor, sources: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        from input_pipeline import dataset
+
+        return dataset.decode_each(self._decode_one, serialized, seeds, sources)
+
+    def decode_for_evaluation(
+        self, serialized: tf.Tensor, seeds: tf.Tensor, sources: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """As ``decode``, without the mask and the seed."""
+        from input_pipeline import dataset
+
+        return dataset.decode_each(self._decode_image, serialized, seeds, sources)
+
+    def _decode_one(
+        self, record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
         import tensorflow as tf
 
         del source
@@ -281,10 +298,9 @@ class TextGuidedSegmentation(SegmentationTask):
             "seed": seed,
         }
 
-    def decode_for_evaluation(
+    def _decode_image(
         self, record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """As ``decode``, without the mask and the seed."""
         del seed, source
         sample = segmentation_records.parse(record)
         return {"id": sample["id"], "image": self._resized(sample["image"])}

@@ -105,17 +105,21 @@ class Task(Protocol):
         """Projects the parameters after an update, e.g. clamps a scalar; often the identity."""
 
     def decode(
-        self, record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor
+        self, serialized: tf.Tensor, seeds: tf.Tensor, sources: tf.Tensor
     ) -> Mapping[str, tf.Tensor]:
-        """TFRecord -> features of one training example, as TensorFlow ops.
+        """TFRecords -> features of training examples, as TensorFlow ops.
+
+        The features of a record must not depend on the records beside it. A task that decodes one
+        record at a time calls ``dataset.decode_each``.
 
         Args:
-          record: string (), a serialized Example.
-          seed: int64 (2,), the seed of this draw of the record, the only source of randomness.
-          source: int64 (), index into ``config.data.sources`` in sorted order.
+          serialized: string (n,), serialized Examples; n is static.
+          seeds: int64 (n, 2), the seeds of these draws of the records, the only source of
+            randomness.
+          sources: int64 (n,), indices into ``config.data.sources`` in sorted order.
 
         Returns:
-          Tensors of fixed shapes, including ``id`` (string).
+          Tensors (n, ...) of fixed shapes, including ``id`` (string).
         """
 
     def data_notes(self, records: Iterable[bytes]) -> Sequence[str]:

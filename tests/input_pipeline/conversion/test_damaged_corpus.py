@@ -36,10 +36,10 @@ def test_training_reads_every_sample_of_a_corpus_of_damaged_files(tmp_path):
     assert content.rejected == len(corpora.rejections(tmp_path / "out"))
     assert len(damaged_images.valid()) < content.written < len(files) - 45
 
-    def decode(record, seed, source):
-        sample = records.parse(record)
-        image = transforms.resize_and_center_crop(sample["image"], 16)
-        return {"id": sample["id"], "image": image}
+    def decode(serialized, seeds, sources):
+        samples = records.parse(serialized)
+        images = transforms.resize_and_center_crops(samples["image"], 16)
+        return {"id": samples["id"], "image": images}
 
     batches = dataset.evaluation_batches(
         str(tmp_path / "out"), content, "train", decode, batch_size=1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.corpora import convert, rejections
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
@@ -155,6 +155,7 @@ def draw_array(draw, dtype, low, high):
     return image, draw(arrays(np.uint8, shape, elements=st.integers(low, high)))
 
 
+@settings(deadline=None)  # the first one loads TensorFlow's kernels
 @given(st.data())
 def test_arrays_of_any_rank_survive_a_record_in_python_and_in_the_graph(data):
     dtype = data.draw(st.sampled_from(segmentation_records.DTYPES))
@@ -209,9 +210,12 @@ def test_the_stream_accepts_segmentation_records_only_for_segmentation_tasks(tmp
         dataset.open_sources([source])
     manifests = dataset.open_sources([source], schema="segmentation")
 
-    def decode(record, seed, _):
+    def decode_one(record, seed, source):
         sample = segmentation_records.parse(record)
         return {"id": sample["id"], "mask": tf.ensure_shape(sample["mask"], (16, 16)), "seed": seed}
+
+    def decode(*rows):
+        return dataset.decode_each(decode_one, *rows)
 
     spec = dataset.StreamSpec([source], manifests, seed=1, batch_size=4, block_size=8)
 
