@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _convert(args: argparse.Namespace) -> int:
     start = time.monotonic()
-    source = SOURCES[args.corpus]
+    source = SOURCES[args.kind]
     options = source.options(
         **{field.name: getattr(args, field.name) for field in dataclasses.fields(source.options)}
     )
@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    corpora = parser.add_subparsers(dest="corpus", metavar="SOURCE", required=True)
+    corpora = parser.add_subparsers(dest="kind", metavar="SOURCE", required=True)
     for name, source in SOURCES.items():
         subparser = corpora.add_parser(
             name,

@@ -38,6 +38,31 @@ class PartOptions:
         "official: files as their owner distributes them; unimed: files derived by the authors of "
         "UniMed (what is found, unimed first)",
     ] = None
+    corpus: Annotated[
+        str,
+        "clean, or published: made as UniMed was, for comparisons. That sets "
+        "--official_split=ignore, and --released_captions where the files have them; it takes the "
+        "training lists of RadImageNet and ROCOv2 alone, and makes two samples of the two texts of "
+        "an image of LLaVA-Med HQ-60k (clean)",
+    ] = "clean"
+    encoding: Annotated[
+        str, "of tables that are neither UTF-8 nor begin with a byte order mark: cp1252"
+    ] = ""
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the corpus is made as UniMed was."""
+        return self.corpus == "published"
+
+    @property
+    def takes_released_captions(self) -> bool:
+        """Whether generated captions of annotation files are used, where there are any."""
+        return self.released_captions or self.is_published
+
+    @property
+    def takes_official_split(self) -> bool:
+        """Whether official test and validation images stay out of train."""
+        return self.official_split != "ignore" and not self.is_published
 
 
 @dataclasses.dataclass(frozen=True)

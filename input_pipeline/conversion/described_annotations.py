@@ -30,12 +30,13 @@ def open_described(part: UnimedPart, options: PartOptions) -> OpenedAnnotations 
 
     Raises CorpusError for a file that lacks a column, or whose image column holds no paths.
     """
-    annotations = _files(part, options.raw)
+    annotations = _files(part, options)
     if not annotations:
         return None
-    records = _records(part, annotations)
+    records = _records(part, annotations, options.encoding)
     first = list(itertools.islice(records, image_places.PROBED_ROWS))
-    images = [image for record in first if (image := _image(part, record))]
+    readable = (record for record in first if isinstance(record, _Record))
+    images = [image for record in readable if (image := _image(part, record))]
     if images and not any(map(_IMAGE_SUFFIX.search, images)):
         raise CorpusError(
             f"{annotations[0]}: column {part.image!r} holds no image paths, for example "
@@ -50,23 +51,30 @@ def open_described(part: UnimedPart, options: PartOptions) -> OpenedAnnotations 
     return OpenedAnnotations(tuple(annotations), rows, facts)
 
 
-def _files(part: UnimedPart, raw: AnyPath) -> list[AnyPath]:
+def _files(part: UnimedPart, options: PartOptions) -> list[AnyPath]:
     """The annotation files, sorted, without excluded ones."""
     for pattern in part.annotations:
-        matching = files.sorted_glob(raw, pattern)
+        matching = files.sorted_glob(options.raw, pattern)
         included = [path for path in matching if path.name not in part.left_out]
         if part.told_by:
-            included = [path for path in included if table.has_columns(path, (part.told_by,))]
+            told_by, encoding = (part.told_by,), options.encoding
+            included = [path for path in included if table.has_columns(path, told_by, encoding)]
         if included:
             return included
     return []
 
 
 def _read(
-    part: UnimedPart, options: PartOptions, places: Places, records: Iterator["_Record"]
+    part: UnimedPart,
+    options: PartOptions,
+    places: Places,
+    records: Iterator["_Record | Rejection"],
 ) -> Iterator[Annotation | Rejection]:
     """One annotation or rejection per record."""
     for record, released in _with_released(part, options, records):
+        if isinstance(record, Rejection):
+            yield record
+            continue
         image = _image(part, record)
         try:
             if not image:
@@ -103,21 +111,23 @@ def _is_true(cell: Any) -> bool:
 
 
 def _with_released(
-    part: UnimedPart, options: PartOptions, records: Iterator["_Record"]
-) -> Iterator[tuple["_Record", Any]]:
+    part: UnimedPart, options: PartOptions, records: Iterator["_Record | Rejection"]
+) -> Iterator[tuple["_Record | Rejection", Any]]:
     """Every record with its published generated captions, if they are requested."""
     column = part.released
-    if options.released_captions and part.released_file is not None:
+    if options.takes_released_captions and part.released_file is not None:
         yield from _joined_by_position(options.raw, records, *part.released_file)
-    elif options.released_captions and column is not None:
-        yield from ((record, record.values.get(column)) for record in records)
-    else:
-        yield from ((record, None) for record in records)
+        return
+    for record in records:
+        if column is None or isinstance(record, Rejection) or not options.takes_released_captions:
+            yield record, None
+        else:
+            yield record, record.values.get(column)
 
 
 def _joined_by_position(
-    raw: AnyPath, records: Iterator["_Record"], paths: tuple[str, ...], array_key: str
-) -> Iterator[tuple["_Record", Any]]:
+    raw: AnyPath, records: Iterator["_Record | Rejection"], paths: tuple[str, ...], array_key: str
+) -> Iterator[tuple["_Record | Rejection", Any]]:
     path = first_file(raw, paths) or raw / paths[0]
     captions = tabular_files.json_items(path, array_key)
     for record, item in itertools.zip_longest(records, captions):
@@ -137,8 +147,10 @@ class _Record:
     values: Mapping[Column, Any]
 
 
-def _records(part: UnimedPart, annotations: Sequence[AnyPath]) -> Iterator[_Record]:
-    """The rows of all annotation files, numbered through."""
+def _records(
+    part: UnimedPart, annotations: Sequence[AnyPath], encoding: str
+) -> Iterator[_Record | Rejection]:
+    """The rows of all annotation files, numbered through; rejections of what is no row."""
     needed = [part.image, *part.texts]
     needed += [part.split_column] if part.split_column is not None else []
     optional = [column for column in (part.labels, part.released) if column is not None]
@@ -146,13 +158,19 @@ def _records(part: UnimedPart, annotations: Sequence[AnyPath]) -> Iterator[_Reco
     offset = number = 0
     for path in annotations:
         if part.format == "csv":
-            positions = _positions(path, needed, optional)
-            for row, cells in tabular_files.csv_records(path):
-                number = offset + row
-                yield _Record(number, "", {c: cells[i] for c, i in positions.items()})
+            header, rows = table.read(path, encoding)
+            positions = _positions(path, header, needed, optional)
+            for number, cells in enumerate(rows, offset + 1):
+                if isinstance(cells, str):
+                    yield Rejection(cells, number)
+                else:
+                    yield _Record(number, "", {c: cells[i] for c, i in positions.items()})
         elif part.format == "jsonl":
-            for number, record in tabular_files.jsonl_records(path):
-                yield _Record(number, "", {c: _lookup(record, c) for c in (*needed, *optional)})
+            for number, record in tabular_files.jsonl_values(path, encoding):
+                if isinstance(record, str):
+                    yield Rejection(f"no row of JSON: {record}", number)
+                else:
+                    yield _Record(number, "", {c: _lookup(record, c) for c in (*needed, *optional)})
         else:
             array_key = part.format.removeprefix("json:")
             for number, (key, record) in enumerate(tabular_files.json_items(path, array_key), 1):
@@ -161,10 +179,11 @@ def _records(part: UnimedPart, annotations: Sequence[AnyPath]) -> Iterator[_Reco
 
 
 def _positions(
-    path: AnyPath, needed: Sequence[Column], optional: Sequence[Column]
+    path: AnyPath, header: Sequence[str], needed: Sequence[Column], optional: Sequence[Column]
 ) -> dict[Column, int]:
     """Column -> position in the CSV file. Names that are optional may be missing."""
-    header = tabular_files.csv_header(path)
+    if twice := [name for name in (*needed, *optional) if header.count(str(name)) > 1]:
+        raise CorpusError(f"{path} has more than one column {twice[0]!r}: rename all but one")
     positions: dict[Column, int] = {}
     for column in (*needed, *optional):
         if isinstance(column, int) and column < len(header):
@@ -177,12 +196,14 @@ def _positions(
 
 
 def _lookup(record: Any, path: Column) -> Any:
-    """The value under a path like `conversations.1.value`; None where there is none."""
+    """The value under a path like `answers|replies.1.value`; None where there is none."""
     for step in str(path).split("."):
         if isinstance(record, list):
             record = record[int(step)] if step.isdigit() and int(step) < len(record) else None
+        elif isinstance(record, dict):
+            record = next((record[name] for name in step.split("|") if name in record), None)
         else:
-            record = record.get(step) if isinstance(record, dict) else None
+            record = None
     return record
 
 

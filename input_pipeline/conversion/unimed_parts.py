@@ -9,11 +9,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from input_pipeline.conversion.annotations import Layout, PartOptions
-from input_pipeline.conversion.official import chexpert, mimic, nih, openi, radimagenet, retina
+from input_pipeline.conversion.official import (
+    chexpert,
+    mimic,
+    nih,
+    openi,
+    radimagenet,
+    retina,
+    rocov2,
+)
 from input_pipeline.conversion.official.attributes import AttributeOptions
 from input_pipeline.conversion.official.findings import FindingOptions
+from input_pipeline.conversion.official.splits import SplitFile
 
-Column = str | int  # a header name or JSON path ("conversations.1.value"), or a position from 0
+# a header name, a position from 0, or a JSON path such as "answers|replies.1.value"; | separates
+# names of which a file has one
+Column = str | int
 
 
 @dataclass(frozen=True)
@@ -23,19 +34,6 @@ class Expected:
     low: int
     high: int
     of: str = "samples"
-
-
-@dataclass(frozen=True)
-class SplitFile:
-    """An official list of held-back images: `keys` are compared with `UnimedPart.identity`.
-
-    Without columns the file is a list of image names, all of the split `split`.
-    """
-
-    paths: tuple[str, ...]
-    key_column: str = ""
-    split_column: str = ""
-    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,8 @@ class UnimedPart:
       format: csv, jsonl, or json:KEY, the array of a JSON file under KEY (empty: the file is the
         array; *: the arrays under every key).
       annotations: paths or globs below --raw; the first that exists is read; of a glob, all files.
+        Empty if `official` reads all there is.
+      own_annotations: the owner's file in the format of `annotations`, if that is derived from it.
       left_out: annotation files of the glob that are not read, with the reason.
       image: column of the image; `image_path` transforms it to a path.
       image_folders: possible folders of the images below --raw; the one with most images is used.
@@ -80,6 +80,7 @@ class UnimedPart:
       released: column of the published generated captions; `num_released` is their number.
       released_file: (path, key) of a JSON array of them, in the order of the annotations.
       several_texts_per_image: rows of one image differ by their text; their ids end in its hash.
+      published_pairs: the texts of a row were pairs of their own in the published corpus.
       identity: regex on a path; `key` names the image, `group` the patient or article.
       split_column, split_by_path, split_file: location of the official split.
       noise: regex of labels to ignore; with `last_label`, only the last other label is kept.
@@ -98,11 +99,12 @@ class UnimedPart:
     access: str
     licence: str
     expected: Expected
-    format: str
-    annotations: tuple[str, ...]
-    image: Column
     image_folders: tuple[str, ...]
     tar: TarLayout
+    format: str = "csv"
+    annotations: tuple[str, ...] = ()
+    own_annotations: tuple[str, ...] = ()
+    image: Column = ""
     image_path: str = "{}"
     image_subfolders: str = ""
     path_prefixes: tuple[str, ...] = ()
@@ -113,6 +115,7 @@ class UnimedPart:
     released_file: tuple[tuple[str, ...], str] | None = None
     num_released: int = 10
     several_texts_per_image: bool = False
+    published_pairs: bool = False
     identity: str = r"(?P<key>.+)"
     modality_by_path: Mapping[str, str] = field(default_factory=dict)
     modality_by_key: Mapping[str, str] = field(default_factory=dict)
@@ -135,8 +138,10 @@ def _below(folders: tuple[str, ...], *names: str) -> tuple[str, ...]:
 
 
 _PMC = r"(?P<key>(?P<group>PMC\d+)?[^/]*)\.\w+$"
+_LLAVA = r"(?P<key>(?P<group>PMC\d+|\d+(?=_))?[^/]*)\.\w+$"  # files are named by PMID
 _PMC_TERMS = "open download; the licence of each PubMed Central article applies"
 _LLAVA_TERMS = "CC BY-NC 4.0, research only; images are those of PubMed Central articles"
+_LLAVA_FOLDERS = ("llava_med/", "data/")
 _LLAVA_ACCESS = "https://github.com/microsoft/LLaVA-Med, images by `unimed-jax fetch pmc`"
 _SPLIT_NAMES = ("mimic-cxr-2.0.0-split.csv", "mimic-cxr-2.0.0-split.csv.gz")
 
@@ -204,7 +209,7 @@ PARTS: Mapping[str, UnimedPart] = {
         ),
         num_released=3,
         image_folders=_below(("openI/", "openi/", "OpenI/"), "image"),
-        identity=r"(?P<key>(?P<group>CXR\d+)_[^/]*)\.png$",
+        identity=r"(?P<key>(?P<group>CXR\d+)_[^/]*)\.(?i:png)$",
         tar=TarLayout(("openi_webdataset",), "_openi_", num_original=1),
         official=(openi.LAYOUT,),
     ),
@@ -222,9 +227,11 @@ PARTS: Mapping[str, UnimedPart] = {
         released=2,
         image_folders=_below(("chest_xray8/",), "images"),
         path_prefixes=("images/",),
-        identity=r"(?P<key>(?P<group>\d{8})_\d{3})\.png",
+        identity=r"(?P<key>(?P<group>\d{8})_\d{3})\.(?i:png)",
         split_file=SplitFile(
-            _below(nih.FOLDERS, "test_list.txt", "test_list_NIH.txt"), split="test"
+            _below(nih.FOLDERS, "test_list.txt", "test_list_NIH.txt"),
+            split="test",
+            train_paths=_below(nih.FOLDERS, "train_val_list.txt", "train_val_list_NIH.txt"),
         ),
         tar=TarLayout(("chest_xray8_webdataset",), "_chestxray8_"),
         official=(nih.LAYOUT,),
@@ -274,16 +281,13 @@ PARTS: Mapping[str, UnimedPart] = {
     "rocov2": UnimedPart(
         title="ROCOv2",
         modality="radiology",
-        caption_rule="uniform",  # one original caption
+        caption_rule="original:1",  # the caption; concepts are labels beside it
         access="https://zenodo.org/records/8333645",
         licence="open download; a public copy lists CC BY-NC-SA 4.0",
-        expected=Expected(60_001, 61_000),
-        format="csv",
-        annotations=_below(("ROCOV2/",), "train_captions.csv"),
-        image=0,
-        image_path="{}.jpg",
-        texts=(1,),
-        image_folders=_below(("ROCOV2/",), "train"),
+        expected=Expected(60_001, 61_000),  # train
+        labels="CUIs",
+        image_folders=_below(rocov2.FOLDERS[1:], "train", "valid", "test"),
+        official=(rocov2.LAYOUT,),
         tar=TarLayout(("rocov2_webdataset", "roco_webdataset"), num_original=1),
     ),
     "pmc_oa": UnimedPart(
@@ -310,11 +314,15 @@ PARTS: Mapping[str, UnimedPart] = {
         expected=Expected(467_001, 468_000),
         format="json:",
         annotations=_below(("llava_med/",), "llava_med_alignment_500k_filtered.json"),
+        own_annotations=_below(
+            (*_LLAVA_FOLDERS, "alignment/", "data/alignment/"),
+            "llava_med_alignment_500k.json",
+        ),
         image="image",
-        texts=("conversations.1.value",),
+        texts=("conversations|conversatons.1.value",),  # the owner's file has the second name
         several_texts_per_image=True,
-        image_folders=_below(("llava_med/",), "images"),
-        identity=_PMC,
+        image_folders=_below(_LLAVA_FOLDERS, "images"),
+        identity=_LLAVA,
         tar=TarLayout(
             ("llava_med_alignment_webdataset", "llava_med_alignment_set_webdataset"),
             num_original=1,
@@ -332,15 +340,18 @@ PARTS: Mapping[str, UnimedPart] = {
         caption_rule="uniform",  # figure caption and first in-text mention, in one sample
         access=_LLAVA_ACCESS,
         licence=_LLAVA_TERMS,
-        # published as two pairs of the same image, here two texts of one sample
+        # published as two pairs of the same image, here two texts of one sample, unless --corpus
         expected=Expected(264_001, 265_000, of="original captions"),
         format="json:*",
-        annotations=_below(("llava_med/",), "llava_med_instruct_fig_captions.json"),
+        annotations=_below(
+            (*_LLAVA_FOLDERS, "instruct/", "data/instruct/"), "llava_med_instruct_fig_captions.json"
+        ),
         image="pair_id",
         image_path="{}.jpg",
         texts=("fig_caption", "in_text_mention.0.tokens"),
-        image_folders=_below(("llava_med/",), "images"),
-        identity=_PMC,
+        published_pairs=True,
+        image_folders=_below(_LLAVA_FOLDERS, "images"),
+        identity=_LLAVA,
         tar=TarLayout(
             ("llava_med_instruct_webdataset", "llava_med_hq_60k_set_webdataset"), num_original=1
         ),
@@ -360,7 +371,10 @@ PARTS: Mapping[str, UnimedPart] = {
         image_folders=_below(("Quilt/",), "quilt_1m"),
         identity=r"(?P<key>(?P<group>.+))",
         split_column="split",
-        note_by_column={"not_histology": "marked as no histology by Quilt itself"},
+        note_by_column={
+            "not_histology": "marked as no histology by Quilt itself",
+            "single_wsi": "marked as a single whole-slide image by Quilt itself",
+        },
         tar=TarLayout(("quilt_1m_webdataset", "quilt_webdataset"), num_original=1),
     ),
     "retina_part1": UnimedPart(

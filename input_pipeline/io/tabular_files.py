@@ -77,17 +77,27 @@ def _num_cells(lines: Sequence[str], delimiter: str) -> int:
 
 
 def jsonl_records(path: AnyPath, encoding: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSON Lines file; ``encoding``: see ``text_lines``."""
+    """As ``jsonl_values``. Raises CorpusError for a line that holds no object."""
+    for number, record in jsonl_values(path, encoding):
+        if isinstance(record, str):
+            raise CorpusError(f"{path}, line {number}: {record}")
+        yield number, record
+
+
+def jsonl_values(path: AnyPath, encoding: str = "") -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """(line number, object) of a JSON Lines file, or why a line holds none.
+
+    Blank lines are left out. ``encoding``: see ``text_lines``.
+    """
     for number, line in text_lines(path, encoding):
         if not line.strip():
             continue
         try:
             record = json.loads(line, object_pairs_hook=unique_keys)
         except ValueError as error:
-            raise CorpusError(f"{path}, line {number}: {error}") from error
-        if not isinstance(record, dict):
-            raise CorpusError(f"{path}, line {number}: not a JSON object")
-        yield number, record
+            yield number, str(error)
+            continue
+        yield number, record if isinstance(record, dict) else "not a JSON object"
 
 
 def json_items(path: AnyPath, array_key: str) -> Iterator[tuple[str, Any]]:

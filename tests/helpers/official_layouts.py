@@ -2,7 +2,7 @@
 
 import gzip
 
-from helpers.unimed_layouts import HEX, put_csv, put_image
+from helpers.unimed_layouts import HEX, put_csv, put_image, put_json
 
 from input_pipeline.conversion.official.findings import FINDINGS
 
@@ -220,3 +220,60 @@ def retina_part1(raw, annotations="Retina-Annotations", images="Retina-Datasets"
         put_csv(raw / annotations / name, ["", "image", "atributes", "categories"], table)
         for n, (image, _) in enumerate(rows):
             put_image(raw / images / image, n)
+
+
+def chexpert_batches(raw, top="chexpertchestxrays-u20210408"):
+    """The full version: tables and `valid` in batch 1, the patients of `train` in 2 to 4."""
+    first = raw / top / "CheXpert-v1.0 batch 1 (validate & csv)"
+    for split, rows in CHEXPERT_ROWS.items():
+        table = [
+            [f"CheXpert-v1.0/{path}", "Male", "3", view, side, *x] for path, view, side, x in rows
+        ]
+        put_csv(first / f"{split}.csv", CHEXPERT_HEADER, table)
+        for n, (path, *_) in enumerate(rows):
+            number = int(path.split("patient")[1][:5])
+            batch = f"CheXpert-v1.0 batch {number + 1} (train {number})"
+            folder = first if split == "valid" else raw / top / batch
+            put_image(folder / path.removeprefix("train/"), n)
+
+
+ROCOV2_CONCEPTS = {
+    "train": {1: "C0040405;C0023884", 2: "C0040405;C1306645", 3: ""},
+    "valid": {1: "C0024485"},
+    "test": {1: "C0041618;C9999999"},
+}
+
+
+def rocov2(raw, top="ROCOv2", images="{0}"):
+    for split, concepts in ROCOV2_CONCEPTS.items():
+        ids = [f"ROCOv2_2023_{split}_{n:06}" for n in concepts]
+        captions = [[name, f"Invented figure of {split}, {name[-1]}."] for name in ids]
+        put_csv(raw / top / f"{split}_captions.csv", ["ID", "Caption"], captions)
+        found = [[name, cuis] for name, cuis in zip(ids, concepts.values(), strict=True) if cuis]
+        put_csv(raw / top / f"{split}_concepts.csv", ["ID", "CUIs"], found)
+        manual = [[name, "C0040405"] for name in ids if split == "train"]
+        put_csv(raw / top / f"{split}_concepts_manual.csv", ["ID", "CUIs"], manual)
+        for n, name in enumerate(ids):
+            put_image(raw / top / images.format(split) / f"{name}.jpg", n)
+    names = [["C0040405", "X-Ray Computed Tomography"], ["C0023884", "Liver"]]
+    put_csv(raw / top / "cui_mapping.csv", ["CUI", "Canonical name"], names)
+
+
+def llava_med_alignment(raw):
+    """Microsoft's own file, in which the key of the turns is misspelt; images are named by PMID."""
+    names = [f"2434498{n}_F{n}" for n in range(3)]
+    entries = [
+        {
+            "id": name,
+            "image": f"{name}.jpg",
+            "domain": {"ct_scan": True, "mri": False},
+            "conversatons": [
+                {"from": "human", "value": "Describe it.\n<image>"},
+                {"from": "gpt", "value": f"Invented description {name}."},
+            ],
+        }
+        for name in names
+    ]
+    put_json(raw / "data/alignment/llava_med_alignment_500k.json", entries)
+    for n, name in enumerate(names):
+        put_image(raw / "data/images" / f"{name}.jpg", n)

@@ -108,6 +108,7 @@ def rocov2(raw):
         put_image(raw / "ROCOV2/train" / f"{name}.jpg", n)
     rows = [[name, f"  Invented figure {name}\n"] for name in ids]
     put_csv(raw / "ROCOV2/train_captions.csv", ["ID", "Caption"], rows)
+    put_csv(raw / "ROCOV2/train_concepts.csv", ["ID", "CUIs"], [[ids[0], "C0040405"]])
 
 
 def pmc_oa(raw):

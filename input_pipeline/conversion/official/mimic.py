@@ -47,6 +47,8 @@ _FRONTAL = ("AP", "PA")
 MARKS_NOTE = "marks of removed words (___) deleted"
 NO_REPORT_NOTE = "image without a report file"
 NO_SECTION_NOTE = "report without findings and impression"
+_BAD_ROW = "row of labels left out"
+ENCODING_NOTE = "report that is not UTF-8, read as cp1252"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,7 @@ def open_mimic(options: MimicOptions) -> OpenedAnnotations | None:
         return None
     labels_name = "mimic-cxr-2.0.0-chexpert.csv"
     labels_file = first_file(metadata.parent, (labels_name, f"{labels_name}.gz"))
-    images = _images(metadata)
+    images = _images(metadata, options.encoding)
     first = list(itertools.islice(images, image_places.PROBED_ROWS))
     frontal = [image for image in first if isinstance(image, _Image)]
     folders = tuple(f"{folder}files" for folder in FOLDERS)
@@ -89,7 +91,7 @@ def open_mimic(options: MimicOptions) -> OpenedAnnotations | None:
             f"{metadata.parent} has neither {labels_name}.gz nor reports (--reports=DIR): there "
             "would be no label and no text"
         )
-    labels = _labels(labels_file, options) if labels_file else {}
+    labels, bad_rows = _labels(labels_file, options) if labels_file else ({}, [])
     facts = {
         "image_folder": places.folder,
         "reports": "found" if report_folder else "none",
@@ -97,14 +99,14 @@ def open_mimic(options: MimicOptions) -> OpenedAnnotations | None:
         "views": "frontal, by ViewPosition AP and PA",
         "texts": "findings and impression, without marks of removed words",
     }
-    rows = _read(itertools.chain(first, images), labels, stated, places, report_folder)
+    rows = _read(itertools.chain(bad_rows, first, images), labels, stated, places, report_folder)
     found = (metadata, labels_file) if labels_file else (metadata,)
     return OpenedAnnotations(found, rows, facts)
 
 
-def _images(metadata: AnyPath) -> Iterator[_Image | Rejection]:
+def _images(metadata: AnyPath, encoding: str) -> Iterator[_Image | Rejection]:
     columns = ("dicom_id", "subject_id", "study_id", "ViewPosition")
-    for row in table.rows([metadata], columns):
+    for row in table.rows([metadata], columns, encoding=encoding):
         if isinstance(row, Rejection):
             yield row
             continue
@@ -119,19 +121,30 @@ def _images(metadata: AnyPath) -> Iterator[_Image | Rejection]:
             yield _Image(row.number, int(study), f"{folder}/{dicom}.jpg", f"{folder}.txt")
 
 
-def _labels(path: AnyPath, options: FindingOptions) -> Mapping[int, tuple[str, ...]]:
-    """Study -> labels. Equal label sets are one object. Raises CorpusError for an odd cell."""
+def _labels(
+    path: AnyPath, options: FindingOptions
+) -> tuple[Mapping[int, tuple[str, ...]], list[Rejection]]:
+    """Study -> labels, equal sets as one object; and the rows that say nothing certain.
+
+    The latter are no rows of images, so their numbers are in their reasons.
+    """
     sets: dict[tuple[str, ...], tuple[str, ...]] = {}
-    studies = {}
-    for row in table.rows([path], ("study_id", *FINDINGS)):
+    studies: dict[int, tuple[str, ...]] = {}
+    bad = []
+    for row in table.rows([path], ("study_id", *FINDINGS), encoding=options.encoding):
         if isinstance(row, Rejection):
-            raise CorpusError(f"{path}: {row.reason}")
+            bad.append(Rejection(f"{_BAD_ROW}: {row.reason}", path=path.name))
+            continue
         try:
+            study = row.cells["study_id"]
+            if not study.isdecimal():
+                raise ValueError(f"{study!r} is no number of a study")
             found = findings.labels(row.cells, options)
-            studies[int(row.cells["study_id"])] = sets.setdefault(found, found)
+            if studies.setdefault(int(study), sets.setdefault(found, found)) != found:
+                raise ValueError(f"study {study} has other labels in an earlier row")
         except ValueError as error:
-            raise CorpusError(f"{path}, row {row.number}: {error}") from error
-    return studies
+            bad.append(Rejection(f"{_BAD_ROW}: row {row.number}, {error}", path=path.name))
+    return studies, bad
 
 
 def _report_folder(options: MimicOptions, images: list[_Image]) -> AnyPath | None:
@@ -174,7 +187,10 @@ def _read(
             return image
         try:
             found, notes = texts(image.report)
-            known = labels.get(image.study, ())
+            known = labels.get(image.study)
+            if known is None and not found:
+                raise ValueError("neither a report nor a row of labels for the study")
+            known = known or ()
             known = (known if found else findings.require(known)) and (*known, *stated)
             path = places.path(image.path)
             return Annotation(image.number, image.path, path, found, known, notes=notes)
@@ -187,14 +203,18 @@ def _read(
 
 def _texts(path: AnyPath) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Findings and impression of a report, cleaned, each at most once; and notes on them."""
+    notes: tuple[str, ...] = ()
     try:
-        report = files.read_bytes(path).decode("utf-8", "replace")
+        data = files.read_bytes(path)
+        report = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        report, notes = data.decode("cp1252", "replace"), (ENCODING_NOTE,)
     except FileNotFoundError:
         return (), (NO_REPORT_NOTE,)
     except OSError as error:
         raise ValueError(f"cannot read the report: {files.reason(error)}") from error
     found, marked = reports.cleaned(reports.findings_and_impression(report))
-    notes = (MARKS_NOTE,) * marked
+    notes += (MARKS_NOTE,) * marked
     return found, notes if found else (*notes, NO_SECTION_NOTE)
 
 

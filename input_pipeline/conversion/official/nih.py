@@ -26,6 +26,7 @@ _AGE, _VIEW = "Patient Age", "View Position"
 _SEX = ("Patient Gender", "Patient Sex")  # of one version or another
 _ATTRIBUTES = ("view", "age_group", "sex")
 _SUFFIX = re.compile(r"\.png$", re.IGNORECASE)
+_PNG = "*.[pP][nN][gG]"
 
 
 def open_nih(options: AttributeOptions) -> OpenedAnnotations | None:
@@ -36,29 +37,33 @@ def open_nih(options: AttributeOptions) -> OpenedAnnotations | None:
     wanted = attributes.requested(options, _ATTRIBUTES)
     folders, places = _places(options.raw, path)
     facts = {"image_folder": folders}
-    return OpenedAnnotations((path,), _read(path, places, folders[0], wanted), facts)
+    rows = table.rows([path], (_IMAGE, _LABELS), (_AGE, *_SEX, _VIEW), options.encoding)
+    return OpenedAnnotations((path,), _read(rows, places, folders[0], wanted), facts)
 
 
 def _places(raw: AnyPath, table_path: AnyPath) -> tuple[list[str], Mapping[str, str]]:
-    """The folders with images below --raw; and image -> folder, a listing of all of them."""
+    """The folders with images below --raw; and image, in lower case, -> its path there."""
     top = table_path.parent
     found: dict[str, str] = {}
     folders: list[str] = []
     for pattern in _IMAGE_FOLDERS:
         for folder in files.sorted_glob(top, pattern):
             name = "" if folder == raw else files.relative_name(folder, raw)
-            images = [path.name for path in files.sorted_glob(folder, "*.png")]
+            images = [path.name for path in files.sorted_glob(folder, _PNG)]
             for image in images:
-                found.setdefault(image, name)
+                found.setdefault(image.lower(), f"{name}/{image}")
             folders += [name] * bool(images)
     below = "" if top == raw else f"{files.relative_name(top, raw)}/"
     return folders or [f"{below}images"], found
 
 
 def _read(
-    path: AnyPath, places: Mapping[str, str], default: str, wanted: frozenset[str]
+    rows: Iterator[table.TableRow | Rejection],
+    places: Mapping[str, str],
+    default: str,
+    wanted: frozenset[str],
 ) -> Iterator[Annotation | Rejection]:
-    for row in table.rows([path], (_IMAGE, _LABELS), (_AGE, *_SEX, _VIEW)):
+    for row in rows:
         if isinstance(row, Rejection):
             yield row
             continue
@@ -73,7 +78,7 @@ def _read(
             view = "frontal" if row.cells[_VIEW].upper() in ("AP", "PA") else ""
             sex = "".join(row.cells[name] for name in _SEX)
             labels += attributes.labels(wanted, view, row.cells[_AGE], sex)
-            image = f"{places.get(name, default)}/{name}"
+            image = places.get(name.lower(), f"{default}/{name}")
             yield Annotation(row.number, name, image, labels=labels)
         except ValueError as error:
             yield Rejection(str(error), row.number, path=name)

@@ -19,21 +19,40 @@ from input_pipeline.io.cell_text import is_missing, path_text
 FOLDERS = ("", "radimagenet", "radiology_ai", "radimagenet/radiology_ai")
 PREFIXES = ("radimagenet/", "radiology_ai/")
 _COLUMNS = ("filename", "label")
-_LISTS = tuple(f"{folder}/*.csv".lstrip("/") for folder in FOLDERS)
+_LISTS = tuple(f"{folder}/*.csv".lstrip("/") for folder in (*FOLDERS, "RadImageNet_split"))
 _SPLIT = re.compile(r"train|val|test")
+_ANATOMY = {  # second folder of a path -> value in the captions' vocabulary
+    "abd": "abdomen",
+    "af": "ankle",
+    "brain": "brain",
+    "hip": "hip",
+    "knee": "knee",
+    "lung": "chest",
+    "shoulder": "shoulder",
+    "spine": "spine",
+}
 
 
 def open_radimagenet(options: PartOptions) -> OpenedAnnotations | None:
     """All lists of a folder; their names tell the split."""
     for pattern in _LISTS:
         found = files.sorted_glob(options.raw, pattern)
-        lists = [path for path in found if table.has_columns(path, _COLUMNS)]
+        lists = [
+            path
+            for path in found
+            if table.has_columns(path, _COLUMNS, options.encoding)
+            and (split_of(path.name) in ("train", "") or not options.is_published)
+        ]
         if lists:
             break
     else:
         return None
     places, rows = table.with_places(
-        options.raw, table.rows(lists, _COLUMNS), "filename", FOLDERS, PREFIXES
+        options.raw,
+        table.rows(lists, _COLUMNS, encoding=options.encoding),
+        "filename",
+        FOLDERS,
+        PREFIXES,
     )
     facts = {"image_folder": places.folder or "."}
     return OpenedAnnotations(tuple(lists), _read(rows, places), facts)
@@ -43,6 +62,16 @@ def split_of(name: str) -> str:
     """The split that a file name tells: `RadiologyAI_val.csv`; empty if it tells none."""
     found = _SPLIT.search(name.lower())
     return found[0] if found else ""
+
+
+def anatomy(path: str) -> tuple[str, ...]:
+    """The part of the body that a path such as `CT/abd/normal/1.png` tells, as `anatomy=VALUE`.
+
+    Labels such as `normal` do not say it. The folders of ultrasound are organs, which are labels.
+    """
+    folders = path.split("/")
+    found = _ANATOMY.get(folders[1]) if len(folders) > 2 else None
+    return (f"anatomy={found}",) if found else ()
 
 
 def _read(
@@ -57,9 +86,12 @@ def _read(
             path = path_text(path)
             if not path or is_missing(label):
                 raise ValueError("no label" if path else "no image")
-            image = places.path(path)
             yield Annotation(
-                row.number, places.canonical(path), image, labels=(label,), split=split_of(row.file)
+                row.number,
+                name := places.canonical(path),
+                places.path(path),
+                labels=(label, *anatomy(name)),
+                split=split_of(row.file),
             )
         except ValueError as error:
             yield Rejection(str(error), row.number, path=path)

@@ -51,6 +51,7 @@ def findings_and_impression(report: str) -> tuple[str, str]:
     the next begins. `FINDINGS AND IMPRESSION` and the like count as findings, `CONCLUSION` as
     impression. Names of parts of the body begin no section.
     """
+    report = "\n".join(report.splitlines())
     headers = [
         match for match in _HEADER.finditer(report) if not _PARTS_OF_BODY.fullmatch(match[1])
     ]

@@ -24,6 +24,7 @@ FOLDERS = ("Retina-Datasets", "")
 PREFIXES = ("Retina-Datasets/",)
 _LISTS = ("Retina-Annotations/*.csv", "*.csv")
 _COLUMNS = ("image", "categories")
+_NO_CATEGORY = "unknown diagnosis"  # of 11_STARE
 _LEFT_OUT = {  # file name -> reason
     r"06_DEN": "part retina_part2",
     r"39_MM_Retinal": "part retina_part3",
@@ -38,14 +39,20 @@ def open_retina(options: PartOptions) -> OpenedAnnotations | None:
         found = files.sorted_glob(options.raw, pattern)
         why = {path.name: reason for path in found if (reason := left_out(path.name))}
         lists = [
-            path for path in found if path.name not in why and table.has_columns(path, _COLUMNS)
+            path
+            for path in found
+            if path.name not in why and table.has_columns(path, _COLUMNS, options.encoding)
         ]
         if lists:
             break
     else:
         return None
     places, rows = table.with_places(
-        options.raw, table.rows(lists, _COLUMNS), "image", FOLDERS, PREFIXES
+        options.raw,
+        table.rows(lists, _COLUMNS, encoding=options.encoding),
+        "image",
+        FOLDERS,
+        PREFIXES,
     )
     facts = {"annotations_left_out": why, "image_folder": places.folder or "."}
     return OpenedAnnotations(tuple(lists), _read(rows, places), facts)
@@ -58,9 +65,9 @@ def left_out(name: str) -> str:
 
 
 def categories(cell: str) -> tuple[str, ...]:
-    """The names in a Python list as text, each once. The text is parsed, never run.
+    """The names in a Python list as text, each once, without `unknown diagnosis`.
 
-    Raises ValueError for anything else.
+    The text is parsed, never run. Raises ValueError for anything else.
     """
     try:
         parsed = ast.literal_eval(cell)
@@ -69,7 +76,7 @@ def categories(cell: str) -> tuple[str, ...]:
     if not isinstance(parsed, list) or not all(isinstance(name, str) for name in parsed):
         raise ValueError(f"categories are no list of texts: {cell[:60]!r}")
     names = (" ".join(name.split()) for name in parsed)
-    return tuple(dict.fromkeys(filter(None, names)))
+    return tuple(dict.fromkeys(name for name in names if name.lower() not in ("", _NO_CATEGORY)))
 
 
 def _read(
@@ -84,7 +91,7 @@ def _read(
             path = path_text(path)
             labels = categories(row.cells["categories"])
             if not path or not labels:
-                raise ValueError("no category" if path else "no image")
+                raise ValueError(f"no category: {row.cells['categories']}" if path else "no image")
             yield Annotation(row.number, places.canonical(path), places.path(path), labels=labels)
         except ValueError as error:
             yield Rejection(str(error), row.number, path=path)

@@ -22,7 +22,10 @@ class TableRow:
 
 
 def rows(
-    paths: Sequence[AnyPath], columns: Sequence[str], optional: Sequence[str] = ()
+    paths: Sequence[AnyPath],
+    columns: Sequence[str],
+    optional: Sequence[str] = (),
+    encoding: str = "",
 ) -> Iterator[TableRow | Rejection]:
     """The rows of CSV files, plain or as .csv.gz, one after the other, numbered through.
 
@@ -33,31 +36,49 @@ def rows(
       paths: the tables.
       columns: columns that are needed.
       optional: columns that may be missing; their cells are then empty.
+      encoding: of files that are neither UTF-8 nor have a byte order mark.
 
     Raises CorpusError for a file that cannot be read, is no CSV, or lacks a column.
     """
     numbers = itertools.count(1)
     empty = dict.fromkeys(optional, "")
     for path in paths:
-        lines = tabular_files.csv_rows(path)
-        header = [name.strip() for name in next(lines, (0, []))[1]]
+        header, lines = read(path, encoding)
         for name in columns:
             if header.count(name) != 1:
                 what = "more than one column" if name in header else "no column"
                 raise CorpusError(f"{path} has {what} {name!r}; found {header}")
         positions = {name: header.index(name) for name in (*columns, *optional) if name in header}
-        width = len(header)
-        for line, cells in lines:
+        for cells in lines:
             number = next(numbers)
-            if len(cells) < width or any(cell.strip() for cell in cells[width:]):
-                yield Rejection(
-                    f"wrong number of fields: {len(cells)} in line {line} of {path.name}, but the "
-                    f"header has {width}",
-                    number,
-                )
+            if isinstance(cells, str):
+                yield Rejection(cells, number)
                 continue
             found = {name: cells[at].strip() for name, at in positions.items()}
             yield TableRow(number, path.name, empty | found)
+
+
+def read(path: AnyPath, encoding: str = "") -> tuple[list[str], Iterator[list[str] | str]]:
+    """The header of a CSV file, stripped; and the cells of every row, or what is wrong with it.
+
+    Raises CorpusError for a file that cannot be read or is no CSV.
+    """
+    lines = tabular_files.csv_rows(path, encoding)
+    header = [name.strip() for name in next(lines, (0, []))[1]]
+    return header, _checked(lines, len(header), path.name)
+
+
+def _checked(
+    lines: Iterator[tuple[int, list[str]]], width: int, name: str
+) -> Iterator[list[str] | str]:
+    for line, cells in lines:
+        if len(cells) < width or any(cell.strip() for cell in cells[width:]):
+            yield (
+                f"wrong number of fields: {len(cells)} in line {line} of {name}, but the header "
+                f"has {width}"
+            )
+        else:
+            yield cells
 
 
 def with_places(
@@ -74,10 +95,10 @@ def with_places(
     return places, itertools.chain(first, rows)
 
 
-def has_columns(path: AnyPath, columns: Sequence[str]) -> bool:
-    """Whether a file is a table with these columns."""
-    try:
-        header = next(tabular_files.csv_rows(path), (0, []))[1]
-    except CorpusError:
-        return False
+def has_columns(path: AnyPath, columns: Sequence[str], encoding: str = "") -> bool:
+    """Whether a file is a table with these columns.
+
+    Raises CorpusError for a file that cannot be read, which might be one.
+    """
+    header = next(tabular_files.csv_rows(path, encoding), (0, []))[1]
     return set(columns) <= {name.strip() for name in header}

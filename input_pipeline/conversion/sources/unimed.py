@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from input_pipeline.conversion.annotations import (
     DERIVED,
@@ -14,19 +14,18 @@ from input_pipeline.conversion.annotations import (
     OpenedAnnotations,
     PartOptions,
     choose,
-    first_file,
 )
 from input_pipeline.conversion.described_annotations import open_described
+from input_pipeline.conversion.official import splits
+from input_pipeline.conversion.official.splits import OfficialSplit
 from input_pipeline.conversion.planned_rows import Rejection, SourceRow
 from input_pipeline.conversion.sources.base import CaptionedSource, OpenedSource
 from input_pipeline.conversion.unimed_parts import UnimedPart
-from input_pipeline.io import files, tabular_files
+from input_pipeline.io import files
 from input_pipeline.io.cell_text import is_missing
 from input_pipeline.io.errors import CorpusError
-from input_pipeline.io.text_lines import text_lines
 from input_pipeline.manifest import file_sha256
 
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validate": "val", "test": "test"}
 _NEGATION = re.compile(r"\b(no|not|non|without|absent|absence|negative|free)\b")
 
 
@@ -51,12 +50,13 @@ def source(key: str, part: UnimedPart) -> CaptionedSource:
 
 def layouts(part: UnimedPart) -> list[Layout]:
     """The layouts of a part, in the order in which they are looked for."""
-    described = Layout(
-        DERIVED if part.official else OFFICIAL,
-        part.annotations,
-        functools.partial(open_described, part),
-    )
-    return [described, *part.official]
+    name = DERIVED if part.official or part.own_annotations else OFFICIAL
+    own = dataclasses.replace(part, annotations=part.own_annotations)
+    described = [
+        Layout(name, part.annotations, functools.partial(open_described, part)),
+        Layout(OFFICIAL, own.annotations, functools.partial(open_described, own)),
+    ]
+    return [*(layout for layout in described if layout.annotations), *part.official]
 
 
 def _open(key: str, part: UnimedPart, options: PartOptions) -> OpenedSource:
@@ -66,11 +66,11 @@ def _open(key: str, part: UnimedPart, options: PartOptions) -> OpenedSource:
         raise CorpusError(
             f"--released_captions: the official files of {key} have no generated captions"
         )
-    split_file, splits = _official_split(key, part, options)
+    split = _official_split(key, part, options)
     held_out = _held_out(part, options)
-    rows = _Rows(key, part, options, splits, held_out)
+    rows = _Rows(key, part, options, split, held_out)
     expected = dataclasses.asdict(part.expected)
-    if layout in part.official:
+    if layout.name == OFFICIAL and _layouts(part)[0].name == DERIVED:
         expected["counted_in"] = "UniMed's derived files, not the official ones that were read"
     metadata = {
         "part": part.title,
@@ -87,7 +87,9 @@ def _open(key: str, part: UnimedPart, options: PartOptions) -> OpenedSource:
             for path in annotations.files
         ],
         **annotations.facts,
-        "official_split": split_file,
+        "corpus": options.corpus,
+        "official_split": ", ".join(split.files) or None,
+        "official_split_counts": dict(split.counts),
         "held_out_names": len(held_out),
         "expected": expected,
     }
@@ -101,6 +103,7 @@ def _check_options(key: str, part: UnimedPart, options: PartOptions) -> None:
         raise CorpusError(f"--exclude_classes: {key} has no labels")
     choose("held_out_by", options.held_out_by, ("group", "image"))
     choose("official_split", options.official_split, ("required", "ignore"))
+    choose("corpus", options.corpus, ("clean", "published"))
     if options.layout is not None:
         choose("layout", options.layout, (OFFICIAL, DERIVED))
 
@@ -125,28 +128,17 @@ def _annotations(
     )
 
 
-def _official_split(
-    key: str, part: UnimedPart, options: PartOptions
-) -> tuple[str | None, Mapping[str, str]]:
-    """The name of the split file, and the split of every image that is not of `train`."""
-    if part.split_file is None or options.official_split == "ignore":
-        return None, {}
-    what = part.split_file
-    path = first_file(options.raw, what.paths)
-    if path is None:
+def _official_split(key: str, part: UnimedPart, options: PartOptions) -> OfficialSplit:
+    """Raises CorpusError if the file of the split is missing."""
+    if part.split_file is None or not options.takes_official_split:
+        return OfficialSplit()
+    found = splits.read(part.split_file, options.raw, part.identity, options.encoding)
+    if found is None:
         raise CorpusError(
-            f"{key}: {what.paths[0]} is not in {options.raw}; it keeps the official test images "
-            "out of training. --official_split=ignore goes without"
+            f"{key}: {part.split_file.paths[0]} is not in {options.raw}; it keeps the official "
+            "test images out of training. --official_split=ignore goes without"
         )
-    if what.split:
-        keys = (re.search(part.identity, line) for _, line in text_lines(path))
-        return path.name, {match["key"]: what.split for match in keys if match}
-    header = tabular_files.csv_header(path)
-    if missing := {what.key_column, what.split_column} - set(header):
-        raise CorpusError(f"{path} has no column {sorted(missing)}; found {header}")
-    key_at, split_at = map(header.index, (what.key_column, what.split_column))
-    splits = ((row[key_at], row[split_at]) for _, row in tabular_files.csv_records(path))
-    return path.name, {k: _SPLITS[s] for k, s in splits if _SPLITS.get(s, "train") != "train"}
+    return found
 
 
 def _held_out(part: UnimedPart, options: PartOptions) -> frozenset[str]:
@@ -182,23 +174,30 @@ class _Rows:
     key: str
     part: UnimedPart
     options: PartOptions
-    splits: Mapping[str, str]
+    official_split: OfficialSplit
     held_out: frozenset[str]
 
     def read(
         self, annotations: Iterator[Annotation | Rejection]
     ) -> Iterator[SourceRow | Rejection]:
-        """One row or rejection per annotation."""
+        """A row or rejection per annotation, or per text of it (`_pairs`)."""
         excluded = [c.strip().casefold() for c in (self.options.exclude_classes or "").split(",")]
         excluded = [name for name in excluded if name]
         for annotation in annotations:
             if isinstance(annotation, Rejection):
                 yield annotation
                 continue
-            try:
-                yield self._row(annotation, excluded)
-            except ValueError as error:
-                yield Rejection(str(error), annotation.number, path=annotation.path)
+            for pair in self._pairs(annotation):
+                try:
+                    yield self._row(pair, excluded)
+                except ValueError as error:
+                    yield Rejection(str(error), annotation.number, path=annotation.path)
+
+    def _pairs(self, annotation: Annotation) -> list[Annotation]:
+        """The annotation; or one for each of its texts, where these were published so."""
+        if not (self.part.published_pairs and self.options.is_published and annotation.texts):
+            return [annotation]
+        return [dataclasses.replace(annotation, texts=(text,)) for text in annotation.texts]
 
     def _row(self, annotation: Annotation, excluded: Sequence[str]) -> SourceRow:
         """Raises ValueError, with the reason, for a rejected row."""
@@ -224,7 +223,8 @@ class _Rows:
         released, texts = annotation.released, annotation.texts
         notes = annotation.notes
         notes += tuple(note for regex, note in part.note_by_path.items() if re.search(regex, path))
-        if self.options.released_captions and len(released) < part.num_released:
+        takes_released = self.options.takes_released_captions and bool(released)
+        if (self.options.released_captions or takes_released) and len(released) < part.num_released:
             notes += (f"fewer than {part.num_released} released captions",)
         if part.label_caption:
             released = tuple(part.label_caption.format(label) for label in labels)
@@ -232,7 +232,7 @@ class _Rows:
             raise ValueError("neither text nor label; --released_captions takes generated ones")
 
         row_id = f"{self.key}/{path}"
-        if part.several_texts_per_image:
+        if part.several_texts_per_image or (part.published_pairs and self.options.is_published):
             row_id += f"#{hashlib.blake2b(repr(texts).encode(), digest_size=4).hexdigest()}"
         return SourceRow(
             row=annotation.number,
@@ -254,15 +254,15 @@ class _Rows:
         return matched or annotation.modality or self.part.modality
 
     def _split(self, annotation: Annotation, key: str) -> str:
-        if self.options.official_split == "ignore":
+        if not self.options.takes_official_split:
             return "train"
         if name := annotation.split.lower():
-            if name not in _SPLITS:
-                raise ValueError(f"unknown split: {name!r} is none of {sorted(_SPLITS)}")
-            return _SPLITS[name]
+            if name not in splits.NAMES:
+                raise ValueError(f"unknown split: {name!r} is none of {sorted(splits.NAMES)}")
+            return splits.NAMES[name]
         by_path = self.part.split_by_path.items()
         matched = next((s for regex, s in by_path if re.search(regex, annotation.path)), None)
-        return matched or self.splits.get(key, "train")
+        return matched or self.official_split.of(key)
 
 
 def _is_class(label: str, name: str) -> bool:

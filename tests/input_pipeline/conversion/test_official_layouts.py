@@ -113,6 +113,22 @@ def test_copies_of_chexpert_differ_in_folders(run, tmp_path, folder, stated, inn
     assert len(corpora.samples_of(out)) == 2
 
 
+def test_the_full_version_of_chexpert_is_read_from_its_batches(run, tmp_path):
+    official_layouts.chexpert_batches(tmp_path / "raw")
+    top = tmp_path / "raw/chexpertchestxrays-u20210408"
+    small = labels(run("chexpert"))
+    for raw in (top.parent, top):
+        out = run("chexpert", raw=raw)
+        assert labels(out) == small and len(corpora.samples_of(out, "val")) == 1
+        folders = [name.rpartition("/")[2] for name in corpora.report(out)["facts"]["image_folder"]]
+        assert folders == [
+            "valid",
+            "CheXpert-v1.0 batch 2 (train 1)",
+            "CheXpert-v1.0 batch 3 (train 2)",
+            "CheXpert-v1.0 batch 4 (train 3)",
+        ]
+
+
 def test_images_of_a_half_downloaded_copy_are_found_though_the_first_rows_lack_theirs(
     run, tmp_path, monkeypatch
 ):
@@ -261,7 +277,11 @@ def test_nih_is_read_from_its_official_table(run, version, in_one_folder, top):
     }
     assert {s.group for s in corpora.samples_of(out).values()} == {"00000001", "00000002"}
     report = corpora.report(out)
-    assert report["rejected"] == 0 and report["facts"]["official_split"] == "test_list.txt"
+    assert (
+        report["rejected"] == 0
+        and report["facts"]["official_split"] == "test_list.txt, train_val_list.txt"
+    )
+    assert report["facts"]["official_split_counts"] == {"train": 3, "test": 2}
     assert report["facts"]["layout"] == "official"
     assert len(report["facts"]["image_folder"]) == (1 if in_one_folder else 3)
 
@@ -273,6 +293,53 @@ def test_a_folder_of_nih_images_that_is_missing_costs_its_images_only(run, tmp_p
     out = run("chestxray8", raw=raw)
     assert corpora.report(out)["rejected_by_reason"] == {"cannot read the image": 2}
     assert len(corpora.samples_of(out)) == 2
+
+
+@pytest.mark.parametrize("damage", ["test list cut off", "train list cut off", "in both"])
+def test_no_image_of_nih_that_is_in_neither_official_list_is_trained_on(run, tmp_path, damage):
+    raw = tmp_path / "raw"
+    official_layouts.chestxray8(raw)
+    train, test = raw / "train_val_list.txt", raw / "test_list.txt"
+    names = {path: path.read_text().split() for path in (train, test)}
+    expected = {"train": 3, "test": 2}
+    if damage == "in both":
+        train.write_text("\n".join(names[train] + names[test][:1]))
+        expected["in both lists, kept in the held-back one"] = 1
+    else:
+        cut = test if damage.startswith("test") else train
+        cut.write_text("\n".join(names[cut][:1]) + "\n0000")
+        expected = {"train": 3, "test": 1} if cut == test else {"train": 1, "test": 2}
+    out = run("chestxray8", raw=raw)
+    report = corpora.report(out)
+    assert report["facts"]["official_split_counts"] == expected
+    found = {split: len(samples) for split, samples in corpora.samples(out).items()}
+    assert found == {split: expected[split] for split in ("train", "test")}
+    missing = 5 - sum(found.values())
+    assert report["rejected_by_reason"] == ({"in no official split": missing} if missing else {})
+
+
+def test_one_official_list_of_nih_is_enough_and_one_without_names_is_refused(run, tmp_path, capsys):
+    raw = tmp_path / "raw"
+    official_layouts.chestxray8(raw)
+    (raw / "train_val_list.txt").unlink()
+    assert len(corpora.samples_of(run("chestxray8", raw=raw), "test")) == 2
+    (raw / "test_list.txt").write_text("<html>moved</html>")
+    run("chestxray8", raw=raw, status=2)
+    assert "test_list.txt names no image" in capsys.readouterr().err
+
+
+def test_suffixes_of_nih_images_may_be_in_capitals(run, tmp_path):
+    raw = tmp_path / "raw"
+    official_layouts.chestxray8(raw)
+    path = raw / "images_001/images/00000001_000.png"
+    path.rename(path.with_suffix(".PNG"))
+    table_path = raw / "Data_Entry_2017_v2020.csv"
+    table_path.write_text(table_path.read_text().replace("00000004_000.png", "00000004_000.PNG"))
+    out = run("chestxray8", raw=raw)
+    assert {split: len(found) for split, found in corpora.samples(out).items()} == {
+        "train": 3,
+        "test": 2,
+    }
 
 
 def test_nih_rows_that_name_no_image_or_finding_are_refused(run, tmp_path):
@@ -437,6 +504,51 @@ def test_mimic_reports_may_be_elsewhere_or_nowhere(run, tmp_path, capsys):
     assert "there would be no label and no text" in capsys.readouterr().err
 
 
+def test_bad_rows_of_mimics_labels_are_counted_and_cost_their_labels_alone(run, tmp_path):
+    raw = tmp_path / "raw"
+    official_layouts.mimic_cxr(raw, packed=False)
+    path = raw / "mimic-cxr-2.0.0-chexpert.csv"
+    header, with_report, labelled, _ = path.read_text().splitlines()
+    bad = [with_report.replace("1.0", "7"), labelled + ",x", labelled.replace("53189527", "s5")]
+    other = labelled.replace("1.0", "") + "1.0"
+    path.write_text("\n".join([header, *bad, labelled, labelled, other]))
+    out = run("mimic_cxr", "--max_rejected=0.9", raw=raw)
+    samples = {s.group: s for s in corpora.samples_of(out).values()}
+    assert samples["p10000032"].labels == () and samples["p10000032"].num_original_captions == 2
+    assert samples["p10000033"].labels == ("No Finding",)
+    report = corpora.report(out)
+    assert report["rejected_by_reason"] == {
+        "row of labels left out": 4,
+        "not a frontal view": 2,
+        "neither a report nor a row of labels for the study": 1,
+    }
+    assert report["read"] == report["written"] + report["rejected"]
+    reasons = [r["reason"] for r in corpora.rejections(out) if r["path"] == path.name]
+    assert [reason.split(": ", 1)[1][:40] for reason in reasons] == [
+        "row 1, unknown cell: '7' under 'Edema' i",
+        "wrong number of fields: 17 in line 3 of ",
+        "row 3, 's5' is no number of a study",
+        "row 6, study 53189527 has other labels i",
+    ]
+
+
+def test_no_image_of_mimic_without_an_official_split_is_trained_on(run, tmp_path):
+    raw = tmp_path / "raw"
+    official_layouts.mimic_cxr(raw, packed=False)
+    path = raw / "mimic-cxr-2.0.0-split.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1].replace("train", "unsure"), *lines[3:]]))
+    out = run("mimic_cxr", "--max_rejected=0.9", raw=raw)
+    assert len(corpora.samples_of(out, "val")) == 2 and "train" not in corpora.samples(out)
+    report = corpora.report(out)
+    assert report["rejected_by_reason"]["in no official split"] == 2
+    assert report["facts"]["official_split_counts"] == {
+        "train": 3,
+        "val": 2,
+        "rows without a split": 1,
+    }
+
+
 @pytest.mark.parametrize(
     ("report", "expected"),
     [
@@ -447,6 +559,8 @@ def test_mimic_reports_may_be_elsewhere_or_nowhere(run, tmp_path, capsys):
         (" IMPRESSION:  A.\n\n RECOMMENDATION(S):  B.", ("", "A.")),
         (" IMPRESSION:\n A\n ADDENDUM:\n x\n IMPRESSION: C", ("", "A C")),
         (" PA VIEW:  A.\n FINDINGS:\n HEART AND LUNGS: B", ("HEART AND LUNGS: B", "")),
+        (" FINDINGS:\r A.\r\r IMPRESSION:\r B.\r", ("A.", "B.")),
+        (" FINDINGS:\r\n A.\r\n IMPRESSION: B.", ("A.", "B.")),
         ("no section at all", ("", "")),
     ],
 )
@@ -510,12 +624,12 @@ def test_captions_of_a_row_that_denies_all_other_findings_name_some_of_them(run)
 def test_radimagenet_is_read_from_its_lists(run, top):
     out = run("radimagenet", "--captions=auto", captions=False, top=top)
     assert labels(out) == {
-        "radimagenet/CT/abd/normal/abd-normal023599.png": ("normal",),
-        "radimagenet/MR/knee/acl_tear/knee-acl000001.png": ("acl_tear",),
+        "radimagenet/CT/abd/normal/abd-normal023599.png": ("normal", "anatomy=abdomen"),
+        "radimagenet/MR/knee/acl_tear/knee-acl000001.png": ("acl_tear", "anatomy=knee"),
     }
     assert [s.modality for s in corpora.samples_of(out).values()].count("mri") == 1
     assert [*labels(out, "val").values()] == [("gallstone",)]
-    assert [*labels(out, "test").values()] == [("nodule",)]
+    assert [*labels(out, "test").values()] == [("nodule", "anatomy=chest")]
     report = corpora.report(out)
     assert report["facts"]["layout"] == "official" and report["rejected"] == 0
     assert len(report["facts"]["annotations"]) == 3
@@ -544,9 +658,93 @@ def test_fundus_sets_are_read_from_the_lists_of_the_flair_family(run, annotation
     }
 
 
+def test_an_unknown_diagnosis_is_no_category(run, tmp_path):
+    raw = tmp_path / "raw"
+    official_layouts.retina_part1(raw)
+    rows = [["['unknown diagnosis']"], ["['Unknown diagnosis', 'drusen']"]]
+    table_rows = [[n, f"11_STARE/im000{n}.ppm", "[]", *row] for n, row in enumerate(rows)]
+    header = ["", "image", "atributes", "categories"]
+    unimed_layouts.put_csv(raw / "Retina-Annotations/11_STARE.csv", header, table_rows)
+    for n in range(2):
+        unimed_layouts.put_image(raw / f"Retina-Datasets/11_STARE/im000{n}.ppm", n, "PPM")
+    out = run("retina_part1", "--captions=auto", captions=False, raw=raw)
+    assert labels(out)["retina_part1/11_STARE/im0001.ppm"] == ("drusen",)
+    assert corpora.report(out)["rejected_by_reason"] == {"no category": 1}
+
+
+# --- ROCOv2, LLaVA-Med --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("top", "images"), [("", "{0}"), ("ROCOv2", "{0}_images/{0}")])
+def test_rocov2_is_read_with_its_concepts_and_splits(run, top, images):
+    out = run("rocov2", captions=False, top=top, images=images)
+    found = {id_: s for split in corpora.samples(out).values() for id_, s in split.items()}
+    name = "rocov2/ROCOv2_2023_{}_{:06}.jpg"
+    tomography = "X-Ray Computed Tomography"
+    assert {id_: (s.labels, s.modality) for id_, s in found.items()} == {
+        name.format("train", 1): ((tomography, "Liver"), "ct"),
+        name.format("train", 2): ((tomography, "C1306645"), "radiology"),
+        name.format("train", 3): ((tomography,), "ct"),
+        name.format("valid", 1): (("C0024485",), "mri"),
+        name.format("test", 1): (("C0041618", "C9999999"), "ultrasound"),
+    }
+    for id_, sample in found.items():
+        split, number = id_.split("_")[2], id_[-5]
+        assert sample.captions == (f"Invented figure of {split}, {number}.",)
+        assert sample.num_original_captions == 1
+    assert corpora.samples(out).keys() == {"train", "val", "test"}
+    report = corpora.report(out)
+    assert report["read"] == report["written"] == 5
+    assert len(report["facts"]["annotations"]) == 10
+
+
+def test_rocov2_is_read_without_concepts_and_with_bad_rows(run, tmp_path):
+    raw = tmp_path / "raw"
+    official_layouts.rocov2(raw)
+    for path in raw.rglob("*_concepts_manual.csv"):
+        path.unlink()
+    concepts = raw / "ROCOv2/train_concepts.csv"
+    concepts.write_text(concepts.read_text() + "ROCOv2_2023_train_000003,C1,x\n")
+    (raw / "ROCOv2/valid_concepts.csv").unlink()
+    with (raw / "ROCOv2/train_captions.csv").open("a") as file:
+        file.write(",no image\nx\nROCOv2_2023_train_000009,\n")
+    out = run("rocov2", captions=False, raw=raw)
+    assert corpora.report(out)["rejected_by_reason"] == {
+        "row of concepts left out": 1,
+        "no image": 1,
+        "wrong number of fields": 1,
+        "neither text nor label": 1,
+    }
+    assert next(iter(corpora.samples_of(out, "val").values())).labels == ()
+
+
+def test_microsofts_own_alignment_file_is_read(run):
+    out = run("llava_med_alignment", captions=False)
+    samples = corpora.samples_of(out)
+    assert [s.captions for s in samples.values()] == [
+        (f"Invented description 2434498{n}_F{n}.",) for n in range(3)
+    ]
+    assert {s.group for s in samples.values()} == {"24344980", "24344981", "24344982"}
+    assert corpora.report(out)["facts"]["layout"] == "official"
+
+
+# --- the published corpus -----------------------------------------------------------------------
+
+
+def test_the_published_corpus_takes_training_lists_whole(run):
+    """NIH's and MIMIC's test images, too; of ROCOv2 and RadImageNet the training lists alone."""
+    for key, size in {"chestxray8": 5, "mimic_cxr": 4, "rocov2": 3, "radimagenet": 2}.items():
+        out = run(key, "--corpus=published", "--captions=auto", captions=False)
+        (split,) = corpora.samples(out)
+        assert split == "train" and len(corpora.samples_of(out)) == size, key
+        facts = corpora.report(out)["facts"]
+        assert facts["corpus"] == "published" and facts["official_split"] is None
+
+
 @given(st.lists(st.text(st.characters(exclude_categories=("Cs",)))))
 def test_lists_as_text_are_parsed(names):
-    expected = tuple(dict.fromkeys(filter(None, (" ".join(name.split()) for name in names))))
+    names = [*names, "Unknown diagnosis "]
+    expected = tuple(dict.fromkeys(filter(None, (" ".join(x.split()) for x in names[:-1]))))
     assert retina.categories(repr(names)) == expected
 
 

@@ -179,6 +179,38 @@ def test_original_and_generated_captions_are_kept_apart(run):
     assert PARTS["mimic_cxr"].caption_rule == "original:1"
 
 
+def test_caption_and_mention_are_two_samples_of_the_published_corpus(run):
+    out = run("llava_med_hq60k", "--corpus=published", captions=False)
+    samples = corpora.samples_of(out)
+    found = sorted((id_.partition("#")[0], s.captions, s.group) for id_, s in samples.items())
+    assert found == [
+        ("llava_med_hq60k/PMC300_F1.jpg", ("Caption zero",), "PMC300"),
+        ("llava_med_hq60k/PMC300_F1.jpg", ("The figure is mentioned here.",), "PMC300"),
+        ("llava_med_hq60k/PMC301_F1.jpg", ("Caption one",), "PMC301"),
+        ("llava_med_hq60k/PMC302_F1.jpg", ("The figure is mentioned here.",), "PMC302"),
+    ]
+    report = corpora.report(out)
+    assert report["rejected_by_reason"] == {"neither text nor label": 1}
+    assert (report["read"], report["written"], report["merged"]) == (5, 4, 0)
+    assert report["expected"]["found"] == 4 and report["facts"]["corpus"] == "published"
+
+
+def test_the_published_corpus_has_released_captions_and_ignores_splits(run):
+    """What `--official_split=ignore --released_captions` give, in one flag."""
+    for key in ("chexpert", "openi", "chestxray8", "retina_part1"):
+        flags = ("--released_captions", "--official_split=ignore")
+        out, other = (run(key, *f, captions=False) for f in (("--corpus=published",), flags))
+        assert list(corpora.samples(out)) == ["train"]
+        assert corpora.samples(out) == corpora.samples(other)
+        assert corpora.report(out)["generated_captions"] > 0
+    assert list(corpora.samples(run("quilt1m", "--corpus=published", captions=False))) == ["train"]
+
+
+def test_a_corpus_is_clean_or_published(run, capsys):
+    message = error(run, capsys, "pmc_oa", "--corpus=old")
+    assert "--corpus=old: expected clean or published" in message
+
+
 def test_caption_and_mention_are_two_texts_of_one_sample(run):
     out = run("llava_med_hq60k")
     samples = corpora.samples_of(out)
@@ -291,7 +323,7 @@ def test_classes_are_excluded_by_words_and_not_where_they_are_denied(run):
 
 def test_flags_that_mean_nothing_to_a_part_are_errors(run, capsys):
     assert "no generated captions" in error(run, capsys, "pmc_oa", "--released_captions")
-    assert "no labels" in error(run, capsys, "rocov2", "--exclude_classes=x")
+    assert "no labels" in error(run, capsys, "pmc_oa", "--exclude_classes=x")
     assert "group or image" in error(run, capsys, "openi", "--held_out_by=person")
     assert "required or ignore" in error(run, capsys, "openi", "--official_split=no")
 
