@@ -9,8 +9,11 @@
 | vit_l14_large_text | ViT-L/14 at 336 | BiomedBERT-large | 62.09                               |
 
 CORPORA holds one converted corpus per part, in folders named as in
-input_pipeline/conversion/unimed_parts.py. A part without a folder is left out of the mixture:
-training names it at its start, and `unimed-jax corpus-status` tells where to get it.
+input_pipeline/conversion/unimed_parts.py. Converted with `--corpus=published`, they are the
+published corpus (docs/guides/converting.md): with official test images and released captions, and
+two samples of the two texts of HQ-60k. By default they are without. A part without a folder is left
+out of the mixture: training names it at its start, and `unimed-jax corpus-status` tells where to
+get it.
 
 Image tower and logit scale start from MetaCLIP, the text tower from BiomedBERT; both come from the
 Hugging Face hub. Which of MetaCLIP's L/14 files the authors used is not published; its position

@@ -97,14 +97,17 @@ class OpenedAnnotations:
     """Annotation files that were found.
 
     Attributes:
-      files: the files themselves; their checksums go to `conversion.json`.
+      files: the files themselves; their checksums go to `conversion.json`. The rows of tables among
+        them are images.
       rows: an annotation or rejection per row, to be read once.
       facts: more about the source for `conversion.json`.
+      joined_files: other files that were read, such as labels of studies.
     """
 
     files: tuple[AnyPath, ...]
     rows: Iterator[Annotation | Rejection]
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    joined_files: tuple[AnyPath, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

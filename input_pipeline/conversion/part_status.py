@@ -23,7 +23,6 @@ from input_pipeline.io.files import AnyPath
 TARS = "tars of UniMed"
 MOST_IMAGES = 3_000_000  # that are counted in a part; no part has as many
 _IMAGE = re.compile(r"\.(jpe?g|png|tiff?|ppm|bmp|gif|webp|dcm)$", re.IGNORECASE)
-_OF_STUDIES = re.compile(r"-chexpert\.csv")  # a second table of MIMIC-CXR, with a row per study
 _FIRST = 100  # rows that tell the folders of the images, where those are in --raw itself
 
 
@@ -158,10 +157,9 @@ def _open(part: UnimedPart, folder: AnyPath) -> tuple[str, OpenedAnnotations] | 
 
 def _num_rows(part: UnimedPart, annotations: OpenedAnnotations) -> int:
     """Rows of the annotation files that name images."""
-    tables = [path for path in annotations.files if not _OF_STUDIES.search(path.name)]
-    if not tables:  # reports, which are in memory already
+    if not annotations.files:  # reports, which are in memory already
         return sum(1 for _ in annotations.rows)
-    return sum(_rows_of(path, part.format) for path in tables)
+    return sum(_rows_of(path, part.format) for path in annotations.files)
 
 
 def _rows_of(path: AnyPath, described: str) -> int:

@@ -100,8 +100,7 @@ def open_mimic(options: MimicOptions) -> OpenedAnnotations | None:
         "texts": "findings and impression, without marks of removed words",
     }
     rows = _read(itertools.chain(bad_rows, first, images), labels, stated, places, report_folder)
-    found = (metadata, labels_file) if labels_file else (metadata,)
-    return OpenedAnnotations(found, rows, facts)
+    return OpenedAnnotations((metadata,), rows, facts, (labels_file,) if labels_file else ())
 
 
 def _images(metadata: AnyPath, encoding: str) -> Iterator[_Image | Rejection]:

@@ -51,7 +51,7 @@ def open_rocov2(options: PartOptions) -> OpenedAnnotations | None:
     folders = {split: _folder(options.raw, top, split) for split in splits}
     facts = {"image_folder": list(folders.values()), "names_of_concepts": len(names)}
     annotations = itertools.chain(bad_rows, _read(rows, folders, cuis, names))
-    return OpenedAnnotations((*captions, *concepts, *mapping), annotations, facts)
+    return OpenedAnnotations(tuple(captions), annotations, facts, (*concepts, *mapping))
 
 
 def _present(top: AnyPath, names: Iterable[str]) -> list[AnyPath]:

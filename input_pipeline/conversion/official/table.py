@@ -38,17 +38,25 @@ def rows(
       optional: columns that may be missing; their cells are then empty.
       encoding: of files that are neither UTF-8 nor have a byte order mark.
 
-    Raises CorpusError for a file that cannot be read, is no CSV, or lacks a column.
+    Raises CorpusError at once for a file that lacks a column; and, then or while its rows are read,
+    for one that cannot be read or is no CSV.
     """
-    numbers = itertools.count(1)
-    empty = dict.fromkeys(optional, "")
-    for path in paths:
-        header, lines = read(path, encoding)
+    opened = [(path, *read(path, encoding)) for path in paths]
+    for path, header, _ in opened:
         for name in columns:
             if header.count(name) != 1:
                 what = "more than one column" if name in header else "no column"
                 raise CorpusError(f"{path} has {what} {name!r}; found {header}")
-        positions = {name: header.index(name) for name in (*columns, *optional) if name in header}
+    return _rows(opened, (*columns, *optional))
+
+
+def _rows(
+    opened: Sequence[tuple[AnyPath, list[str], Iterator[list[str] | str]]], columns: Sequence[str]
+) -> Iterator[TableRow | Rejection]:
+    numbers = itertools.count(1)
+    empty = dict.fromkeys(columns, "")
+    for path, header, lines in opened:
+        positions = {name: header.index(name) for name in columns if name in header}
         for cells in lines:
             number = next(numbers)
             if isinstance(cells, str):

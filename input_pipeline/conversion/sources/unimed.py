@@ -70,7 +70,7 @@ def _open(key: str, part: UnimedPart, options: PartOptions) -> OpenedSource:
     held_out = _held_out(part, options)
     rows = _Rows(key, part, options, split, held_out)
     expected = dataclasses.asdict(part.expected)
-    if layout.name == OFFICIAL and _layouts(part)[0].name == DERIVED:
+    if layout.name == OFFICIAL and layouts(part)[0].name == DERIVED:
         expected["counted_in"] = "UniMed's derived files, not the official ones that were read"
     metadata = {
         "part": part.title,
@@ -84,7 +84,7 @@ def _open(key: str, part: UnimedPart, options: PartOptions) -> OpenedSource:
                 "bytes": path.stat().st_size,
                 "sha256": file_sha256(path),
             }
-            for path in annotations.files
+            for path in (*annotations.files, *annotations.joined_files)
         ],
         **annotations.facts,
         "corpus": options.corpus,

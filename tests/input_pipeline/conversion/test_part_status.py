@@ -8,6 +8,7 @@ from helpers.corpora import convert, report
 
 from input_pipeline import manifest
 from input_pipeline.conversion import part_status
+from input_pipeline.conversion.sources.unimed import layouts
 from input_pipeline.conversion.unimed_parts import PARTS
 from unimed_jax import corpus_status
 
@@ -48,7 +49,7 @@ def test_parts_in_the_layout_of_unimed_are_found_and_counted(tmp_path, beside):
     for key, counts in DERIVED.items():
         status = found[key]
         assert (status.rows, status.images) == counts, key
-        assert status.layout == ("unimed" if PARTS[key].official else "official")
+        assert status.layout == layouts(PARTS[key])[0].name
         places = (tmp_path, tmp_path / key) if beside else (tmp_path / f"my_{key}",)
         assert status.raw in places
 
@@ -96,7 +97,7 @@ def test_what_cannot_be_used_is_a_problem_and_not_missing(tmp_path, capsys):
     arguments = [f"--raw={tmp_path / 'raw'}", f"--corpora={tmp_path / 'corpora'}"]
     assert corpus_status.main(arguments) == 0
     text = capsys.readouterr().out
-    assert "rocov2: " in text and "has no column 1" in text
+    assert "rocov2: " in text and "has no column 'Caption'" in text
     assert "quilt1m: corpus directory" in text and "has no manifest.json" in text
     rows = {line.split()[0]: line for line in text.splitlines() if "  " in line}
     assert "cannot be read" in rows["rocov2"] and "cannot be read" in rows["quilt1m"]
