@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from input_pipeline.captioning import templates as caption_templates
 from input_pipeline.captioning.grammar_captions import GrammarCaptions
 from input_pipeline.captioning.templates import CaptionTemplates
-from input_pipeline.conversion import exclude, guard, label_table, validation_split
+from input_pipeline.conversion import exclude, guard, label_table, samples, validation_split
 from input_pipeline.conversion import report as conversion_report
 from input_pipeline.conversion.corpus_directory import REJECTED_FILE, REPORT_FILE
 from input_pipeline.conversion.executors import Beam, Executor, Local
@@ -150,6 +150,9 @@ def _print_counts(out: files.AnyPath) -> None:
         print(f"  annotations: {layout} layout, {names[:200]}")
     for reason, count in report["rejected_by_reason"].items():
         print(f"  rejected, {reason}: {count}")
+    if samples.UNREADABLE in report["rejected_by_reason"]:
+        for archive, state in report["facts"].get("archives", {}).items():
+            print(f"  archive that may not be unpacked: {archive} ({state})")
     if report["rejected"]:
         print(f"  why rows were rejected: {out / REJECTED_FILE}")
     for what, count in (report["inputs"] | report["notes"]).items():

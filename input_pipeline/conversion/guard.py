@@ -100,6 +100,19 @@ def suspects(
     }
 
 
+def check_splits(manifest: Manifest, rejections: AnyPath) -> None:
+    """Raises RefusedCorpus if no row of a split became a sample.
+
+    ``rejections``: the file that says why, for the message.
+    """
+    for split, content in manifest.splits.items():
+        if content.num_samples == 0:
+            raise RefusedCorpus(
+                f"every row of split {split!r} was rejected; {rejections} says why, the first: "
+                f"{_first_reason(rejections)}"
+            )
+
+
 def check_rejected(manifest: Manifest, limit: float, rejections: AnyPath) -> None:
     """Raises RefusedCorpus if more than a share of the rows did not become samples.
 
@@ -107,12 +120,10 @@ def check_rejected(manifest: Manifest, limit: float, rejections: AnyPath) -> Non
     """
     share = manifest.rejected / manifest.read
     if share > limit:
-        with rejections.open(encoding="utf-8") as file:
-            first = json.loads(file.readline())["reason"]
         raise RefusedCorpus(
             f"{share:.1%} of the rows were rejected, more than --max_rejected={limit:g}, and there "
-            f"is no corpus; {rejections} says why, the first: {first}. If the others are right, "
-            f"the same command with --max_rejected={_above(share)} finishes the corpus"
+            f"is no corpus; {rejections} says why, the first: {_first_reason(rejections)}. If the "
+            f"others are right, the same command with --max_rejected={_above(share)} finishes the corpus"
         )
 
 
@@ -157,6 +168,11 @@ def file_varies(data: bytes) -> bool:
         return varies(pydicom.dcmread(io.BytesIO(data), force=True).pixel_array)
     with Image.open(io.BytesIO(data)) as image:
         return varies(np.asarray(image))
+
+
+def _first_reason(rejections: AnyPath) -> str:
+    with rejections.open(encoding="utf-8") as file:
+        return json.loads(file.readline())["reason"]
 
 
 def _is_flat(sample: Any) -> bool:

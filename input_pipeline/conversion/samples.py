@@ -12,6 +12,8 @@ from input_pipeline.io.cell_text import says_nothing
 from input_pipeline.io.files import AnyPath
 from input_pipeline.records import Sample
 
+UNREADABLE = "cannot read the image"
+
 
 @dataclasses.dataclass(frozen=True)
 class MakeSample:
@@ -73,7 +75,7 @@ def _read(root: AnyPath, row: SourceRow) -> bytes:
     try:
         data = files.read_bytes(files.under(root, row.image), row.span)
     except OSError as error:
-        raise ValueError(f"cannot read the image: {files.reason(error)}") from error
+        raise ValueError(f"{UNREADABLE}: {files.reason(error)}") from error
     if row.span and len(data) < row.span[1]:
         raise ValueError("the image is cut off: its file ends before it")
     return data

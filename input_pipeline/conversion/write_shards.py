@@ -88,8 +88,8 @@ def write_corpus(
     Raises:
       UserError: `out_dir` is not writable, or in use by another conversion.
       CorpusError: `out_dir` holds another corpus; there are no rows; more shards than rows are
-        requested; every row of a split was rejected; or, as RefusedCorpus, too many rows are
-        rejected or samples suspect. The last two leave reports, and no manifest.
+        requested; or, as RefusedCorpus, every row of a split or too many rows are rejected, or
+        samples are suspect. RefusedCorpus leaves reports, and no manifest.
     """
     out_dir, name, schema = files.to_path(out_dir), name or conversion.name, conversion.schema
     with locks.exclusive(out_dir), corpus_directory.planning(out_dir) as directory:
@@ -266,13 +266,6 @@ def _finish(
     reasons = report.write_rejected(out_dir / REJECTED_FILE, rejections(), out_dir / PARTIAL)
     if sum(reasons.values()) != manifest.rejected:
         raise CorpusError(f"{planned} rows were planned, {written} written, rejected {reasons}")
-    for split, content in splits.items():
-        if content.num_samples == 0:
-            first = json.loads((out_dir / REJECTED_FILE).open(encoding="utf-8").readline())
-            raise CorpusError(
-                f"every row of split {split!r} was rejected; {out_dir / REJECTED_FILE} says why, "
-                f"the first: {first['reason']}"
-            )
     limits = conversion.limits if max_suspect is None else dict.fromkeys(guard.LIMITS, max_suspect)
     suspects = guard.suspects(found, first_found, written, limits)
     report.write(
@@ -286,6 +279,7 @@ def _finish(
         suspects,
         conversion.metadata,
     )
+    guard.check_splits(manifest, out_dir / REJECTED_FILE)
     guard.check_rejected(manifest, max_rejected, out_dir / REJECTED_FILE)
     guard.check(suspects, out_dir / corpus_directory.REPORT_FILE)
     tfds_metadata.write(out_dir, manifest, schema.tfds_features())

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 
+from input_pipeline.conversion import archives
 from input_pipeline.conversion.annotations import (
     DERIVED,
     OFFICIAL,
@@ -87,6 +88,7 @@ def _open(key: str, part: UnimedPart, options: PartOptions) -> OpenedSource:
             for path in (*annotations.files, *annotations.joined_files)
         ],
         **annotations.facts,
+        "archives": archives.states(options.raw),
         "corpus": options.corpus,
         "official_split": ", ".join(split.files) or None,
         "official_split_counts": dict(split.counts),

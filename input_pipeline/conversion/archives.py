@@ -1,0 +1,29 @@
+"""Archives beside source data, which may not be unpacked, or only in part."""
+
+import zipfile
+from collections.abc import Mapping
+
+from input_pipeline.io import files
+from input_pipeline.io.files import AnyPath
+
+_PATTERNS = tuple(f"{folder}*{end}" for folder in ("", "*/") for end in (".zip", ".tgz", ".tar.gz"))
+WHOLE, CUT_OFF, UNKNOWN = "whole", "cut off: download it again", "not checked"
+
+
+def states(raw: AnyPath) -> Mapping[str, str]:
+    """Archives in a folder and the folders in it, by name; and whether they are whole.
+
+    A zip ends with its directory, so one whose download ended early is seen without reading it.
+    """
+    found = [path for pattern in _PATTERNS for path in files.sorted_glob(raw, pattern)]
+    return {files.relative_name(path, raw): _state(path) for path in found}
+
+
+def _state(path: AnyPath) -> str:
+    if path.suffix != ".zip":
+        return UNKNOWN
+    try:
+        with files.open_to_read(path) as file:
+            return WHOLE if zipfile.is_zipfile(file) else CUT_OFF
+    except OSError as error:
+        return f"cannot be read: {files.reason(error)}"
