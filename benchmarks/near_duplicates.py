@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from input_pipeline.inspection import duplicates
-from input_pipeline.inspection.scan import perceptual_hash
+from input_pipeline.io.perceptual_hash import COPY_DISTANCE, perceptual_hash
 
 _PER_SOURCE, _ALTERED = 90, 30
 
@@ -84,7 +84,7 @@ def main() -> None:
     for count in (10_000, 40_000, 160_000):
         hashes = np.random.default_rng(0).integers(0, 256, (count, 32), np.uint8)
         start = time.process_time()
-        duplicates.near_pairs(hashes, duplicates.DEFAULT_DISTANCE)
+        duplicates.near_pairs(hashes, COPY_DISTANCE)
         print(f"near pairs of {count:,} random hashes: {time.process_time() - start:.1f} s of CPU")
 
 

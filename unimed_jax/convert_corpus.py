@@ -17,6 +17,7 @@ import time
 import types
 import typing
 from collections.abc import Sequence
+from typing import Any
 
 from input_pipeline.captioning import templates as caption_templates
 from input_pipeline.captioning.grammar_captions import GrammarCaptions
@@ -25,12 +26,15 @@ from input_pipeline.conversion import exclude, guard, label_table, samples, vali
 from input_pipeline.conversion import report as conversion_report
 from input_pipeline.conversion.corpus_directory import REJECTED_FILE, REPORT_FILE
 from input_pipeline.conversion.executors import Beam, Executor, Local
+from input_pipeline.conversion.held_out import IN_SET, HeldOut
 from input_pipeline.conversion.sources import SOURCES, Source
 from input_pipeline.conversion.sources.base import CaptionedSource, CaptionOptions
 from input_pipeline.conversion.write_shards import write_corpus
 from input_pipeline.io import cli, files
 from input_pipeline.io.errors import UserError
 from input_pipeline.manifest import Manifest
+from unimed_jax.evals.benchmark import held_out as suite_images
+from unimed_jax.evals.benchmark.spec import suite_names
 
 _AUTO = "auto"  # of --captions
 
@@ -51,9 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _convert(args: argparse.Namespace) -> int:
     start = time.monotonic()
     source = SOURCES[args.kind]
-    options = source.options(
-        **{field.name: getattr(args, field.name) for field in dataclasses.fields(source.options)}
-    )
+    flags = {field.name: getattr(args, field.name) for field in dataclasses.fields(source.options)}
+    suite = _suite(args) if isinstance(source, CaptionedSource) else None
+    if suite and "held_out" in flags:
+        flags["held_out"] = None  # which takes a file
+    options = source.options(**flags)
     executor, num_shards = _executor(args), _shards_given(args.num_shards)
     captions = {}
     if isinstance(source, CaptionedSource):
@@ -65,7 +71,7 @@ def _convert(args: argparse.Namespace) -> int:
             raise UserError(
                 "give --out=DIR for a corpus, or --labels_out=FILE for its labels alone"
             )
-        captions = {"captions": _caption_options(args)}
+        captions = {"captions": _caption_options(args, suite)}
     elif not args.out:
         raise UserError("give --out=DIR for the corpus")
     conversion = source.open(options, **captions)
@@ -92,14 +98,35 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
 
 
-def _caption_options(args: argparse.Namespace) -> CaptionOptions:
+def _suite(args: argparse.Namespace) -> str | None:
+    """The suite that --held_out names; None if it names a file, or is not given."""
+    given = str(args.held_out) if args.held_out is not None else None
+    suite = given if given in suite_names() else None
+    if isinstance(args.held_out, str) and not suite:  # of a source that takes no file
+        raise UserError(f"--held_out={given}: expected {' or '.join(suite_names())}")
+    if suite and args.suite_data is None:
+        raise UserError(f"--held_out={suite} needs --suite_data=DIR, the folder of its test sets")
+    if args.suite_data is not None and not suite:
+        raise UserError(f"--suite_data needs --held_out, one of {', '.join(suite_names())}")
+    return suite
+
+
+def _caption_options(args: argparse.Namespace, suite: str | None) -> CaptionOptions:
     if args.short_side is not None and args.short_side < 1:
         raise UserError(f"--short_side={args.short_side}: expected a number of pixels")
     return CaptionOptions(
         _captions(args.captions),
         args.short_side,
         exclude.load(args.exclude) if args.exclude else {},
+        _held_out(args, suite) if suite else None,
     )
+
+
+def _held_out(args: argparse.Namespace, suite: str) -> HeldOut:
+    if not files.is_local(args.suite_data) or not args.suite_data.is_dir():
+        raise UserError(f"--suite_data={args.suite_data}: expected a folder on a disk")
+    by = getattr(args, "held_out_by", "group")
+    return suite_images.of_suite(suite, args.suite_data, args.kind, by)
 
 
 def _captions(given: files.AnyPath | str | None) -> CaptionTemplates | GrammarCaptions:
@@ -148,6 +175,13 @@ def _print_counts(out: files.AnyPath) -> None:
     if layout := report["facts"].get("layout"):
         names = ", ".join(file["file"] for file in report["facts"]["annotations"])
         print(f"  annotations: {layout} layout, {names[:200]}")
+    if held_out := report["facts"].get("test_sets"):
+        number = sum(n for why, n in report["rejected_by_reason"].items() if why.startswith(IN_SET))
+        there = [name for name, count in held_out["pictures"].items() if count]
+        print(f"  held out, images of {held_out['suite']}: {number}")
+        print(f"    by {held_out['names']} names, and by pictures of {', '.join(there) or 'none'}")
+        if held_out["without_pictures"]:
+            print(f"    not by pictures of {', '.join(held_out['without_pictures'])}")
     for reason, count in report["rejected_by_reason"].items():
         print(f"  rejected, {reason}: {count}")
     if samples.UNREADABLE in report["rejected_by_reason"]:
@@ -194,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_options(subparser, source)
         subparser.add_argument("--out", type=files.flag, help="corpus directory")
         if isinstance(source, CaptionedSource):
-            _add_caption_options(subparser)
+            _add_caption_options(subparser, source.options)
         subparser.add_argument(
             "--name", help="name of the corpus; default: from the input's folder"
         )
@@ -246,7 +280,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_caption_options(subparser: argparse.ArgumentParser) -> None:
+def _add_caption_options(subparser: argparse.ArgumentParser, options: type[Any]) -> None:
     """Flags of the sources whose rows become images with captions."""
     subparser.add_argument(
         "--labels_out",
@@ -263,6 +297,16 @@ def _add_caption_options(subparser: argparse.ArgumentParser) -> None:
         "--exclude",
         type=files.flag,
         help="JSONL of ids and reasons to leave out, as `unimed-jax inspect` writes it",
+    )
+    if "held_out" not in {field.name for field in dataclasses.fields(options)}:
+        subparser.add_argument(
+            "--held_out",
+            help=f"{' or '.join(suite_names())}: pictures of its test sets are rejected",
+        )
+    subparser.add_argument(
+        "--suite_data",
+        type=files.flag,
+        help="folder of the test sets of --held_out, as `unimed-jax evaluate --data` takes it",
     )
     subparser.add_argument(
         "--short_side",

@@ -27,6 +27,7 @@ from input_pipeline.inspection.burned_in import BurnedInText, TextDetector
 from input_pipeline.io import cli, files
 from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import write_text_atomically
+from input_pipeline.io.perceptual_hash import COPY_DISTANCE, need_library
 from unimed_jax.reporting import corpus_report, parts_table
 from unimed_jax.reporting.html_report import Section, config_section, write_report
 from unimed_jax.weights.uri import resolve
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    scan.need_library()
+    need_library()
     detector = TextDetector() if args.text_images else None
     tokenizer = resolve(args.tokenizer, weights=False) if args.tokenizer else None
     images, evaluation = [], []
@@ -225,8 +226,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--max_distance",
         type=int,
-        default=duplicates.DEFAULT_DISTANCE,
-        help=f"bits (of 256) in which copies may differ; default {duplicates.DEFAULT_DISTANCE}",
+        default=COPY_DISTANCE,
+        help=f"bits (of 256) in which copies may differ; default {COPY_DISTANCE}",
     )
     add(
         "--text_images",

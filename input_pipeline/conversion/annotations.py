@@ -24,7 +24,9 @@ class PartOptions:
         bool, "use the generated captions of the annotation file (default: only original texts)"
     ] = False
     held_out: Annotated[
-        AnyPath | None, "text, CSV or JSON that names images of evaluation sets; they are rejected"
+        AnyPath | None,
+        "unimed21: all images of that suite, by the files of --suite_data; or a text, CSV or JSON "
+        "file that names images of evaluation sets: they are rejected",
     ] = None
     held_out_by: Annotated[
         str, "group: all images of their patients or articles; or image (group)"

@@ -8,10 +8,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from input_pipeline.inspection.scan import ScannedImage
+from input_pipeline.io.perceptual_hash import COPY_DISTANCE
 
-# Re-encoded and resized copies differ in at most 12 of 256 bits, different images of one kind in 22
-# and more (docs/log/data.md has the measurement).
-DEFAULT_DISTANCE = 16
 _MAX_PAIRS = 1 << 22  # candidate pairs compared at a time: bounds memory
 
 
@@ -74,7 +72,7 @@ def _pairs_within(bucket: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]
         alive = alive[alive + step < end_of[alive]]
 
 
-def groups(images: Sequence[ScannedImage], max_distance: int = DEFAULT_DISTANCE) -> list[Group]:
+def groups(images: Sequence[ScannedImage], max_distance: int = COPY_DISTANCE) -> list[Group]:
     """Groups of images that are linked by equality or nearness, largest first."""
     if not images:
         return []
@@ -105,7 +103,7 @@ class Leak:
 def leaks(
     images: Sequence[ScannedImage],
     evaluation: Sequence[ScannedImage],
-    max_distance: int = DEFAULT_DISTANCE,
+    max_distance: int = COPY_DISTANCE,
 ) -> list[Leak]:
     """The nearest evaluation image of every image that has one within reach."""
     if not images or not evaluation:

@@ -18,10 +18,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from input_pipeline import manifest as manifest_lib
 from input_pipeline import records
 from input_pipeline.io import files
-from input_pipeline.io.errors import ConfigError, CorpusError
+from input_pipeline.io.errors import CorpusError
 from input_pipeline.io.files import AnyPath
+from input_pipeline.io.perceptual_hash import perceptual_hash
 
-_HASH_SIDE = 16
 _MAX_CAPTION_TOKENS = 4096  # longer captions are counted as so long
 
 
@@ -113,23 +113,6 @@ def sample(images: Sequence[ScannedImage], members: Sequence[int], count: int) -
         return hashlib.blake2b(images[index].id.encode()).digest()
 
     return sorted(members, key=rank)[:count]
-
-
-def perceptual_hash(image: Image.Image) -> np.ndarray:
-    """DCT hash of 16 x 16 frequencies, uint8 (32,)."""
-    import imagehash
-
-    return np.packbits(imagehash.phash(image.convert("L"), hash_size=_HASH_SIDE).hash)
-
-
-def need_library() -> None:
-    """Raises ConfigError if the extra [inspect] is not installed."""
-    try:
-        import imagehash  # noqa: F401 - only whether it is there
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "inspection needs ImageHash: pip install 'unimed_jax[inspect]'"
-        ) from error
 
 
 def _map(function: Callable, jobs: Sequence, workers: int, chunk: int = 1) -> Iterator:

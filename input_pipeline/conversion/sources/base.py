@@ -9,6 +9,7 @@ from typing import Any
 from input_pipeline.captioning.grammar_captions import GrammarCaptions
 from input_pipeline.captioning.templates import CaptionTemplates
 from input_pipeline.conversion import exclude
+from input_pipeline.conversion.held_out import HeldOut, WithoutPictures
 from input_pipeline.conversion.planned_rows import (
     PlannedRow,
     RejectedSample,
@@ -60,11 +61,13 @@ class CaptionOptions:
       templates: captions for labels, from a file or by the grammar.
       short_side: bound of the short side of stored images, in pixels; None keeps their size.
       excluded: ids of rows to leave out, with the reasons.
+      held_out: images of test sets; None: none are looked for.
     """
 
     templates: CaptionTemplates | GrammarCaptions = field(default_factory=CaptionTemplates)
     short_side: int | None = None
     excluded: Mapping[str, str] = field(default_factory=dict)
+    held_out: HeldOut | None = None
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,20 @@ class OpenedSource:
         """The source with captions."""
         threads = 1 if files.is_local(self.root) else BUCKET_THREADS
         rows = exclude.leave_out(self.rows, captions.excluded) if captions.excluded else self.rows
+        make_sample: Callable[[Any], Any] = MakeSample(
+            self.root, captions.templates, captions.short_side
+        )
+        metadata = self.metadata
+        if captions.held_out is not None:
+            rows = captions.held_out.names.leave_out(rows)
+            make_sample = WithoutPictures(make_sample, captions.held_out.pictures)
+            metadata = {**metadata, "test_sets": captions.held_out.facts}
         return Conversion(
             self.name,
             map_ahead(self._planned, rows, threads),
-            MakeSample(self.root, captions.templates, captions.short_side),
+            make_sample,
             SCHEMA,
-            self.metadata,
+            metadata,
             threads,
             self.inputs,
         )

@@ -17,6 +17,7 @@ from input_pipeline.conversion.annotations import (
     choose,
 )
 from input_pipeline.conversion.described_annotations import open_described
+from input_pipeline.conversion.held_out import identity
 from input_pipeline.conversion.official import splits
 from input_pipeline.conversion.official.splits import OfficialSplit
 from input_pipeline.conversion.planned_rows import Rejection, SourceRow
@@ -153,17 +154,12 @@ def _held_out(part: UnimedPart, options: PartOptions) -> frozenset[str]:
         raise CorpusError(f"cannot read {options.held_out}: {error}") from error
     cells = filter(None, map(str.strip, re.split(r"[\n,;\"'\t]+", text)))
     matches = (match for cell in cells for match in re.finditer(part.identity, cell))
-    held_out = frozenset(_identity(match, options.held_out_by) for match in matches)
+    held_out = frozenset(identity(match, options.held_out_by) for match in matches)
     if not held_out:
         raise CorpusError(
             f"{options.held_out} names no image of this part; names must match {part.identity}"
         )
     return held_out
-
-
-def _identity(match: re.Match[str], by: str) -> str:
-    """The group, if there is one and it is requested; otherwise the key of the image."""
-    return (by == "group" and match.groupdict().get("group")) or match["key"]
 
 
 # --- rows -------------------------------------------------------------------------------------
@@ -207,7 +203,7 @@ class _Rows:
         match = re.search(part.identity, path)
         names = match.groupdict() if match else {"key": path}
         by, held_out_file = self.options.held_out_by, self.options.held_out
-        if held_out_file and match and _identity(match, by) in self.held_out:
+        if held_out_file and match and identity(match, by) in self.held_out:
             raise ValueError(f"held out: named by {held_out_file.name}")
 
         labels = tuple(label for label in annotation.labels if not is_missing(label))

@@ -2,16 +2,16 @@
 
 import csv
 import importlib.util
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.html_page import Page
+from helpers.pictures import jpeg, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ImageDraw, ImageFont
 
 from input_pipeline import manifest
 from input_pipeline.conversion import exclude
@@ -33,23 +33,6 @@ def _tool(name):
 
 
 inspect_corpus, convert_corpus = _tool("inspect_corpus"), _tool("convert_corpus")
-
-
-def picture(seed, size=(192, 160)):
-    """A random picture with detail at several scales, coarse ones stronger, as photographs have."""
-    random = np.random.default_rng(seed)
-    total = np.zeros((size[1], size[0]))
-    for cells in (5, 9, 17, 33):
-        coarse = Image.fromarray(random.normal(size=(cells, cells)).astype(np.float32))
-        total += np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)) / cells
-    total = 255 * (total - total.min()) / np.ptp(total)
-    return Image.fromarray(total.astype(np.uint8)).convert("RGB")
-
-
-def jpeg(image, quality=90):
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
 
 
 def write(directory, images):
