@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from unimed_jax.aot import compile_report, hlo, hlo_cost
 from unimed_jax.distributed import sharding
-from unimed_jax.losses import contrastive
+from unimed_jax.losses import contrastive, ring
 
 ROOT = Path(__file__).resolve().parents[1]
 B16, L14, L14_LARGE = "vit_b16", "vit_l14", "vit_l14_large_text"
@@ -143,7 +143,7 @@ LOSSES = {
 
 def loss_section(reports: list[dict[str, Any]]) -> str:
     rows, width = LOSS_ROWS, LOSS_WIDTH
-    formula = 4 * (3 * rows * min(rows, contrastive.CHUNK) + 6 * rows * width) / 2**20
+    formula = 4 * (3 * rows * min(rows, ring.CHUNK) + 6 * rows * width) / 2**20
     lines = [
         f"## The loss alone: {rows:,} pairs per chip, embeddings of {width}",
         "",

@@ -53,6 +53,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_samples(tiny_conf
         ({"data__root": ""}, "data.root is empty"),
         ({"data__sources__phantoms__caption_rule": "random"}, "caption rule 'random'"),
         ({"data__sources__phantoms__split": "training"}, "training.*train"),
+        ({"loss__same_label": "soft"}, "loss.same_label='soft'.*'positive', 'overlap'"),
+        ({"loss__max_labels": 0}, "loss.max_labels=0.*at least 1"),
         ({"tokenizer": "/nonexistent/vocab"}, "/nonexistent/vocab"),
         ({"evals__zero_shot__prompts": "phantom"}, "phantom.*phantoms"),
         ({"evals__zero_shot__kind": "linear"}, "zero_shot.kind='linear'"),

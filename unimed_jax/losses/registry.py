@@ -17,15 +17,19 @@ class ContrastiveLoss:
     Attributes:
       function: (images, texts, logit scale[, logit bias]) -> float32 (); see contrastive.py.
       has_bias: whether it takes a logit bias, which the model must then have.
+      has_labels: whether it takes ``labels`` and ``same_label``.
     """
 
     function: Callable[..., jax.Array]
     has_bias: bool = False
+    has_labels: bool = False
 
 
 CONTRASTIVE: Mapping[str, ContrastiveLoss] = {
-    "softmax": ContrastiveLoss(contrastive.softmax_contrastive_loss),
-    "sigmoid": ContrastiveLoss(contrastive.sigmoid_contrastive_loss, has_bias=True),
+    "softmax": ContrastiveLoss(contrastive.softmax_contrastive_loss, has_labels=True),
+    "sigmoid": ContrastiveLoss(
+        contrastive.sigmoid_contrastive_loss, has_bias=True, has_labels=True
+    ),
 }
 
 SEGMENTATION_HEADS: Mapping[str, Callable[[int], segmentation.Head]] = {

@@ -23,7 +23,7 @@ from unimed_jax import config as config_lib
 from unimed_jax.evals import registry as evaluator_registry
 from unimed_jax.evals.embeddings import CorpusEmbedder
 from unimed_jax.losses import registry as loss_registry
-from unimed_jax.losses.contrastive import normalize
+from unimed_jax.losses.contrastive import SAME_LABEL, normalize
 from unimed_jax.losses.gradient_caching import map_rows
 from unimed_jax.models import dual_encoder, text_buckets
 from unimed_jax.models.config import ModelConfig
@@ -58,6 +58,10 @@ def default_config() -> dict[str, Any]:
         "loss": {
             "name": "softmax",  # or "sigmoid"
             "logit_scale_max": 100.0,  # exp(logit_scale) is clamped to [1, this] after every step
+            # what pairs with common labels are to each other: "negative" (CLIP), "ignored",
+            # "positive", or positive by "overlap" of their labels (losses/contrastive.py)
+            "same_label": "negative",
+            "max_labels": 16,  # of a record that are looked at
         },
         "augmentation": {"min_area": 0.9},  # random resized crop: area in [min_area, 1]
         # weights to start from, each a file, a directory or a URI as above, in any format of
@@ -83,6 +87,17 @@ def validate(config: ConfigDict) -> None:
     model = ModelConfig.from_mapping(config.model)
     config_lib.one_of(config, "loss.name", tuple(loss_registry.CONTRASTIVE))
     config_lib.one_of(config, "init.position_rule", POSITION_RULES)
+    config_lib.one_of(config, "loss.same_label", SAME_LABEL)
+    config_lib.require(
+        config.loss.same_label == "negative"
+        or loss_registry.CONTRASTIVE[config.loss.name].has_labels,
+        "loss.same_label",
+        config.loss.same_label,
+        f"'negative' for loss.name={config.loss.name!r}, which does not look at labels",
+    )
+    config_lib.require(
+        config.loss.max_labels >= 1, "loss.max_labels", config.loss.max_labels, "at least 1"
+    )
     needs_bias = loss_registry.CONTRASTIVE[config.loss.name].has_bias
     config_lib.require(
         needs_bias == (model.logit_bias_init is not None),
@@ -122,6 +137,7 @@ class Contrastive:
         self._workdir = workdir
         self.model = dual_encoder.build(config.model)
         self.parameter_axes = self.model.parameter_axes
+        self._uses_labels = config.loss.same_label != "negative"
         self._contrastive_loss = loss_registry.CONTRASTIVE[config.loss.name]
         self._rules = tuple(
             config.data.sources[k].caption_rule for k in sorted(config.data.sources)
@@ -203,7 +219,10 @@ class Contrastive:
         else:
             texts = map_rows(functools.partial(texts_of, params), ids, rng, count)
         bias = (params["logit_bias"],) if self._contrastive_loss.has_bias else ()
-        loss = self._contrastive_loss.function(images, texts, scale, *bias)
+        sets = {}
+        if self._uses_labels:
+            sets = {"labels": batch["labels"], "same_label": self._config.loss.same_label}
+        loss = self._contrastive_loss.function(images, texts, scale, *bias, **sets)
         return loss, metrics
 
     @functools.cached_property
@@ -245,9 +264,11 @@ class Contrastive:
     ) -> dict[str, tf.Tensor]:
         import tensorflow as tf
 
-        from input_pipeline import caption_sampling, transforms
+        from input_pipeline import caption_sampling, label_sets, transforms
 
         samples = records_lib.parse(serialized)
+        max_labels = self._config.loss.max_labels
+        sets = {"labels": label_sets.numbers(samples, max_labels)} if self._uses_labels else {}
         crop_seeds, caption_seeds = seeds, seeds + tf.constant([0, 1 << 62], tf.int64)
         return {
             "id": samples["id"],
@@ -264,30 +285,44 @@ class Contrastive:
                 sources,
                 caption_seeds,
             ),
+            **sets,
         }
 
     def data_notes(self, records: Iterable[bytes]) -> Sequence[str]:
+        samples = [records_lib.decode(record) for record in records]
+        notes = []
+        most = max((len(sample.labels) for sample in samples), default=0)
+        if self._uses_labels and most > self._config.loss.max_labels:
+            notes.append(
+                f"loss.max_labels={self._config.loss.max_labels} is less than the {most} labels of "
+                "some records: their last ones are not looked at"
+            )
         limit = self._config.model.text.context_length
-        captions = [c for record in records for c in records_lib.decode(record).captions]
+        captions = [caption for sample in samples for caption in sample.captions]
         lengths = self.tokenizer.lengths(captions)
         if not (lengths > limit).any():
-            return ()
-        return (
+            return notes
+        return [
+            *notes,
             f"captions longer than model.text.context_length={limit} tokens are cut: "
             f"{(lengths > limit).sum():,} of the first {len(captions):,} "
             f"({(lengths > limit).mean():.1%}), the longest has {lengths.max()}",
-        )
+        ]
 
     def collate(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         texts = [caption.decode() for caption in batch["caption"]]
-        return {"image": batch["image"], "text": self.tokenizer(texts)}
+        sets = {"labels": batch["labels"]} if self._uses_labels else {}
+        return {"image": batch["image"], "text": self.tokenizer(texts), **sets}
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         size = self._config.model.visual.image_size
         length = self._config.model.text.context_length
+        labels = jax.ShapeDtypeStruct((batch_size, self._config.loss.max_labels), jnp.uint32)
+        sets = {"labels": labels} if self._uses_labels else {}
         return {
             "image": jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8),
             "text": jax.ShapeDtypeStruct((batch_size, length), jnp.int32),
+            **sets,
         }
 
     # --- evaluation -------------------------------------------------------------------------------
