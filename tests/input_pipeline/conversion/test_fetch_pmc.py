@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from helpers import official_layouts
 from helpers.corpora import REPO, convert, report, samples
 from helpers.unimed_layouts import encoded, put_json
 
@@ -146,6 +147,23 @@ def test_figures_of_all_parts_are_where_the_converters_look_for_them(server, raw
         assert report(out)["rejected"] == 0 and len(samples(out)["train"]) == count
 
 
+def test_the_official_files_in_the_folders_of_their_repository(server, raw, tmp_path):
+    official_layouts.llava_med_alignment(raw)
+    names = sorted(path.stem for path in (raw / "data" / "images").iterdir())
+    for path in (raw / "data" / "images").iterdir():
+        path.unlink()
+    lines = []
+    for n, name in enumerate(names):
+        server.put_article(f"PMC{n}", {f"x-{n}.jpg": encoded(n)})
+        lines.append({"pair_id": name, "pmc_tar_url": "", "image_file_path": f"PMC{n}/x-{n}.jpg"})
+    listing = raw / "data" / "llava_med_image_urls.jsonl"
+    listing.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    fetch(raw)
+    assert images(raw) == {f"data/images/{name}.jpg": encoded(n) for n, name in enumerate(names)}
+    assert convert("llava_med_alignment", tmp_path / "out", f"--raw={raw}") == 0
+    assert report(tmp_path / "out")["written"] == 3
+
+
 def test_the_newest_version_that_has_a_figure_is_taken_whatever_its_suffix(server, raw):
     server.put_article("PMC1", {"old.jpg": encoded(1), "same.jpg": encoded(2)}, version=1)
     server.put_article("PMC1", {"SAME.PNG": encoded(3, "PNG")}, version=2, is_retracted=True)
@@ -260,6 +278,7 @@ def test_a_bucket_that_fails_all_the_time_ends_the_command(server, raw, capsys, 
     assert "cannot list s3://pmc-oa-opendata" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_requests_keep_to_the_rate_and_to_the_number_of_connections(server, raw):
     for n in range(8):
         server.put_article(f"PMC{n}", {"a.jpg": encoded(n)})

@@ -1,7 +1,10 @@
 """`--held_out=unimed21` keeps the images of the suite out of a corpus, by names and by pictures."""
 
 import csv
+import io
 import json
+import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -20,17 +23,21 @@ from unimed_jax.evals.benchmark.spec import load_suite
 UUIDS = [f"0004cfab-14fd-4e49-80ba-63a80b6bdd{n:02x}" for n in range(6)]
 
 
-@pytest.fixture
-def sets(tmp_path):
-    """A folder of test sets with a picture in each image file of the archive's layout."""
-    root = tmp_path / "sets"
+@pytest.fixture(scope="module")
+def generated_sets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sets")
     suite_archive.write_archive(root)
     files = sorted(path for path in root.rglob("*") if path.is_file())
     suffixes = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
     for n, path in enumerate(path for path in files if path.suffix in suffixes):
         picture(1000 + n).save(path)
-    (root / "pneumonia-challenge-dataset-mappings_2018.json").write_text("[]")
     return root
+
+
+@pytest.fixture
+def sets(generated_sets, tmp_path):
+    """A folder of test sets with a picture in each image file of the archive's layout."""
+    return shutil.copytree(generated_sets, tmp_path / "sets")
 
 
 def run(key, tmp_path, sets, *flags, status=0, raw="raw"):
@@ -228,6 +235,24 @@ def test_equal_and_nearly_equal_pictures_leave_a_part_and_others_stay(tmp_path, 
     }
 
 
+def test_pictures_leave_the_tars_of_unimed_which_have_no_names(tmp_path, sets):
+    folder = tmp_path / "raw" / "chexpert_webdataset"
+    folder.mkdir(parents=True)
+    leak = (sets / "acl_mri" / "images" / "1_sagittal_2.000000.png").read_bytes()
+    with tarfile.open(folder / "dataset-000001.tar", "w") as tar:
+        for n, image in enumerate((jpeg(picture(1)), leak, jpeg(picture(2)))):
+            text = "".join(f"Invented {n} {k}._chexpert_" for k in range(10)).encode()
+            for suffix, data in (("jpg", image), ("txt", text)):
+                member = tarfile.TarInfo(f"{n:06}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    out = run("webdataset", tmp_path, sets, "--part=chexpert")
+    assert len(kept(out)) == 2
+    (why,) = (rejection["reason"] for rejection in rejections(out))
+    assert why.startswith("in the test set acl_mri by equal file: acl_mri/images/1_sagittal")
+
+
+@pytest.mark.slow
 def test_the_bytes_are_the_same_with_workers_and_from_the_cache(tmp_path, sets):
     folder = tmp_path / "raw" / "scan"
     folder.mkdir(parents=True)

@@ -10,7 +10,7 @@ from input_pipeline import manifest
 from input_pipeline.conversion import part_status
 from input_pipeline.conversion.sources.unimed import layouts
 from input_pipeline.conversion.unimed_parts import PARTS
-from unimed_jax import corpus_status
+from unimed_jax import corpus_status, inspect_corpus
 
 # rows of the tables and images of the generated layouts of UniMed's files
 DERIVED = {
@@ -31,6 +31,8 @@ OFFICIAL = {
     "openi": (6, 5),  # a report without an image counts as a row
     "chestxray8": (5, 5),
     "mimic_cxr": (7, 7),
+    "rocov2": (5, 5),
+    "llava_med_alignment": (3, 3),
     "retina_part1": (3, 3),  # without the lists of part 2 and of FIVES, a test set
 }
 
@@ -60,8 +62,15 @@ def test_official_layouts_are_found_and_counted(tmp_path):
     found = statuses(tmp_path)
     assert {key: (found[key].rows, found[key].images) for key in OFFICIAL} == OFFICIAL
     assert {found[key].layout for key in OFFICIAL} == {"official"}
+    assert found["llava_med_alignment"].raw == tmp_path / "llava_med_alignment"
     missing = {key for key, status in found.items() if not status.found}
     assert missing == PARTS.keys() - OFFICIAL.keys() - {"retina_part2"}  # in part 1's folder
+
+
+def test_images_in_several_folders_are_counted_together(tmp_path):
+    official_layouts.chexpert_batches(tmp_path)
+    found = statuses(tmp_path)["chexpert"]
+    assert (found.layout, found.rows, found.images) == ("official", 5, 5)
 
 
 def test_what_the_status_calls_raw_is_what_the_conversion_takes(tmp_path):
@@ -116,6 +125,18 @@ def test_the_command_prints_a_table_and_writes_the_report(tmp_path, capsys):
     for part in PARTS.values():
         assert part.access.split(" ")[0] in html
     assert "Stanford research use agreement" in html and "missing" in html
+
+
+def test_the_report_of_an_inspection_has_the_table(tmp_path):
+    pytest.importorskip("imagehash", reason="the extra [inspect] is not installed")
+    official_layouts.chexpert(tmp_path / "raw")
+    out = tmp_path / "corpora" / "chexpert"
+    assert convert("chexpert", out, f"--raw={tmp_path / 'raw'}", "--captions=auto") == 0
+    arguments = [str(out), f"--out={tmp_path / 'inspection'}", "--text_images=0"]
+    assert inspect_corpus.main(arguments) == 0
+    html = (tmp_path / "inspection" / "report.html").read_text()
+    assert "The thirteen parts" in html and "13 parts: 1 converted" in html
+    assert "corpus from official" in html and PARTS["mimic_cxr"].access in html
 
 
 @pytest.mark.parametrize("flags", [[], ["--raw=DIR/none"], ["--corpora=DIR/none"]])
