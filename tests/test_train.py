@@ -54,6 +54,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_samples(tiny_conf
         ({"data__sources__phantoms__caption_rule": "random"}, "caption rule 'random'"),
         ({"data__sources__phantoms__split": "training"}, "training.*train"),
         ({"loss__same_label": "soft"}, "loss.same_label='soft'.*'positive', 'overlap'"),
+        ({"captions__label_share": 1.5}, "captions.label_share=1.5.*between 0 and 1"),
         ({"loss__max_labels": 0}, "loss.max_labels=0.*at least 1"),
         ({"tokenizer": "/nonexistent/vocab"}, "/nonexistent/vocab"),
         ({"evals__zero_shot__prompts": "phantom"}, "phantom.*phantoms"),

@@ -64,6 +64,22 @@ def test_the_loss_is_given_the_labels_of_the_records(
         assert float(found) != float(clips)
 
 
+def test_texts_of_a_batch_follow_the_shares(tiny_config, phantom_corpus, tmp_path):
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+
+    def texts(**shares):
+        config = tiny_config(**{f"captions__{key}": share for key, share in shares.items()})
+        task = tasks.create(config, str(tmp_path))
+        ids, batch = next(DataLoader(config, task, phantom_corpus, mesh).read(0, 1))
+        return ids, np.asarray(batch["image"]), np.asarray(batch["text"])
+
+    plain, words = texts(), texts(label_share=1.0)
+    assert plain[0] == words[0]
+    np.testing.assert_array_equal(plain[1], words[1])
+    assert (plain[2] != words[2]).any(axis=1).all()
+    np.testing.assert_array_equal(words[2], texts(label_share=1.0, sentence_share=0.5)[2])
+
+
 def _captions(record: bytes) -> tuple[str, ...]:
     from input_pipeline.records import decode
 

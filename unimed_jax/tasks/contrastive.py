@@ -64,6 +64,10 @@ def default_config() -> dict[str, Any]:
             "max_labels": 16,  # of a record that are looked at
         },
         "augmentation": {"min_area": 0.9},  # random resized crop: area in [min_area, 1]
+        "captions": {
+            "sentence_share": 0.0,  # of the captions drawn are cut to some of their sentences
+            "label_share": 0.0,  # are replaced by the labels or the modality in words
+        },
         # weights to start from, each a file, a directory or a URI as above, in any format of
         # docs/guides/weights.md; parts that stay empty are initialized at random
         "init": {
@@ -111,6 +115,8 @@ def validate(config: ConfigDict) -> None:
         config.augmentation.min_area,
         "above 0, at most 1",
     )
+    for key, share in config.captions.items():
+        config_lib.require(0 <= share <= 1, f"captions.{key}", share, "between 0 and 1")
     groups = model.text.bucket_groups
     config_lib.require(
         not model.text.buckets or groups >= config.optimizer.accumulate_steps,
@@ -264,27 +270,37 @@ class Contrastive:
     ) -> dict[str, tf.Tensor]:
         import tensorflow as tf
 
-        from input_pipeline import caption_sampling, label_sets, transforms
+        from input_pipeline import caption_sampling, label_numbers, text_variants, transforms
+
+        def other_seeds(number: int) -> tf.Tensor:
+            return seeds + tf.constant([0, number << 60], tf.int64)
 
         samples = records_lib.parse(serialized)
         max_labels = self._config.loss.max_labels
-        sets = {"labels": label_sets.numbers(samples, max_labels)} if self._uses_labels else {}
-        crop_seeds, caption_seeds = seeds, seeds + tf.constant([0, 1 << 62], tf.int64)
+        sets = {"labels": label_numbers.of(samples, max_labels)} if self._uses_labels else {}
+        captions = caption_sampling.draw_captions(
+            samples["captions"],
+            samples["num_original_captions"],
+            self._rules,
+            sources,
+            other_seeds(4),
+        )
+        shares = self._config.captions
+        if shares.sentence_share:
+            captions = text_variants.some_sentences(captions, shares.sentence_share, other_seeds(1))
+        if shares.label_share:
+            captions = text_variants.labels_in_words(
+                captions, samples, shares.label_share, other_seeds(2)
+            )
         return {
             "id": samples["id"],
             "image": transforms.random_resized_crops(
                 samples["image"],
                 self._config.model.visual.image_size,
-                crop_seeds,
+                seeds,
                 (self._config.augmentation.min_area, 1.0),
             ),
-            "caption": caption_sampling.draw_captions(
-                samples["captions"],
-                samples["num_original_captions"],
-                self._rules,
-                sources,
-                caption_seeds,
-            ),
+            "caption": captions,
             **sets,
         }
 

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline import label_sets, records
+from input_pipeline import label_numbers, records
 
 
 def numbers(*changes, max_labels=4):
@@ -11,7 +11,7 @@ def numbers(*changes, max_labels=4):
     same |= {"modality": "xray", "source": "a"}
     samples = [records.Sample(**same | fields) for fields in changes]
     serialized = tf.constant([records.encode(sample) for sample in samples])
-    return label_sets.numbers(records.parse(serialized), max_labels).numpy()
+    return label_numbers.of(records.parse(serialized), max_labels).numpy()
 
 
 def test_a_label_is_the_same_in_every_source_but_not_in_every_modality():

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
-def numbers(samples: Mapping[str, tf.Tensor], max_labels: int) -> tf.Tensor:
+def of(samples: Mapping[str, tf.Tensor], max_labels: int) -> tf.Tensor:
     """The labels of samples as numbers, each once.
 
     Args:
