@@ -33,6 +33,8 @@ def captions(label_set: LabelSet, vocabulary: Vocabulary, seed: int) -> Iterator
     claim = vocabulary.claim(label_set)
     grammar = _grammar()
     kind = "present" if claim.present else "absent" if claim.absent else "normal"
+    if claim.present and not claim.absent and {*claim.present} <= {*grammar["organs"]}:
+        kind = "organ"  # a label that names what is imaged, and no disease of it
     named = claim.present or claim.absent
     patterns = _shuffled(grammar[kind], seed, label_set.key, "pattern")
     images = _shuffled(image_names(label_set, vocabulary), seed, label_set.key, "image")

@@ -123,7 +123,8 @@ def check_rejected(manifest: Manifest, limit: float, rejections: AnyPath) -> Non
         raise RefusedCorpus(
             f"{share:.1%} of the rows were rejected, more than --max_rejected={limit:g}, and there "
             f"is no corpus; {rejections} says why, the first: {_first_reason(rejections)}. If the "
-            f"others are right, the same command with --max_rejected={_above(share)} finishes the corpus"
+            f"others are right, the same command with --max_rejected={_above(share)} finishes the "
+            "corpus"
         )
 
 

@@ -1,6 +1,8 @@
 """Each check accepts what is right and gives its reason for what is wrong."""
 
+import itertools
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, settings
@@ -117,6 +119,22 @@ def test_the_grammar_satisfies_the_checks_for_every_finding(labels, modality, se
         if len(accepted) == 15:
             break
     assert len(accepted) == 15, accepted
+
+
+ORGANS = json.loads((Path(grammar.__file__).parent / "data/grammar.json").read_text())["organs"]
+
+
+@pytest.mark.parametrize("organ", ORGANS)
+def test_a_label_that_is_an_organ_becomes_no_disease(organ):
+    """As RadImageNet labels ultrasound: `pancreas`, without a finding."""
+    label_set = LabelSet("ultrasound", (organ,))
+    captions = list(itertools.islice(grammar.captions(label_set, WORDS, 0), 40))
+    disease = ("patient with", "finding", "diagnosis", "evidence", "case of", "consistent")
+    for caption in captions:
+        assert organ in caption.lower() and not any(word in caption for word in disease)
+        assert not set(failed(caption, organ, modality="ultrasound")) - {"distinct"}
+    both = next(grammar.captions(LabelSet("ultrasound", (organ, "cyst")), WORDS, 0))
+    assert " and the " not in both
 
 
 @pytest.mark.parametrize("attribute", ATTRIBUTES)
