@@ -14,7 +14,7 @@ from input_pipeline import manifest as manifest_lib
 from input_pipeline.conversion import report as conversion_report
 from input_pipeline.conversion.annotations import OpenedAnnotations
 from input_pipeline.conversion.corpus_directory import REPORT_FILE
-from input_pipeline.conversion.sources.unimed import layouts
+from input_pipeline.conversion.sources.unimed import find_annotations
 from input_pipeline.conversion.unimed_parts import PARTS, Expected, UnimedPart
 from input_pipeline.io import files, tabular_files
 from input_pipeline.io.errors import CorpusError
@@ -101,7 +101,7 @@ def of_corpora(corpora: dict[str, AnyPath]) -> list[PartStatus]:
 def _with_raw(status: PartStatus, part: UnimedPart, raw: AnyPath) -> PartStatus:
     for folder in _candidates(raw, status.key):
         try:
-            opened = _open(part, folder)
+            opened = find_annotations(part, part.options(raw=folder))
         except CorpusError as error:
             # a table of the same name in another folder may be of something else
             if folder in (raw, raw / status.key) and not status.problem:
@@ -119,7 +119,7 @@ def _with_raw(status: PartStatus, part: UnimedPart, raw: AnyPath) -> PartStatus:
         return dataclasses.replace(
             status,
             raw=folder,
-            layout=layout,
+            layout=layout.name,
             rows=rows,
             images=images,
             images_exact=exact,
@@ -144,15 +144,6 @@ def _candidates(raw: AnyPath, key: str) -> Iterator[AnyPath]:
     for path in folders:
         if path.name != key and not path.name.startswith(".") and path.is_dir():
             yield path
-
-
-def _open(part: UnimedPart, folder: AnyPath) -> tuple[str, OpenedAnnotations] | None:
-    """The layout and the annotations of the first layout that is in a folder."""
-    options = part.options(raw=folder)
-    for layout in layouts(part):
-        if (opened := layout.open(options)) is not None:
-            return layout.name, opened
-    return None
 
 
 def _num_rows(part: UnimedPart, annotations: OpenedAnnotations) -> int:

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from input_pipeline.conversion.annotations import OpenedAnnotations, first_file
+from input_pipeline.conversion.annotations import first_file
 from input_pipeline.conversion.planned_rows import Rejection
 from input_pipeline.conversion.pmc_bucket import (
     Article,
@@ -38,7 +38,7 @@ from input_pipeline.conversion.pmc_bucket import (
     figure_files,
     is_image_name,
 )
-from input_pipeline.conversion.sources.unimed import layouts
+from input_pipeline.conversion.sources.unimed import find_annotations, need_annotations
 from input_pipeline.conversion.unimed_parts import PARTS
 from input_pipeline.io import files, tabular_files
 from input_pipeline.io.errors import CorpusError, UserError
@@ -148,25 +148,18 @@ def fetch(
 
 def llava_parts(raw: pathlib.Path) -> list[str]:
     """The parts of LLaVA-Med whose annotation files are there. Raises CorpusError for none."""
-    keys = [key for key in PARTS_OF_PMC if key != PMC_OA and _open(raw, key)]
+    llava = (key for key in PARTS_OF_PMC if key != PMC_OA)
+    keys = [key for key in llava if find_annotations(PARTS[key], PARTS[key].options(raw=raw))]
     if not keys:
         raise CorpusError(f"the annotation files of no part of LLaVA-Med are in {raw}")
     return keys
-
-
-def _open(raw: pathlib.Path, key: str) -> OpenedAnnotations | None:
-    options = PARTS[key].options(raw=raw)
-    return next(filter(None, (layout.open(options) for layout in layouts(PARTS[key]))), None)
 
 
 def _index(
     raw: pathlib.Path, key: str, index: sqlite3.Connection, ledger: BinaryIO, counts: Counts
 ) -> None:
     """Finds the articles of the figures that a part names and that are not there."""
-    part, opened = PARTS[key], _open(raw, key)
-    if opened is None:
-        looked_for = [path for layout in layouts(part) for path in layout.annotations]
-        raise CorpusError(f"{key}: none of {looked_for} is in {raw}; get them from {part.access}")
+    _, opened = need_annotations(key, PARTS[key], PARTS[key].options(raw=raw))
     place = _place_of_panel if key == PMC_OA else _place_in_list(raw)
     rows = (row for row in opened.rows if not isinstance(row, Rejection))
     for row in tqdm(rows, desc=f"reading {key}", unit=" rows", delay=1):
@@ -175,17 +168,15 @@ def _index(
         if not index.execute(insert, (path,)).rowcount:  # of several rows, or of both parts
             continue
         counts.named += 1
-        query = "SELECT 1 FROM gone_before WHERE path = ?"
-        if _leads_out(path):
-            found: tuple[str, str] | str = "its name leads out of the folder"
-        elif (raw / path).is_file():
+        safe = not _leads_out(path)
+        if safe and (raw / path).is_file():
             counts.there += 1
             continue
-        elif index.execute(query, (path,)).fetchone():
+        query = "SELECT 1 FROM gone_before WHERE path = ?"
+        if index.execute(query, (path,)).fetchone():
             counts.gone += 1
             continue
-        else:
-            found = place(path)
+        found = place(path) if safe else "its name leads out of the folder"
         if isinstance(found, str):
             counts.gone += 1
             _append(ledger, [{"path": path, "gone": found}])
@@ -321,6 +312,8 @@ def _keep(raw: pathlib.Path, figures: Sequence[_Figure], ledger: BinaryIO, count
             }
             lines += [{"path": path, **facts} for path in figure.paths]
     _append(ledger, lines)
+    ledger.flush()
+    os.fsync(ledger.fileno())
     for figure in figures:
         if figure.object:
             _write(raw, figure.content, figure.paths)
@@ -345,8 +338,6 @@ def _write(raw: pathlib.Path, content: bytes, paths: Sequence[str]) -> None:
 def _append(ledger: BinaryIO, lines: Sequence[Mapping[str, Any]]) -> None:
     for line in lines:
         ledger.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-    ledger.flush()
-    os.fsync(ledger.fileno())
 
 
 def _drop_torn_line(path: pathlib.Path) -> None:

@@ -63,7 +63,7 @@ def layouts(part: UnimedPart) -> list[Layout]:
 
 def _open(key: str, part: UnimedPart, options: PartOptions) -> OpenedSource:
     _check_options(key, part, options)
-    layout, annotations = _annotations(key, part, options)
+    layout, annotations = need_annotations(key, part, options)
     if options.released_captions and layout in part.official:
         raise CorpusError(
             f"--released_captions: the official files of {key} have no generated captions"
@@ -114,21 +114,33 @@ def _check_options(key: str, part: UnimedPart, options: PartOptions) -> None:
 # --- files ------------------------------------------------------------------------------------
 
 
-def _annotations(
+def find_annotations(
+    part: UnimedPart, options: PartOptions
+) -> tuple[Layout, OpenedAnnotations] | None:
+    """The first layout that is found, or that which is requested; None if there is none."""
+    for layout in _possible(part, options):
+        if (opened := layout.open(options)) is not None:
+            return layout, opened
+    return None
+
+
+def need_annotations(
     key: str, part: UnimedPart, options: PartOptions
 ) -> tuple[Layout, OpenedAnnotations]:
-    """The first layout that is found, or that which is requested."""
-    possible = [x for x in layouts(part) if options.layout in (None, x.name)]
-    for layout in possible:
-        opened = layout.open(options)
-        if opened is not None:
-            return layout, opened
+    """As `find_annotations`. Raises CorpusError if there is none."""
+    if (found := find_annotations(part, options)) is not None:
+        return found
+    possible = _possible(part, options)
     if not possible:
         raise CorpusError(f"--layout={options.layout}: {key} has only the layout {OFFICIAL}")
     looked_for = [path for layout in possible for path in layout.annotations]
     raise CorpusError(
         f"{key}: none of {looked_for} is in {options.raw}; get the data from {part.access}"
     )
+
+
+def _possible(part: UnimedPart, options: PartOptions) -> list[Layout]:
+    return [layout for layout in layouts(part) if options.layout in (None, layout.name)]
 
 
 def _official_split(key: str, part: UnimedPart, options: PartOptions) -> OfficialSplit:
