@@ -122,7 +122,10 @@ def test_generated_captions_are_taken_only_when_asked_for(run):
 
 
 def test_labels_without_captions_are_refused_with_the_remedy(run, capsys):
-    message = error(run, capsys, "radimagenet", captions=False)
+    capsys.readouterr()
+    out = run("radimagenet", captions=False, status=1)  # with reports, and without a corpus
+    message = capsys.readouterr().err
+    assert not (out / "manifest.json").exists() and corpora.report(out)["rejected"] == 3
     assert "label 'finding" in message
     assert "--captions" in message
 
