@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import pytest
 from helpers.recipes import load
 
@@ -103,7 +104,7 @@ def test_training_says_what_it_leaves_out_and_resumes_with_the_same_mixture(
     config, tmp_path, capsys
 ):
     run = tmp_path / "run"
-    train.train(config(), run)
+    train.train(config(), run, jax.devices()[:1])
     said = "chexpert (no corpus in"
     output = capsys.readouterr()
     (line,) = (x for x in (output.out + output.err).splitlines() if "left out" in x)

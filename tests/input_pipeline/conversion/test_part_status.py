@@ -10,6 +10,7 @@ from input_pipeline import manifest
 from input_pipeline.conversion import part_status
 from input_pipeline.conversion.sources.unimed import layouts
 from input_pipeline.conversion.unimed_parts import PARTS
+from input_pipeline.io.files import to_path
 from unimed_jax import corpus_status, inspect_corpus
 
 # rows of the tables and images of the generated layouts of UniMed's files
@@ -88,6 +89,19 @@ def test_what_the_status_calls_raw_is_what_the_conversion_takes(tmp_path):
         assert after[key].samples == content.written and after[key].corpus is not None
     only_corpora = statuses(corpora=tmp_path / "corpora")
     assert only_corpora["chexpert"].layout == "official" and only_corpora["chexpert"].raw is None
+
+
+def test_a_part_in_a_bucket_is_found_without_counting_images(tmp_path, storage, monkeypatch):
+    monkeypatch.setattr(part_status, "PARTS", {"chexpert": PARTS["chexpert"]})  # requests are slow
+    official_layouts.chexpert(tmp_path / "raw" / "any")
+    out = tmp_path / "corpora" / "chexpert"
+    assert convert("chexpert", out, f"--raw={tmp_path / 'raw' / 'any'}", "--captions=auto") == 0
+    for name in ("raw", "corpora"):
+        storage.put_folder(tmp_path / name, f"status/{name}")
+    top = to_path("gs://bucket/status")
+    status = statuses(top / "raw", top / "corpora")["chexpert"]
+    assert (status.layout, status.rows, status.images) == ("official", 5, None)
+    assert str(status.raw) == "gs://bucket/status/raw/any" and status.samples == 3
 
 
 def test_tars_of_unimed_are_found(tmp_path):
