@@ -35,6 +35,7 @@ LEVERS: dict[str, dict[str, object]] = {
     "overlap": {"loss.same_label": "overlap"},
     "words": {"captions.label_share": 0.3},
     "sentences": {"captions.sentence_share": 0.5},
+    "half the patches": {"model.visual.patch_dropout": 0.5},
     "positive+words": {"loss.same_label": "positive", "captions.label_share": 0.3},
     "ignored+words": {"loss.same_label": "ignored", "captions.label_share": 0.3},
 }

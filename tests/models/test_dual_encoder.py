@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from helpers.small_model import small_config
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from unimed_jax import config as config_lib
 from unimed_jax.distributed import sharding
 from unimed_jax.distributed.sharding import path_string
-from unimed_jax.models import dual_encoder
+from unimed_jax.models import dual_encoder, vit
+from unimed_jax.models.layers import apply_blocks
 
 _KEY = jax.random.key(0)
 _BASE = {"vocab_size": 30522, "width": 768, "layers": 12, "heads": 12, "mlp_width": 3072}
@@ -229,6 +231,35 @@ def test_dropout_only_with_a_key_and_the_same_on_every_mesh() -> None:
     spread = encode(rows, jax.random.key(5))
     assert len(spread.sharding.device_set) == 8
     np.testing.assert_allclose(spread, alone, atol=1e-6)
+
+
+def test_patch_dropout_is_attention_to_a_part_of_the_patches() -> None:
+    model = dual_encoder.build(small_config(visual={"patch_dropout": 0.6}))
+    _, params = _small()
+    images, _ = _inputs(batch=8)
+    encode = jax.jit(lambda images, key: model.encode_image(params, images, dropout_rng=key))
+    key = jax.random.key(5)
+    found = encode(images, key)
+    assert float(jnp.abs(encode(images, jax.random.key(6)) - found).max()) > 1e-3
+    np.testing.assert_array_equal(encode(images, None), model.encode_image(params, images))
+    # the same, with all tokens and a mask
+    tower = vit.VisionTransformer(model.config, nnx.Rngs(0))
+    nnx.update(tower, params["visual"])
+    count = model.config.visual.num_tokens - 1
+    kept = np.asarray(vit._kept_patches(key, 8, count, 0.6))
+    assert kept.shape == (8, round(0.4 * count))
+    assert len({tuple(row) for row in kept}) == 8
+    mask = np.zeros((8, count + 1), bool)
+    mask[:, 0] = True
+    np.put_along_axis(mask, kept + 1, True, axis=1)
+    mean, std = jnp.array(model.config.image_mean), jnp.array(model.config.image_std)
+    x = tower._embed((images / 255 - mean) / std)
+    x = apply_blocks(tower.blocks, x, mask=jnp.asarray(mask), remat="none", scan_layers=True)
+    expected = tower.ln_post(x) @ tower.proj[...]
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    rows = jax.device_put(images, NamedSharding(mesh, PartitionSpec("data")))
+    np.testing.assert_allclose(encode(rows, key), found, atol=2e-6)
 
 
 def test_wrong_inputs_are_refused_with_the_shape_wanted() -> None:

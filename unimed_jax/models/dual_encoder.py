@@ -52,12 +52,20 @@ class DualEncoder:
             params["logit_bias"] = jnp.float32(self.config.logit_bias_init)
         return params
 
-    def encode_image(self, params: Params, images: jax.Array) -> jax.Array:
+    def encode_image(
+        self, params: Params, images: jax.Array, *, dropout_rng: jax.Array | None = None
+    ) -> jax.Array:
         """RGB images, uint8 (B, S, S, 3) -> float32 (B, E), not normalized.
 
         Pixels are scaled to (x/255 - mean)/std in float32 on the device.
+
+        Args:
+          params: parameters, at least of the image tower.
+          images: the images.
+          dropout_rng: key of this step for ``visual.patch_dropout``; None keeps all patches.
         """
-        return self._visual.bind(params["visual"])(images)
+        tower = self._visual.bind(params["visual"])
+        return tower(images) if dropout_rng is None else tower(images, dropout_rng)
 
     def encode_text(
         self, params: Params, ids: jax.Array, *, dropout_rng: jax.Array | None = None

@@ -126,8 +126,11 @@ class VisionTransformer(nnx.Module):
             scaled_normal(rngs.params(), (sizes.width, config.embed_dim), param_dtype)
         )
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.Array, dropout_rng: jax.Array | None = None) -> jax.Array:
         """RGB images, uint8 (B, S, S, 3) -> float32 (B, E).
+
+        With ``dropout_rng``, a random key, only a share of the patches is looked at
+        (``visual.patch_dropout``).
 
         Raises:
           ValueError: the shape or dtype of the images is wrong.
@@ -142,9 +145,8 @@ class VisionTransformer(nnx.Module):
         pixels = (images.astype(jnp.float32) / 255 - jnp.array(config.image_mean)) / jnp.array(
             config.image_std
         )
-        x = apply_blocks(
-            self.blocks, self._embed(pixels), remat=config.remat, scan_layers=config.scan_layers
-        )
+        x = self._embed(pixels, dropout_rng)
+        x = apply_blocks(self.blocks, x, remat=config.remat, scan_layers=config.scan_layers)
         return (self.ln_post(x) @ self.proj[...].astype(x.dtype)).astype(jnp.float32)
 
     def features(self, pixels: jax.Array, layers: Sequence[int]) -> list[jax.Array]:
@@ -167,17 +169,30 @@ class VisionTransformer(nnx.Module):
         selected = (self.ln_post(outputs[i]) if i == last else outputs[i] for i in layers)
         return [x[:, 1:].reshape(len(x), grid, grid, -1) for x in selected]
 
-    def _embed(self, pixels: jax.Array) -> jax.Array:
+    def _embed(self, pixels: jax.Array, dropout_rng: jax.Array | None = None) -> jax.Array:
         """Normalized pixels -> input of the first block, (B, T, D)."""
         config = self.config
         patches = _patches(pixels, config.visual.patch_size).astype(config.compute_dtype)
+        positions = self.positional_embedding[...]
+        if dropout_rng is not None:
+            rows, count, _ = patches.shape
+            kept = _kept_patches(dropout_rng, rows, count, config.visual.patch_dropout)
+            patches = jnp.take_along_axis(patches, kept[..., None], axis=1)
+            # the class token is number 0
+            positions = positions[jnp.pad(kept + 1, ((0, 0), (1, 0)))]
         x = self.patch_embedding(patches)
         class_token = jnp.broadcast_to(
             self.class_embedding[...].astype(x.dtype), (len(x), 1, x.shape[-1])
         )
         x = jnp.concatenate([class_token, x], axis=1)
-        x = x + self.positional_embedding[...].astype(x.dtype)
+        x = x + positions.astype(x.dtype)
         return x if self.ln_pre is None else self.ln_pre(x)
+
+
+def _kept_patches(key: jax.Array, rows: int, count: int, dropout: float) -> jax.Array:
+    """Numbers of the patches that stay, ascending, at least one: int32 (rows, kept)."""
+    order = jnp.argsort(jax.random.uniform(key, (rows, count)), axis=1)
+    return jnp.sort(order[:, : max(1, round(count * (1 - dropout)))], axis=1)
 
 
 def _patches(pixels: jax.Array, patch_size: int) -> jax.Array:

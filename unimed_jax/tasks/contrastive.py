@@ -205,8 +205,12 @@ class Contrastive:
     def loss(
         self, params: Params, batch: Mapping[str, jax.Array], rng: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        def images_of(images: jax.Array, _: jax.Array) -> jax.Array:
-            return normalize(self.model.encode_image(params, images))
+        drops_patches = self.model.config.visual.patch_dropout > 0
+
+        def images_of(images: jax.Array, rng: jax.Array) -> jax.Array:
+            # another key than that of the texts
+            key = jax.random.fold_in(rng, 1) if drops_patches else None
+            return normalize(self.model.encode_image(params, images, dropout_rng=key))
 
         def texts_of(params: Params, ids: jax.Array, rng: jax.Array) -> jax.Array:
             return normalize(self.model.encode_text(params, ids, dropout_rng=rng))
