@@ -89,7 +89,7 @@ def _open(key: str, part: UnimedPart, options: PartOptions) -> OpenedSource:
             for path in (*annotations.files, *annotations.joined_files)
         ],
         **annotations.facts,
-        "archives": archives.states(options.raw),
+        "archives": archives.states(options.raw, annotations.files),
         "corpus": options.corpus,
         "official_split": ", ".join(split.files) or None,
         "official_split_counts": dict(split.counts),

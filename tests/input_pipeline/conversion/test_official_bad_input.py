@@ -149,8 +149,7 @@ def test_without_its_images_every_row_of_a_part_is_named_and_nothing_is_publishe
         path.unlink(missing_ok=True)
     with zipfile.ZipFile(raw / "images.zip", "w") as archive:
         archive.writestr("a", "b")
-    (raw / "images").mkdir(exist_ok=True)
-    (raw / "images/images_002.tar.gz").write_bytes(b"")
+    (raw / "images_002.tar.gz").write_bytes(b"")
     content = (raw / "images.zip").read_bytes()
     (raw / "images.zip").write_bytes(content[: len(content) // 2])
     out = tmp_path / "out"
