@@ -46,6 +46,21 @@ def test_a_program_finds_its_temporaries_mapped():
     assert kept < pages / 10
 
 
+def test_a_plugin_counts_only_with_its_device(tmp_path):
+    code = """
+import pathlib, sys
+from unimed_jax.distributed import cpu_allocator
+folder = pathlib.Path(sys.argv[1])
+(folder / "libtpu.py").touch()
+sys.path.insert(0, str(folder))
+cpu_allocator._DEVICES = {"libtpu": (f"{folder}/accel[0-9]*",)}
+print(cpu_allocator._on_cpus())
+(folder / "accel0").touch()
+print(cpu_allocator._on_cpus())
+"""
+    assert run(code, str(tmp_path), platforms="").split() == ["True", "False"]
+
+
 def test_nothing_is_changed_where_an_accelerator_is_asked_for():
     code = "from unimed_jax.distributed import cpu_allocator; print(cpu_allocator.tune_malloc())"
     assert run(code, platforms="tpu,cpu") == "False"

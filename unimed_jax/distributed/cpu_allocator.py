@@ -1,11 +1,18 @@
 """The allocator of programs that run on CPUs."""
 
 import ctypes
+import glob
 import importlib.util
 import mmap
 
 import jax
 import psutil
+
+# Plugin of JAX -> files of the devices that it runs on.
+_DEVICES = {
+    "libtpu": ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"),
+    "jax_plugins": ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd"),  # dxg: NVIDIA's in WSL
+}
 
 # parameters of glibc's mallopt(3)
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
@@ -46,4 +53,8 @@ def _on_cpus() -> bool:
     requested = jax.config.jax_platforms  # type: ignore[attr-defined]  # defined at run time
     if requested:
         return requested.split(",")[0] == "cpu"
-    return not any(map(importlib.util.find_spec, ("libtpu", "jax_plugins")))
+    # the plugin alone says little: the compile report for TPUs needs libtpu on a laptop
+    return not any(
+        importlib.util.find_spec(plugin) and any(map(glob.glob, devices))
+        for plugin, devices in _DEVICES.items()
+    )
