@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 
@@ -24,10 +25,10 @@ from input_pipeline.io.errors import UserError
 from input_pipeline.manifest import file_sha256
 from input_pipeline.tokenizer import Tokenizer
 from unimed_jax import config as config_lib
-from unimed_jax.distributed import sharding
 from unimed_jax.models import dual_encoder
 from unimed_jax.models.config import ModelConfig
-from unimed_jax.weights.checkpoint import Checkpoints, make_meta
+from unimed_jax.weights import model_directory
+from unimed_jax.weights.checkpoint import make_meta
 from unimed_jax.weights.loader import open_weights
 from unimed_jax.weights.pretrained import Pretrained, part_of
 from unimed_jax.weights.uri import resolve
@@ -70,8 +71,6 @@ def _write(
             raise UserError(f"{pretrained.source} has no tokenizer: give --tokenizer=DIRECTORY")
         tokenizer = Tokenizer(resolve(uri, weights=False), config.text.context_length)
     params = pretrained.params(abstract, config)
-    # Orbax would copy arrays of numpy once more.
-    params = jax.device_put(params, sharding.host_device())
 
     recipe = config_lib.base_config("contrastive")
     recipe.model.update(dataclasses.asdict(config))
@@ -82,20 +81,11 @@ def _write(
     identity = {"tokenizer_sha256": tokenizer.sha256} if tokenizer else {}
     meta = make_meta(recipe, identity) | {"parts": list(parts), "source": source}
 
-    def save(workdir: files.AnyPath) -> None:
-        checkpoints = Checkpoints(workdir, asynchronous=False)
-        checkpoints.save(0, {"params": params}, {}, meta)
-        checkpoints.close()
-
-    out = args.out.absolute()
-    with files.atomic_directory(out) as staged:
+    def save_tokenizer(directory: Path) -> None:
         if tokenizer:
-            tokenizer.save(staged / "tokenizer")
-        (staged / "config.json").write_text(config_lib.to_json(recipe) + "\n", "utf-8")
-        if files.is_local(out):
-            save(staged)
-    if not files.is_local(out):  # Orbax marks what is complete in a bucket: a copy has no mark
-        save(out)
+            tokenizer.save(directory / "tokenizer")
+
+    model_directory.write(args.out.absolute(), params, recipe, meta, save_tokenizer)
     counts = {part: sum(x.size for x in jax.tree.leaves(params.get(part, {}))) for part in parts}
     sizes = ", ".join(f"{part} {count:,}" for part, count in counts.items() if count)
     print(f"{pretrained.kind}: {sizes} parameters -> {args.out}")

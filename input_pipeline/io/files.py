@@ -310,6 +310,12 @@ def atomic_file(path: AnyPath, scratch: AnyPath | None = None) -> Iterator[pathl
         temporary.unlink(missing_ok=True)
 
 
+def require_free(path: AnyPath) -> None:
+    """Raises UserError unless a directory can be made at ``path``, or is there and empty."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists and is not an empty directory; name another")
+
+
 @contextlib.contextmanager
 def atomic_directory(path: AnyPath) -> Iterator[pathlib.Path]:
     """A temporary local directory that becomes ``path`` when the block ends without an error.
@@ -319,8 +325,7 @@ def atomic_directory(path: AnyPath) -> Iterator[pathlib.Path]:
     Raises:
       UserError: ``path`` exists and is not an empty directory, or cannot be written.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} exists and is not an empty directory; name another")
+    require_free(path)
     try:
         if is_local(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ that map names to entries.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from ml_collections import ConfigDict
@@ -118,6 +118,28 @@ def default(task: str, evaluators: Registry) -> ConfigDict:
         raise ConfigError(f"the task {task} has no evaluators")
     name = next(iter(evaluators))
     return ConfigDict({name: complete(name, {}, evaluators)})
+
+
+def choose(config: ConfigDict, evaluators: Registry, names: Sequence[str], prompts: str) -> None:
+    """Sets ``config.evals`` for an evaluation after training.
+
+    Args:
+      config: of the run, whose evaluators are kept unless others are named.
+      evaluators: those of its task.
+      names: of evaluators, with their defaults, in place of the config's.
+      prompts: a prompt set for every evaluator that takes one; "": theirs.
+
+    Raises:
+      ConfigError: the task does not take such an evaluator, or takes none.
+    """
+    with config_lib.edit(config):
+        if names:
+            config.evals = ConfigDict({name: complete(name, {}, evaluators) for name in names})
+        elif not config.evals:
+            config.evals = default(config.task, evaluators)
+        for settings in config.evals.values():
+            if prompts and "prompts" in settings:
+                settings.prompts = prompts
 
 
 def create(
