@@ -97,6 +97,9 @@ def base_config(task: str = "contrastive") -> ConfigDict:
     # forward pass (unimed_jax/losses/gradient_caching.py)
     config.optimizer.accumulate_steps = 1
     config.optimizer.frozen = ()  # regexes: parameters without updates, e.g. ("^text/",)
+    # exponential moving average of all parameters, which is then what evaluations and exports take;
+    # 0: off, else below 1: an average over about the last 1 / (1 - ema_decay) steps
+    config.optimizer.ema_decay = 0.0
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # data parallelism; -1: all remaining devices
@@ -452,6 +455,8 @@ def validate(config: ConfigDict, num_devices: int, num_hosts: int = 1) -> None:
     one_of(config, "optimizer.schedule", ("cosine", "polynomial", "constant"))
     hold = config.optimizer.hold_fraction
     require(0 <= hold <= 1, "optimizer.hold_fraction", hold, "a share of the steps, 0 to 1")
+    decay = config.optimizer.ema_decay
+    require(0 <= decay < 1, "optimizer.ema_decay", decay, "at least 0 (off) and below 1, say 0.999")
     one_of(config, "data.on_bad_sample", ("error", "replace"))
     factor, seconds = config.watchdog.factor, config.watchdog.min_seconds
     require(factor >= 1, "watchdog.factor", factor, "at least 1")

@@ -25,7 +25,6 @@ from pathlib import Path
 import jax
 from absl import app, flags
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 
 from input_pipeline.conversion import exclude
 from input_pipeline.io.errors import UserError
@@ -42,8 +41,12 @@ from unimed_jax.evals.model_under_test import open_model
 from unimed_jax.evals.results import evaluate, write_results
 from unimed_jax.inference import dual_encoder
 from unimed_jax.training import data_location
+from unimed_jax.weights.checkpoint import WEIGHTS
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "work directory, checkpoint folder, weights")
+_WEIGHTS = flags.DEFINE_enum(
+    "weights", None, WEIGHTS, "of a run with optimizer.ema_decay: the moving average (default), raw"
+)
 _OUT = flags.DEFINE_string("out", None, "directory for results.json and report.html")
 _EVALS = flags.DEFINE_list(
     "evals",
@@ -141,7 +144,7 @@ def _evaluate_suite(suite: str, checkpoint: str, out: AnyPath) -> None:
                     f"{', '.join(given.task.classes)}"
                 )
     is_first = jax.process_index() == 0
-    model = dual_encoder.load(checkpoint)
+    model = dual_encoder.load(checkpoint, weights=_WEIGHTS.value)
     name = results.ModelName(model.architecture, checkpoint)
 
     def write_set(result: run.SetResult) -> None:
@@ -158,9 +161,10 @@ def _evaluate_suite(suite: str, checkpoint: str, out: AnyPath) -> None:
         excluded=exclude.load(_EXCLUDE.value) if _EXCLUDE.value else None,
         when_done=write_set,
     )
-    shown = (_CHECKPOINT, _SUITE, _SETS, _DATA, _PROMPTS, _PROTOCOL, _EXCLUDE, _ON_BAD_IMAGE)
+    shown = (_CHECKPOINT, _WEIGHTS, _SUITE, _SETS, _DATA, _PROMPTS, _PROTOCOL, _EXCLUDE)
     if is_first:
-        report.write(out, result, name, {f.name: str(f.value) for f in shown})
+        settings = {f.name: str(f.value) for f in (*shown, _ON_BAD_IMAGE)}
+        report.write(out, result, name, settings)
     Failures(result.failed).raise_any(out / "results.json")
 
 
@@ -169,11 +173,12 @@ def _evaluate_corpus(checkpoint: str, out: AnyPath) -> None:
     model_changes = {
         k.removeprefix("model."): v for k, v in changes.items() if k.startswith("model.")
     }
-    model = open_model(checkpoint, out, model_changes)
+    model = open_model(checkpoint, out, model_changes, _WEIGHTS.value)
     config = model.config
     if _DATA.value:
         config.data.root = _DATA.value
-    _choose_evaluators(config)
+    valid = tasks.task_class(config.task).evaluator_classes
+    registry.choose(config, valid, _EVALS.value, _PROMPTS.value)
     for key, value in changes.items():
         if not key.startswith("model."):
             config_lib.assign(config, key, value)
@@ -189,25 +194,6 @@ def _evaluate_corpus(checkpoint: str, out: AnyPath) -> None:
     if jax.process_index() == 0:
         write_results(out, model.title, config, evaluations, failures, facts={"model": model.title})
     failures.raise_any(out / "results.json")
-
-
-def _choose_evaluators(config: ConfigDict) -> None:
-    """Sets config.evals by --evals and --prompts.
-
-    Raises:
-      ConfigError: the task of the config does not take such an evaluator, or takes none.
-    """
-    evaluators = tasks.task_class(config.task).evaluator_classes
-    with config_lib.edit(config):
-        if _EVALS.value:
-            config.evals = ConfigDict(
-                {name: registry.complete(name, {}, evaluators) for name in _EVALS.value}
-            )
-        elif not config.evals:
-            config.evals = registry.default(config.task, evaluators)
-        for settings in config.evals.values():
-            if _PROMPTS.value and "prompts" in settings:
-                settings.prompts = _PROMPTS.value
 
 
 def main(argv: Sequence[str] | None = None) -> None:

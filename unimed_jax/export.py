@@ -20,9 +20,13 @@ from input_pipeline.io.files import is_local, to_path
 from unimed_jax.distributed import process
 from unimed_jax.exporting import hub
 from unimed_jax.exporting.open_clip_export import FORMATS, export
+from unimed_jax.weights.checkpoint import WEIGHTS
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "work directory, checkpoint, or weights")
 _STEP = flags.DEFINE_integer("step", None, "step of a work directory (the newest)")
+_WEIGHTS = flags.DEFINE_enum(
+    "weights", None, WEIGHTS, "of a run with optimizer.ema_decay: the moving average (default), raw"
+)
 _OUT = flags.DEFINE_string("out", None, "directory to write; must not exist, or be empty")
 _FORMAT = flags.DEFINE_enum(
     "format", "open_clip", list(FORMATS),
@@ -39,7 +43,9 @@ def _main(argv: list[str]) -> None:
     if not is_local(out):
         raise UserError(f"--out={out}: open_clip opens a local directory; export there and copy it")
     checkpoint = process.required(_CHECKPOINT)
-    summary = export(checkpoint, out, step=_STEP.value, format=_FORMAT.value)
+    summary = export(
+        checkpoint, out, step=_STEP.value, weights=_WEIGHTS.value, format=_FORMAT.value
+    )
     print(f"{summary}\nopen_clip opens it as local-dir:{out}; moved, as {out}/README.md says")
     if _PUSH.value:
         print(f"pushed: open_clip opens it as hf-hub:{hub.push(out, _PUSH.value)}")

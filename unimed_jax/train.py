@@ -14,10 +14,9 @@ import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import numpy as np
 import psutil
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -28,17 +27,17 @@ from input_pipeline.io.errors import UserError
 from input_pipeline.io.files import AnyPath, sorted_glob, to_path, write_text_atomically
 from unimed_jax import config as config_lib
 from unimed_jax import tasks
-from unimed_jax.distributed import process, sharding, xla_options
+from unimed_jax.distributed import process, sharding
 from unimed_jax.distributed.watchdog import Watchdog
 from unimed_jax.evals.failures import EvaluationFailed, Failures
 from unimed_jax.evals.results import evaluate, named_metrics, write_results
 from unimed_jax.monitoring import metrics, profiling
 from unimed_jax.monitoring.goodput import Timeline, duration
 from unimed_jax.monitoring.phases import WAITS, PhaseClock, Window
-from unimed_jax.training import data_location, stages
+from unimed_jax.training import data_location, ema, stages
 from unimed_jax.training.data_loader import DataLoader
-from unimed_jax.training.task import Evaluation, Task
-from unimed_jax.training.train_step import State, TrainStep
+from unimed_jax.training.task import Evaluation
+from unimed_jax.training.train_step import State, TrainStep, initial_state
 from unimed_jax.weights.checkpoint import FOLDER, Checkpoints, make_meta
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -80,31 +79,6 @@ def prepare(config: ConfigDict, workdir: AnyPath, num_devices: int) -> None:
         claim_workdir(config, workdir)
         data_location.prepare(config, str(workdir))
     process.wait_for_all("work directory and corpus are ready")
-
-
-def initial_state(task: Task, step: TrainStep) -> State:
-    """The state before the first step: random parameters, the pretrained ones replaced."""
-    state = jax.jit(
-        step.init,
-        out_shardings=step.shardings,
-        compiler_options=xla_options.one_shot_options(step.mesh),
-    )(step.key())
-    abstract = step.abstract_state["params"]
-    wanted = {
-        sharding.path_string(path): (leaf.dtype, placement)
-        for (path, leaf), placement in zip(
-            jax.tree_util.tree_leaves_with_path(abstract),
-            jax.tree.leaves(step.shardings["params"]),
-            strict=True,
-        )
-    }
-
-    def place(path: Any, value: Any) -> jax.Array:
-        dtype, placement = wanted[sharding.path_string(path)]
-        return sharding.place_like(np.asarray(value, dtype), placement)
-
-    loaded = jax.tree_util.tree_map_with_path(place, task.pretrained(abstract))
-    return {**state, "params": sharding.replace_leaves(state["params"], loaded)}
 
 
 def is_multiple(step: int, every: int) -> bool:
@@ -212,6 +186,8 @@ class _Run:
         self.checkpoints = Checkpoints(
             workdir, keep=config.checkpoint.keep, best_metric=config.checkpoint.best_metric
         )
+        decay = config.optimizer.ema_decay
+        self.scored = f"the EMA of the weights, decay {decay:g}" if decay else ""
         self.state: State = {}
         self.evaluations: dict[str, Evaluation] = {}
         self.failures: Failures | None = None  # of the newest evaluation
@@ -337,6 +313,8 @@ class _Run:
             f"{self.loader.num_samples:,} samples, {self.num_steps} steps of "
             f"{self.config.batch_size}, mesh {dict(self.mesh.shape)}, from step {start}"
         )
+        if self.scored:
+            process.log(f"scored and exported: {self.scored}")
         if self.config.data.left_out:
             process.log(f"left out of the mixture: {self._left_out()}")
         if self.main_host and start == 0:
@@ -397,7 +375,8 @@ class _Run:
         """Runs all evaluators; returns what ``named_metrics`` does."""
         self.failures = Failures()
         with self.clock.during("evaluation"):
-            self.evaluations = evaluate(self.evaluators, self.state["params"], self.failures)
+            weights = ema.evaluated(self.state)
+            self.evaluations = evaluate(self.evaluators, weights, self.failures)
         return named_metrics(self.evaluations)
 
     def _record(self) -> None:
@@ -421,6 +400,7 @@ class _Run:
                 "trained": f"{self.num_params:,} parameters for {self.num_steps:,} steps of "
                 f"{self.config.batch_size:,}, {duration(goodput.seconds['steps'])} in steps",
                 "on": self.loader.description(),
+                **({"scored": self.scored} if self.scored else {}),
                 **({"without": self._left_out()} if self.config.data.left_out else {}),
                 "mesh": ", ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items()),
             }

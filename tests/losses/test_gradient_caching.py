@@ -115,7 +115,7 @@ def test_dropout_and_frozen_towers(tiny_config):
 
     config.optimizer.frozen = ("^text/",)
     optimizer = optim.make_optimizer(config.optimizer, 10)
-    state = train_step.init_state(task, optimizer, rng)
+    state = train_step.init_state(task, optimizer, config, rng)
     step = jax.jit(train_step.make_train_step(task, optimizer, config, 10))
     after, _ = step(state, batch(), rng)
     same = jax.tree.map(np.array_equal, after["params"], state["params"])

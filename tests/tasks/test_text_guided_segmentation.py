@@ -183,7 +183,7 @@ def test_a_step_moves_parameters_by_the_optimiser_and_statistics_by_the_batch(ba
     config = tiny(augmentation__location_scale="none", optimizer__weight_decay=0.5)
     task = tasks.create(config, str(tmp_path))
     optimizer = optim.make_optimizer(config.optimizer, 10)
-    state = train_step.init_state(task, optimizer, jax.random.key(0))
+    state = train_step.init_state(task, optimizer, config, jax.random.key(0))
     step = jax.jit(train_step.make_train_step(task, optimizer, config, 10))
     new, metrics = step(state, batch, jax.random.key(config.seed))
     assert "statistics" not in metrics and np.isfinite(float(metrics["loss"]))

@@ -157,7 +157,7 @@ def test_one_command_runs_both_stages_and_lists_what_is_transferred(finished):
     for path in listed["transferred"]:
         np.testing.assert_array_equal(_at(learned, path), _at(own, path))
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    state = train.initial_state(task, train_step.TrainStep(task, tiny(), 4, mesh))
+    state = train_step.initial_state(task, train_step.TrainStep(task, tiny(), 4, mesh))
     start = sharding.select_leaves(state["params"], lambda path: path in set(listed["transferred"]))
     for path in listed["transferred"]:
         np.testing.assert_array_equal(_at(start, path), _at(own, path))

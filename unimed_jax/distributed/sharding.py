@@ -137,16 +137,16 @@ def partition_spec(
 
 
 def state_shardings(abstract_state: Any, rules: ParameterAxes, mesh: Mesh) -> Any:
-    """NamedShardings for a train state {params, opt_state, step}.
+    """NamedShardings for a train state {params, opt_state, step} or {params, ema, opt_state, step}.
 
     Args:
       abstract_state: pytree of ShapeDtypeStructs.
       rules: (regular expression over the parameter path, logical axis of each dim).
 
     Returns:
-      The same tree with a NamedSharding in place of each leaf. A leaf of ``opt_state`` whose path
-      ends in a parameter's path and has its shape is laid out like that parameter; all others are
-      replicated.
+      The same tree with a NamedSharding in place of each leaf. A leaf of ``opt_state`` or ``ema``
+      whose path ends in a parameter's path and has its shape is laid out like that parameter; all
+      others are replicated.
     """
     specs, shapes = {}, {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_state["params"]):

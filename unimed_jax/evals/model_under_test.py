@@ -8,12 +8,12 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from input_pipeline.io.files import AnyPath, local_copy
+from input_pipeline.io.files import AnyPath
 from unimed_jax import config as config_lib
 from unimed_jax.distributed import sharding
 from unimed_jax.training.task import Params, Task
-from unimed_jax.weights import formats
 from unimed_jax.weights.checkpoint import CheckpointReader, is_ours
+from unimed_jax.weights.loader import open_weights
 from unimed_jax.weights.pretrained import part_of
 from unimed_jax.weights.uri import resolve
 
@@ -47,31 +47,35 @@ class ModelUnderTest:
         return self.read(abstract, shardings["params"])
 
 
-def open_model(uri: str, out: AnyPath, model: Mapping[str, Any]) -> ModelUnderTest:
+def open_model(
+    uri: str, out: AnyPath, model: Mapping[str, Any], weights: str | None = None
+) -> ModelUnderTest:
     """Opens a work directory or checkpoint of unimed_jax, or any weights that can be imported.
 
     Args:
       uri: see ``weights.loader.open_weights``.
       out: directory of the results, also the work directory of imported weights.
       model: values of dotted keys below ``config.model``.
+      weights: see ``weights.loader.open_weights``.
 
     Raises:
       UserError: the path does not exist or cannot be read as a model.
     """
     path = resolve(uri)
     if is_ours(path):
-        reader = CheckpointReader(path)
+        reader = CheckpointReader(path, weights=weights)
         config = reader.config
         for key, value in model.items():
             config_lib.assign(config, f"model.{key}", value)
         return ModelUnderTest(
-            title=f"{reader.workdir.name}, step {reader.step}",
+            title=f"{reader.workdir.name}, step {reader.step}"
+            + (f" ({reader.weights})" if reader.holds_ema else ""),
             config=config,
             workdir=str(reader.workdir),
             parts=tuple(reader.meta["parts"]) if "parts" in reader.meta else None,
             read=reader.params,
         )
-    pretrained = formats.open_pretrained(local_copy(path))
+    pretrained = open_weights(uri, weights=weights)
     model_config = pretrained.model_config(model)
     config = config_lib.base_config("contrastive")
     config.model.update(dataclasses.asdict(model_config))

@@ -41,7 +41,7 @@ In JAX: `unimed_jax.load("DIR")`.
 ## Evaluation
 
 {scores}
-
+{average}
 ## Data
 
 {data}
@@ -72,14 +72,22 @@ def text(pretrained: Pretrained, config: ModelConfig, out: Path) -> str:
         version=__version__,
         source=_source(pretrained),
         scores=_scores(pretrained.record.get("scores", {})),
+        average=_average(pretrained.record.get("average", {})),
         data=_data(pretrained.record.get("config", {})),
         model=json.dumps(dataclasses.asdict(config), indent=2),
     )
 
 
 def _source(pretrained: Pretrained) -> str:
-    if "step" in pretrained.record:
-        return f"step {pretrained.record['step']} of a training run"
+    record = pretrained.record
+    if record.get("average"):
+        return "an average of checkpoints, described below"
+    if "step" in record:
+        run = f"step {record['step']} of a training run"
+        decay = record["config"]["optimizer"].get("ema_decay", 0.0)
+        if record["weights"] == "ema":
+            return f"{run}: the moving average of its weights (EMA, decay {decay:g})"
+        return f"{run}: its newest weights, not their moving average" if decay else run
     return f"`{Path(pretrained.source).name}` ({pretrained.kind})"
 
 
@@ -98,6 +106,45 @@ def _scores(scores: Mapping[str, float]) -> str:
         cells = (f"{row[column]:.4g}" if column in row else "" for column in columns)
         lines.append(f"| {task} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+_METHODS = {
+    "uniform": "The uniform average of checkpoints (arXiv 1803.05407, 2209.14981).",
+    "greedy": "A greedy soup of checkpoints (arXiv 2203.05482): the best one, and every other one "
+    "that did not lower the score of the average.",
+    "wise_ft": "An average of the weights that a run started from and what it became (WiSE-FT, "
+    "arXiv 2109.01903).",
+}
+
+
+def _average(average: Mapping[str, Any]) -> str:
+    """The section on what the weights are an average of, and by which scores; "" if of nothing."""
+    if not average:
+        return ""
+    lines = ["", "## Average", "", _METHODS[average["method"]], ""]
+    lines += ["| share | weights | SHA-256 |", "|---|---|---|"]
+    terms = [*([average["start"]] if "start" in average else []), *average["inputs"]]
+    for term in terms:
+        lines.append(f"| {term['share']:.4g} | {term['name']} | `{term['sha256']}` |")
+    evaluation = average.get("evaluation")
+    if evaluation is None:
+        return "\n".join([*lines, "", "No evaluation was made of it.", ""])
+    corpora = [f"`{corpus['name']}`" for corpus in evaluation["corpora"].values()]
+    splits = {settings.get("split") for settings in evaluation["evaluators"].values()} - {None}
+    where = f"split {', '.join(sorted(splits))} of " if splits else ""
+    metrics = evaluation["metrics"]
+    mean = f", the mean of {len(metrics)} metrics" if len(metrics) > 1 else ""
+    lines += [
+        "",
+        f"Chosen by `{evaluation['metric']}`{mean}, on {where}{', '.join(corpora)}. Scores on data "
+        "that chose them are too high; measure the model on other data.",
+        "",
+        "| candidate | score | taken |",
+        "|---|---|---|",
+    ]
+    for row in evaluation["candidates"]:
+        lines.append(f"| {row['name']} | {row['score']:.4g} | {'yes' if row['taken'] else ''} |")
+    return "\n".join([*lines, ""])
 
 
 def _data(config: Mapping[str, Any]) -> str:

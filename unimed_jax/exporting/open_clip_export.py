@@ -39,7 +39,12 @@ _TEXTS = (
 
 
 def export(
-    checkpoint: str | Path, out: Path, *, step: int | None = None, format: str = "open_clip"
+    checkpoint: str | Path,
+    out: Path,
+    *,
+    step: int | None = None,
+    weights: str | None = None,
+    format: str = "open_clip",
 ) -> str:
     """Writes and verifies a directory, atomically.
 
@@ -47,6 +52,7 @@ def export(
         checkpoint: anything that `unimed_jax.load` takes.
         out: absolute path; must not exist, or be an empty directory.
         step: the step of a work directory; None: the newest.
+        weights: as in `unimed_jax.load`.
         format: a key of FORMATS.
 
     Returns:
@@ -60,7 +66,7 @@ def export(
     has_torch = all(importlib.util.find_spec(name) for name in ("torch", "open_clip"))
     if prefix and not has_torch:
         raise UserError(f"--format={format} needs torch: pip install 'unimed_jax[torch]'")
-    pretrained = open_weights(checkpoint, step)
+    pretrained = open_weights(checkpoint, step, weights)
     config = pretrained.model_config()
     if not pretrained.tokenizer:
         raise UserError(f"{pretrained.source} names no tokenizer, without which open_clip errs")

@@ -46,6 +46,7 @@ def load(
     path_or_hub_id: str | PathLike[str],
     *,
     step: int | None = None,
+    weights: str | None = None,
     tokenizer: str | PathLike[str] = "",
     overrides: Mapping[str, Any] | None = None,
 ) -> "Model":
@@ -55,6 +56,7 @@ def load(
         path_or_hub_id: a work directory or checkpoint of ours, a weights file or directory of CLIP,
             open_clip, UniMed-CLIP, BiomedCLIP or BERT, pkg:PACKAGE/PATH, hf:ORG/NAME or ORG/NAME.
         step: the step of a work directory; None: the newest.
+        weights: of a run with a moving average of its weights, "ema" or "raw"; None: the average.
         tokenizer: directory, file or URI; replaces the one that the weights name.
         overrides: dotted keys of the model's config that the weights do not determine, such as
             {"visual.activation": "quick_gelu"}, or that should differ, such as
@@ -64,7 +66,7 @@ def load(
         UserError: the weights are missing, invalid or damaged; the message names the file or
             tensor.
     """
-    pretrained = open_weights(path_or_hub_id, step)
+    pretrained = open_weights(path_or_hub_id, step, weights)
     return from_pretrained(pretrained, pretrained.model_config(overrides), str(tokenizer))
 
 

@@ -5,23 +5,61 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from unimed_jax.distributed import sharding, xla_options
 from unimed_jax.monitoring import flops
+from unimed_jax.training import ema
 from unimed_jax.training import optimizer as optim
 from unimed_jax.training.task import Task
 
-State = dict[str, Any]  # {"params", "opt_state", "step": int32 ()}
+# {"params", "opt_state", "step": int32 ()}, and with optimizer.ema_decay "ema", like "params"
+State = dict[str, Any]
 Batch = Mapping[str, jax.Array]
 
 
-def init_state(task: Task, optimizer: optax.GradientTransformation, key: jax.Array) -> State:
+def init_state(
+    task: Task, optimizer: optax.GradientTransformation, config: ConfigDict, key: jax.Array
+) -> State:
     """The state before the first step; depends on the key alone, not on the mesh."""
     params = task.init(key)
-    return {"params": params, "opt_state": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+    state = {
+        "params": params,
+        "opt_state": optimizer.init(params),
+        "step": jnp.zeros((), jnp.int32),
+    }
+    return {**state, "ema": ema.start(params)} if config.optimizer.ema_decay else state
+
+
+def initial_state(task: Task, step: "TrainStep") -> State:
+    """The state before the first step: random parameters, the pretrained ones replaced."""
+    state = jax.jit(
+        step.init,
+        out_shardings=step.shardings,
+        compiler_options=xla_options.one_shot_options(step.mesh),
+    )(step.key())
+    abstract = step.abstract_state["params"]
+    wanted = {
+        sharding.path_string(path): (leaf.dtype, placement)
+        for (path, leaf), placement in zip(
+            jax.tree_util.tree_leaves_with_path(abstract),
+            jax.tree.leaves(step.shardings["params"]),
+            strict=True,
+        )
+    }
+
+    def place(path: Any, value: Any) -> jax.Array:
+        dtype, placement = wanted[sharding.path_string(path)]
+        return sharding.place_like(np.asarray(value, dtype), placement)
+
+    loaded = jax.tree_util.tree_map_with_path(place, task.pretrained(abstract))
+    state["params"] = sharding.replace_leaves(state["params"], loaded)
+    if "ema" in state:
+        state["ema"] = sharding.replace_leaves(state["ema"], ema.start(loaded))
+    return state
 
 
 def make_train_step(
@@ -41,7 +79,7 @@ def make_train_step(
       float32 scalars, among them ``loss``, ``grad_norm`` (before clipping) and ``learning_rate``.
     """
     schedule = optim.learning_rate_schedule(config.optimizer, num_train_steps)
-    frozen = tuple(config.optimizer.frozen)
+    frozen, decay = tuple(config.optimizer.frozen), config.optimizer.ema_decay
 
     def loss(params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         if frozen:  # no gradients of frozen parameters
@@ -70,6 +108,8 @@ def make_train_step(
             "learning_rate": schedule(state["step"]),
         }
         new_state = {"params": params, "opt_state": opt_state, "step": state["step"] + 1}
+        if decay:
+            new_state["ema"] = ema.update(state["ema"], params, decay, new_state["step"])
         return new_state, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
 
     return train_step
@@ -102,7 +142,7 @@ class TrainStep:
 
     def init(self, key: jax.Array) -> State:
         """The state before the first step."""
-        return init_state(self._task, self._optimizer, key)
+        return init_state(self._task, self._optimizer, self._config, key)
 
     def lower(self) -> jax.stages.Lowered:
         """The lowered step; it donates the memory of its input state."""

@@ -2,11 +2,11 @@
 
     WORKDIR/checkpoints/STEP/{state, data, meta}
 
-``state`` is {params, opt_state, step}; ``data`` is the position of the input stream; ``meta`` holds
-the resolved config, versions and, as ``identity``, the fingerprints of the task's assets (say, its
-tokenizer), so that a checkpoint can be opened without its config, and the fingerprints of all
-arrays. A step folder gets its name only when it is complete; one that is damaged afterwards is
-skipped and renamed to ``damaged-STEP``.
+``state`` is {params, opt_state, step}, and with optimizer.ema_decay ``ema``; ``data`` is the
+position of the input stream; ``meta`` holds the resolved config, versions and, as ``identity``, the
+fingerprints of the task's assets (say, its tokenizer), so that a checkpoint can be opened without
+its config, and the fingerprints of all arrays. A step folder gets its name only when it is
+complete; one that is damaged afterwards is skipped and renamed to ``damaged-STEP``.
 """
 
 import contextlib
@@ -34,6 +34,8 @@ from unimed_jax.version import __version__
 from unimed_jax.weights import checkpoint_folders, fingerprints, step_folder
 
 FOLDER = "checkpoints"
+WEIGHTS = ("ema", "raw")
+"""The weights that a checkpoint holds: their moving average, if the run has one, and the newest."""
 
 
 @contextlib.contextmanager
@@ -264,16 +266,18 @@ class CheckpointReader:
 
     Attributes:
       workdir: the work directory that holds the checkpoint.
+      steps: the complete steps of the work directory, ascending.
       step: the training step of the checkpoint.
       path: the checkpoint, WORKDIR/checkpoints/STEP.
     """
 
-    def __init__(self, path: PathLike, step: int | None = None) -> None:
+    def __init__(self, path: PathLike, step: int | None = None, weights: str | None = None) -> None:
         """Finds a checkpoint.
 
         Args:
           path: a work directory, its ``checkpoints`` folder, or one step folder.
           step: the step wanted; None: the step that ``path`` names, else the newest.
+          weights: one of WEIGHTS; None: the moving average if there is one.
 
         Raises:
           UserError: there is no complete checkpoint.
@@ -296,9 +300,10 @@ class CheckpointReader:
                 f"no complete checkpoint{wanted} in {self.workdir}; complete steps: "
                 f"{steps or 'none'}"
             )
+        self.steps: list[int] = steps
         self.step: int = steps[-1] if step is None else step
         self.path: AnyPath = self.workdir / FOLDER / str(self.step)
-        self._others = [other for other in steps if other != self.step]
+        self._wanted = weights
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
@@ -308,7 +313,7 @@ class CheckpointReader:
         except UserError:
             raise
         except Exception as error:  # of Orbax, TensorStore and JSON, of many kinds
-            others = ", ".join(map(str, self._others)) or "none"
+            others = ", ".join(str(step) for step in self.steps if step != self.step) or "none"
             raise LibraryError(
                 f"checkpoint {self.path} is damaged: {brief(error)}; restore its files, or take "
                 f"another step (there are: {others})"
@@ -333,15 +338,39 @@ class CheckpointReader:
         with self._reading():
             return config_lib.from_json(json.dumps(self.meta["config"]))
 
+    @functools.cached_property
+    def holds_ema(self) -> bool:
+        """Whether the run keeps a moving average of its weights. Raises UserError if damaged."""
+        with self._reading():
+            return any(key.startswith("ema/") for key in step_folder.stored_shapes(self.path))
+
+    @property
+    def weights(self) -> str:
+        """The one of WEIGHTS that is read.
+
+        Raises:
+          UserError: a moving average is wanted, and there is none; or a file is damaged.
+        """
+        if self._wanted == "ema" and not self.holds_ema:
+            raise UserError(
+                f"{self.path} holds no moving average, which a run with optimizer.ema_decay has; "
+                "take the weights 'raw'"
+            )
+        return self._wanted or ("ema" if self.holds_ema else "raw")
+
+    @property
+    def _item(self) -> str:
+        return "ema" if self.weights == "ema" else "params"
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Path -> shape of every parameter."""
-        prefix = "params/"
+        prefix = f"{self._item}/"
         with self._reading():
             stored = step_folder.stored_shapes(self.path)
         return {key.removeprefix(prefix): s for key, s in stored.items() if key.startswith(prefix)}
 
     def params(self, abstract_params: Any, shardings: Any = None) -> Any:
-        """The parameters, without optimizer state.
+        """The parameters, those that ``weights`` says, without optimizer state.
 
         Args:
           abstract_params: shapes and dtypes; of a sub-tree, that part alone is read.
@@ -356,13 +385,13 @@ class CheckpointReader:
             shardings = jax.tree.map(lambda _: host, abstract_params)
         with self._reading():
             state = step_folder.read_state(
-                self.path, {"params": abstract_params}, {"params": shardings}
+                self.path, {self._item: abstract_params}, {self._item: shardings}
             )
             _, stored = step_folder.read_meta(self.path)
             if changed := fingerprints.differing(state, stored):
                 raise ValueError(f"{changed[0]} is not what was saved")
-        logging.info("restored parameters from %s", self.path)
-        return state["params"]
+        logging.info("restored parameters (%s) from %s", self.weights, self.path)
+        return state[self._item]
 
 
 def _workdir_of(path: AnyPath) -> AnyPath:

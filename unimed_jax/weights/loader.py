@@ -20,24 +20,26 @@ from unimed_jax.weights.pretrained import PARTS, Part, Pretrained, part_of
 from unimed_jax.weights.uri import resolve
 
 
-def open_weights(uri: PathLike, step: int | None = None) -> Pretrained:
+def open_weights(uri: PathLike, step: int | None = None, weights: str | None = None) -> Pretrained:
     """Opens a work directory or checkpoint of ours, or any weights that formats.py recognises.
 
     Args:
         uri: a path, pkg:PACKAGE/PATH, hf:ORG/NAME or ORG/NAME.
         step: the step of a work directory; None: the newest.
+        weights: "ema" or "raw", of a checkpoint of ours; None: the moving average if there is one.
 
     Raises:
         WeightsError, UserError: the weights are missing or invalid.
     """
     path = resolve(str(uri))
     if is_ours(path):
-        return _open_checkpoint(path, step)
+        return _open_checkpoint(CheckpointReader(path, step, weights))
+    if weights == "ema":
+        raise UserError(f"{path} is no checkpoint of ours and holds no moving average")
     return formats.open_pretrained(local_copy(path))
 
 
-def _open_checkpoint(path: AnyPath, step: int | None) -> Pretrained:
-    reader = CheckpointReader(path, step)
+def _open_checkpoint(reader: CheckpointReader) -> Pretrained:
     config = reader.meta["config"]
     if config["task"] != "contrastive":
         raise UserError(
@@ -56,7 +58,9 @@ def _open_checkpoint(path: AnyPath, step: int | None) -> Pretrained:
         record={
             "step": reader.step,
             "config": config,
-            "scores": _scores(reader.workdir, reader.step),
+            "weights": reader.weights,
+            "average": reader.meta.get("average", {}),
+            "scores": _scores(reader),
         },
     )
 
@@ -97,11 +101,15 @@ def of_params(
     )
 
 
-def _scores(workdir: AnyPath, step: int) -> dict[str, float]:
-    """The evaluation metrics of a step of a run; empty if no evaluator ran."""
-    path = workdir / "metrics.jsonl"
+def _scores(reader: CheckpointReader) -> dict[str, float]:
+    """The evaluation metrics of the weights of a checkpoint; empty if no evaluator ran."""
+    if "average" in reader.meta:
+        return reader.meta["average"].get("scores", {})
+    if reader.holds_ema and reader.weights == "raw":  # the run scored its moving average
+        return {}
+    path = reader.workdir / "metrics.jsonl"
     rows = metrics.read_metrics(path) if path.is_file() else []
-    row = next((row for row in rows if row["step"] == step), {})
+    row = next((row for row in rows if row["step"] == reader.step), {})
     return {key: value for key, value in row.items() if "/" in key}
 
 
