@@ -39,6 +39,7 @@ LAYERS = {
     ),
 }
 COMMANDS = {
+    "average",
     "caption_labels",
     "cli",
     "compare_results",

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "segment": ("segment", "segment NIfTI volumes with a trained run"),
     "demo": ("demo", "serve a web page that classifies images among labels of your own"),
     "import": ("import_weights", "turn published weights into a checkpoint"),
+    "average": ("average", "average the weights of checkpoints: uniform, greedy soup, WiSE-FT"),
     "export": ("export", "write a checkpoint for PyTorch: open_clip opens it"),
     "compile-report": ("compile_report", "see whether a recipe fits a TPU slice, without a TPU"),
 }

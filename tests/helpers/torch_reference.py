@@ -55,6 +55,19 @@ def sgd(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     )
 
 
+def uniform_average(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Parameters (n, ...) -> their average by ``torch.optim.swa_utils``, as SWA takes it."""
+    import torch
+
+    model = torch.nn.ParameterDict({k: torch.tensor(v[0]) for k, v in inputs.items()})
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    for step in range(len(next(iter(inputs.values())))):
+        for name, values in inputs.items():
+            model[name].data = torch.tensor(values[step])
+        averaged.update_parameters(model)
+    return {name: averaged.module[name].detach().numpy() for name in inputs}
+
+
 def _trained(inputs: dict[str, np.ndarray], make: Callable) -> dict[str, np.ndarray]:
     import torch
 

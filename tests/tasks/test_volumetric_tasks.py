@@ -16,8 +16,8 @@ from helpers.runs import ROOT, losses_of
 from PIL import Image
 
 from input_pipeline.io.errors import ConfigError, UserError
+from unimed_jax import average, tasks, train
 from unimed_jax import config as config_lib
-from unimed_jax import tasks, train
 from unimed_jax.distributed import sharding
 from unimed_jax.inference.label_volumes import output_names
 from unimed_jax.training import stages, train_step
@@ -161,6 +161,19 @@ def test_one_command_runs_both_stages_and_lists_what_is_transferred(finished):
     start = sharding.select_leaves(state["params"], lambda path: path in set(listed["transferred"]))
     for path in listed["transferred"]:
         np.testing.assert_array_equal(_at(start, path), _at(own, path))
+
+
+@pytest.mark.slow
+def test_an_average_with_the_transferred_start_is_scored_on_volumes(finished, tmp_path):
+    out, metric = tmp_path / "out", "segmentation/mean/dice"
+    arguments = [str(finished), "--alpha=0,1", f"--metric={metric}", f"--out={out}"]
+    assert average.main(arguments) == 0
+    recipe = CheckpointReader(out).meta["average"]
+    begun, trained = (row["score"] for row in recipe["evaluation"]["candidates"])
+    assert trained == json.loads((finished / "results.json").read_text())[metric]
+    assert recipe["inputs"][0]["share"] == float(trained > begun)
+    assert recipe["evaluation"]["splits"] == ["val"]
+    assert len(recipe["evaluation"]["corpora"]) == 1
 
 
 @pytest.mark.slow

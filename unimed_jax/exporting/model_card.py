@@ -130,8 +130,7 @@ def _average(average: Mapping[str, Any]) -> str:
     if evaluation is None:
         return "\n".join([*lines, "", "No evaluation was made of it.", ""])
     corpora = [f"`{corpus['name']}`" for corpus in evaluation["corpora"].values()]
-    splits = {settings.get("split") for settings in evaluation["evaluators"].values()} - {None}
-    where = f"split {', '.join(sorted(splits))} of " if splits else ""
+    where = f"split {', '.join(evaluation['splits'])} of "
     metrics = evaluation["metrics"]
     mean = f", the mean of {len(metrics)} metrics" if len(metrics) > 1 else ""
     lines += [
