@@ -77,8 +77,10 @@ def _of_table(path: AnyPath, what: SplitFile, encoding: str) -> OfficialSplit:
         split = NAMES.get(cells.get(what.split_column, "").lower())
         if split is None or not cells[what.key_column]:
             odd += 1
-        else:
-            by_key[cells[what.key_column]] = split
+            continue
+        key = cells[what.key_column]
+        if by_key.get(key, "train") == "train":  # of two rows, the held-back one counts
+            by_key[key] = split
     return OfficialSplit((path.name,), by_key, True, _counts(by_key, "rows without a split", odd))
 
 

@@ -20,6 +20,7 @@ from input_pipeline.conversion.official import (
     openi,
     reports,
     retina,
+    splits,
     table,
 )
 from input_pipeline.conversion.official.findings import FINDINGS, FindingOptions
@@ -547,6 +548,14 @@ def test_no_image_of_mimic_without_an_official_split_is_trained_on(run, tmp_path
         "val": 2,
         "rows without a split": 1,
     }
+
+
+def test_an_image_with_two_official_splits_is_held_back(tmp_path):
+    table = "key,part\na,test\nb,train\na,train\nb,validate\nc,train\n"
+    (tmp_path / "split.csv").write_text(table)
+    wanted = splits.SplitFile(("split.csv",), key_column="key", split_column="part")
+    found = splits.read(wanted, tmp_path, "(?P<key>.+)", "")
+    assert {key: found.of(key) for key in "abc"} == {"a": "test", "b": "val", "c": "train"}
 
 
 @pytest.mark.parametrize(
