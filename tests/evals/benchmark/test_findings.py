@@ -131,6 +131,20 @@ def test_a_wrong_table_is_named(family, file, old, new, message, chest, tmp_path
         opened(tmp_path, family)
 
 
+def test_a_finding_that_is_uncertain_everywhere_is_an_error_of_its_own(chest, tmp_path):
+    shutil.copytree(chest[0], tmp_path, dirs_exist_ok=True)
+    table = tmp_path / "CheXpert-v1.0-small" / "valid.csv"
+    header, *lines = table.read_text().splitlines()
+    column = header.split(",").index("Edema")
+    rows = [line.split(",") for line in lines]
+    uncertain = [",".join([*row[:column], "-1.0", *row[column + 1 :]]) for row in rows]
+    table.write_text("\n".join([header, *uncertain]))
+    found = opened(tmp_path, "chexpert14")
+    with pytest.raises(CorpusError, match=r"valid.csv: Edema is uncertain or empty in all 12 rows"):
+        found.of_finding("Edema")
+    assert len(found.of_finding("Fracture")[0]) == 12
+
+
 def test_a_wrong_cell_or_column_is_an_error_of_its_finding(chest, tmp_path):
     shutil.copytree(chest[0], tmp_path, dirs_exist_ok=True)
     table = tmp_path / "vindr-cxr" / "annotations" / "image_labels_test.csv"

@@ -36,7 +36,8 @@ class FindingTable:
         """(indices (M,), labels (M,) int32) of the images that count for a finding.
 
         Raises:
-          CorpusError: there is no such column, or a cell is neither 1, 0, -1 nor empty.
+          CorpusError: there is no such column, a cell is neither 1, 0, -1 nor empty, or no image
+            counts.
         """
         if self.layout.joined:
             joined = self.columns[self.layout.joined.lower()]
@@ -55,6 +56,11 @@ class FindingTable:
             np.int32,
         )
         rows = np.flatnonzero(values != _LEFT_OUT)
+        if not len(rows):
+            raise CorpusError(
+                f"{self.images.source}: {finding} is uncertain or empty in all {len(cells):,} rows "
+                "of the set, so none can be scored"
+            )
         return rows, values[rows]
 
     def _value(self, cell: str, finding: str, place: str) -> int:
