@@ -269,7 +269,7 @@ def test_the_bytes_are_the_same_with_workers_and_from_the_cache(tmp_path, sets):
     picture(4).save(sets / "breast_us" / "images" / "2_1.png")
     third = run("folder", tmp_path, sets, *flags)
     assert refused(third).keys() == {"4.jpg"} and cache.read_bytes() != state
-    cache.write_bytes(b"no archive")
+    cache.write_bytes(cache.read_bytes()[:-30])
     assert refused(run("folder", tmp_path, sets, *flags)).keys() == {"4.jpg"}
 
 

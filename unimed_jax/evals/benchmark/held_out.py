@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,7 @@ def _load(cache: Path, state: str) -> tuple[np.ndarray, np.ndarray] | None:
         with np.load(cache) as kept:
             if str(kept["state"]) == state:
                 return kept["sha256"], kept["phash"]
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
     return None
 
