@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 from jax.sharding import Mesh
@@ -22,6 +22,9 @@ from unimed_jax.models.segmentation import SegmentationModel
 from unimed_jax.models.volumetric import VolumetricModel
 from unimed_jax.training.data_location import locate
 from unimed_jax.training.task import Evaluator
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 class RngStream(enum.IntEnum):
@@ -108,6 +111,19 @@ class SegmentationTask:
 
     def constrain(self, params: Params) -> Params:
         return params
+
+    def decode(
+        self, serialized: tf.Tensor, seeds: tf.Tensor, sources: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        from input_pipeline import dataset
+
+        return dataset.decode_each(self.decode_one, serialized, seeds, sources)
+
+    def decode_one(
+        self, record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """``decode`` of one record: string (), int64 (2,), int64 () -> features of fixed shapes."""
+        raise NotImplementedError
 
     def predict(self, params: Params, images: jax.Array) -> jax.Array:
         """Images or crops (B, *space, C) -> probabilities (B, *space, outputs).

@@ -266,13 +266,6 @@ class TextGuidedSegmentation(SegmentationTask):
 
     # --- data -------------------------------------------------------------------------------------
 
-    def decode(
-        self, serialized: tf.Tensor, seeds: tf.Tensor, sources: tf.Tensor
-    ) -> dict[str, tf.Tensor]:
-        from input_pipeline import dataset
-
-        return dataset.decode_each(self._decode_one, serialized, seeds, sources)
-
     def decode_for_evaluation(
         self, serialized: tf.Tensor, seeds: tf.Tensor, sources: tf.Tensor
     ) -> dict[str, tf.Tensor]:
@@ -281,7 +274,7 @@ class TextGuidedSegmentation(SegmentationTask):
 
         return dataset.decode_each(self._decode_image, serialized, seeds, sources)
 
-    def _decode_one(
+    def decode_one(
         self, record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         import tensorflow as tf

@@ -181,14 +181,7 @@ class VolumetricTask(SegmentationTask):
 
     # --- data -------------------------------------------------------------------------------------
 
-    def decode(
-        self, serialized: tf.Tensor, seeds: tf.Tensor, sources: tf.Tensor
-    ) -> dict[str, tf.Tensor]:
-        from input_pipeline import dataset
-
-        return dataset.decode_each(self._decode_one, serialized, seeds, sources)
-
-    def _decode_one(
+    def decode_one(
         self, record: tf.Tensor, seed: tf.Tensor, source: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         import tensorflow as tf
