@@ -5,7 +5,7 @@
 
 DIR holds the annotation files of the parts, and for LLaVA-Med its llava_med_image_urls.jsonl. The
 figures come from the open-data bucket of PubMed Central (pip install 'unimed_jax[pmc]'), article by
-article, to where `convert` looks for them; images that are there stay. The same command goes on
+article, to where `convert` looks for them; images that are there stay. The same command resumes
 after an interruption. Beside them, pmc_fetch.jsonl has the key, checksums and terms of every
 figure, pmc_gone.jsonl what cannot be had any more, with the reason.
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: every figure is there or gone; 75: some could not be fetched now; 2: the input is invalid.
     """
     args = _parser().parse_args(argv)
-    return cli.run(lambda: _fetch(args), "interrupted; the same command goes on from here")
+    return cli.run(lambda: _fetch(args), "interrupted; the same command resumes here")
 
 
 def _fetch(args: argparse.Namespace) -> int:

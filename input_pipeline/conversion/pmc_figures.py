@@ -136,7 +136,7 @@ def fetch(
                 if in_a_row == _MOST_FAILURES:
                     raise UserError(
                         f"{in_a_row} articles in a row could not be fetched, the last: "
-                        f"{figures[-1].failed}; the same command goes on from here"
+                        f"{figures[-1].failed}; the same command resumes here"
                     )
     _write_gone(raw)
     files.remove_tree(scratch)

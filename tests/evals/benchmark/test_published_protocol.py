@@ -288,7 +288,7 @@ def test_classes_that_contradict_the_order_are_an_error(key, keys):
 
 
 def test_one_file_serves_all_sets(tmp_path):
-    """Those of other suites, and those that were not chosen, are passed over."""
+    """Those of other suites, and those that were not chosen, are skipped."""
     tasks = {
         key: {c.name: [f"{key} {c.name} {i}" for i in range(2)] for c in spec.classes}
         for key, spec in SPECS.items()

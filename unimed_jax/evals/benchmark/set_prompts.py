@@ -39,7 +39,7 @@ def packaged(spec: SetSpec) -> SetPrompts:
 def from_file(suite: Suite, prompts: PromptSet, file: str) -> dict[str, SetPrompts]:
     """Key -> prompts for the sets of `suite` that a prompt file names.
 
-    Sets of other suites, or that were not chosen, are passed over, so that one file serves all.
+    Sets of other suites, or that were not chosen, are skipped, so that one file serves all.
 
     Raises:
       ConfigError: a task is no set of any suite, or its classes are not those of the set.
