@@ -1,7 +1,5 @@
 """Where a user stands with the thirteen parts: found and counted, or named as missing."""
 
-import time
-
 import pytest
 from helpers import official_layouts, unimed_layouts
 from helpers.corpora import convert, report
@@ -168,10 +166,8 @@ def test_counting_images_lists_folders_and_stops_at_its_bound(tmp_path, monkeypa
     for n in range(3000):
         (folder / f"{n}.jpg").touch()  # empty: they would not decode
     (folder / "notes.txt").touch()
-    start = time.perf_counter()
     found = statuses(tmp_path)["chexpert"]
     assert (found.images, found.images_exact) == (3005, True)
-    assert time.perf_counter() - start < 5
     monkeypatch.setattr(part_status, "MOST_IMAGES", 1000)
     bounded = statuses(tmp_path)["chexpert"]
     assert (bounded.images, bounded.images_exact) == (1000, False)
