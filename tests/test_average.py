@@ -186,18 +186,24 @@ def test_a_greedy_soup_by_its_own_process_follows_the_rule(finished_run, tmp_pat
     assert mean_of(recipe["scores"]) == pytest.approx(reached, abs=1e-12)
 
 
-def other_model(run_directory: Path, directory: Path) -> Path:
-    """A copy of a run whose checkpoints say that they are of another activation."""
+def other_model(run_directory: Path, directory: Path, **visual: object) -> Path:
+    """A copy of a run whose checkpoints say that their image tower is another one."""
     workdir = Path(shutil.copytree(run_directory, directory))
     for path in workdir.glob("checkpoints/*/meta/metadata"):
         meta = json.loads(path.read_text())
-        meta["config"]["model"]["visual"]["activation"] = "gelu_tanh"
+        meta["config"]["model"]["visual"] |= visual
         path.write_text(json.dumps(meta))
     return workdir
 
 
+def test_runs_that_only_dropped_other_shares_of_patches_are_averaged(finished_run, tmp_path):
+    other = other_model(finished_run, tmp_path / "other", patch_dropout=0.5)
+    assert run(finished_run, other, f"--out={tmp_path / 'out'}") == 0
+    assert_mixture(tmp_path / "out", (0.5, read(finished_run)), (0.5, read(other)))
+
+
 def test_what_cannot_be_averaged_is_one_line_and_leaves_nothing(finished_run, tmp_path, capsys):
-    other = other_model(finished_run, tmp_path / "other")
+    other = other_model(finished_run, tmp_path / "other", activation="gelu_tanh")
     out = f"--out={tmp_path / 'out'}"
     cases = (
         (

@@ -50,6 +50,7 @@ _FREE_KEYS = (
     "model.text.bucket_groups",
     "model.text.buckets",
     "model.text.dropout",
+    "model.visual.patch_dropout",
 )
 
 
