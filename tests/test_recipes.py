@@ -11,6 +11,13 @@ from unimed_jax import config as config_lib
 from unimed_jax.models import dual_encoder, presets
 
 
+def test_a_run_older_than_optional_sources_resumes():
+    config = load("unimed", "vit_b16")
+    old = json.loads(config_lib.to_json(config))
+    del old["data"]["optional"]
+    assert config_lib.differences(config_lib.from_json(json.dumps(old)), config) == []
+
+
 @pytest.mark.parametrize(("name", "variant"), RECIPES)
 def test_a_recipe_is_valid_and_survives_its_json(name, variant):
     config = load(name, variant)

@@ -31,6 +31,7 @@ RUN_ONLY_KEYS = (
     "profile",
     "watchdog",
     "data.root",
+    "data.optional",  # what was left out because of it is data.left_out
     "data.num_threads",
     "data.verify_checksums",
     "data.accept_new_order",
