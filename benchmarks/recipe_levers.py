@@ -5,7 +5,7 @@
 
 DIR holds the folders ``minimed`` and ``ood_dev``, each with a ``metadata.csv``. Every run is a
 process that trains configs/minimed.py with the keys of a lever; finished runs are not repeated, and
-interrupted ones go on. Each is scored zero-shot, by balanced accuracy:
+interrupted ones resume. Each is scored zero-shot, by balanced accuracy:
 
 - on ``val`` with the prompts of the recipe, which resemble its captions;
 - on ``val`` and on ``ood_dev``, images of other sources, in ten styles of prompts that are in no
