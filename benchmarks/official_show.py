@@ -7,7 +7,6 @@ two tables for the docs: what became of the rows, and three records of each part
 """
 
 import argparse
-import datetime
 import json
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import official_scale
+import recorded
 
 from input_pipeline import records
 from input_pipeline.conversion.unimed_parts import PARTS
@@ -52,8 +52,14 @@ def main() -> None:
             )
             read_back += [_shown(sample) for sample in _first_samples(out, 3)]
     command_line = f"python benchmarks/official_show.py --scale={args.scale} --out=docs/data"
-    _write(args.out / "official_rows.json", command_line, numbers, _NUMBERS)
-    _write(args.out / "official_records.json", command_line, read_back, _RECORDS)
+    recorded.write_table(args.out / "official_rows.json", command_line, _labels(_NUMBERS), numbers)
+    recorded.write_table(
+        args.out / "official_records.json", command_line, _labels(_RECORDS), read_back
+    )
+
+
+def _labels(columns: dict[str, str]) -> dict[str, dict[str, str]]:
+    return {name: {"label": label} for name, label in columns.items()}
 
 
 def _first_samples(corpus: Path, count: int) -> list[records.Sample]:
@@ -97,25 +103,6 @@ _RECORDS = {
     "first": "the first of them",
     "origin": "its origin",
 }
-
-
-def _write(path: Path, command: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=True,
-    ).stdout.strip()
-    content = {
-        "command": command,
-        "machine": "2 shared cores",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit,
-        "columns": {name: {"label": label} for name, label in columns.items()},
-        "rows": rows,
-    }
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import recorded
+
 LEVERS: dict[str, dict[str, object]] = {
     "plain": {},
     "ignored": {"loss.same_label": "ignored"},
@@ -243,18 +245,22 @@ def main() -> None:
         parser.error(f"unknown levers {unknown}; valid: {', '.join(LEVERS)}")
     root.mkdir(parents=True, exist_ok=True)
     prepare(args.data, root)
-    rows = {}
+    rows = []
     for name in names:
         found = [finished_run(args, name, seed) for seed in args.seeds.split(",")]
-        rows[name] = {
-            key: {"mean": statistics.mean(values), "seeds": values}
-            for key in found[0]
-            for values in [[one[key] for one in found]]
-        }
-        print(name, *(f"{k} {v['mean']:.3f}" for k, v in rows[name].items()), sep="  ", flush=True)
+        row: dict[str, object] = {"lever": name}
+        for key in found[0]:
+            values = [one[key] for one in found]
+            row[key] = statistics.mean(values)
+            row[f"{key} deviation"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        rows.append(row)
+        print(name, *(f"{key} {row[key]:.3f}" for key in found[0]), sep="  ", flush=True)
     if args.json:
-        figures = {"steps": args.steps, "seeds": args.seeds, "levers": rows}
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        command = f"python benchmarks/recipe_levers.py --data=DIR --levers={args.levers}"
+        command += f" --seeds={args.seeds} --steps={args.steps}"
+        columns = {key: {"label": key, "format": ".3f"} for key in rows[0]}
+        columns["lever"] = {"label": "lever"}
+        recorded.write_table(args.json, command, columns, rows)
 
 
 def run_directory(runs: Path, steps: int, lever: str, seed: str) -> Path:

@@ -53,7 +53,7 @@ class Names:
     def leave_out(self, rows: Iterable[SourceRow | Rejection]) -> Iterator[SourceRow | Rejection]:
         """The rows; those of test sets become rejections."""
         for row in rows:
-            why = "" if isinstance(row, Rejection) else self.why(_path(row))
+            why = "" if isinstance(row, Rejection) else self.why(path_of(row.source, row.id))
             if why and isinstance(row, SourceRow):
                 yield Rejection(why, row.row, row.id, row.image)
             else:
@@ -74,9 +74,9 @@ def identity(match: re.Match[str], by: str) -> str:
     return (by == "group" and match.groupdict().get("group")) or match["key"]
 
 
-def _path(row: SourceRow) -> str:
-    """The path that names an image: its id without the source, and without the hash of its text."""
-    return row.id.removeprefix(f"{row.source}/").partition("#")[0]
+def path_of(source: str, row_id: str) -> str:
+    """The path that names an image: its id without the source and the hash of its texts."""
+    return re.sub("#[0-9a-f]{8}$", "", row_id.removeprefix(f"{source}/"))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

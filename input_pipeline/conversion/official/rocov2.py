@@ -46,11 +46,11 @@ def open_rocov2(options: PartOptions) -> OpenedAnnotations | None:
     )
     mapping = _present(top, ("cui_mapping.csv",))
     rows = table.rows(captions, ("ID", "Caption"), encoding=options.encoding)
-    names = _names(mapping, options.encoding)
-    cuis, bad_rows = _concepts(concepts, options.encoding)
+    names, bad_names = _names(mapping, options.encoding)
+    cuis, bad_concepts = _concepts(concepts, options.encoding)
     folders = {split: _folder(options.raw, top, split) for split in splits}
     facts = {"image_folder": list(folders.values()), "names_of_concepts": len(names)}
-    annotations = itertools.chain(bad_rows, _read(rows, folders, cuis, names))
+    annotations = itertools.chain(bad_names, bad_concepts, _read(rows, folders, cuis, names))
     return OpenedAnnotations(tuple(captions), annotations, facts, (*concepts, *mapping))
 
 
@@ -64,11 +64,15 @@ def _folder(raw: AnyPath, top: AnyPath, split: str) -> str:
     return files.relative_name(next((p for p in places if p.is_dir()), places[-1]), raw)
 
 
-def _names(paths: Sequence[AnyPath], encoding: str) -> Mapping[str, str]:
-    """Concept -> its name."""
-    rows = table.rows(paths, ("CUI", "Canonical name"), encoding=encoding)
-    cells = (row.cells for row in rows if isinstance(row, table.TableRow))
-    return {cell["CUI"]: cell["Canonical name"] for cell in cells if cell["Canonical name"]}
+def _names(paths: Sequence[AnyPath], encoding: str) -> tuple[Mapping[str, str], list[Rejection]]:
+    """Concept -> its name; and rows that cannot be read."""
+    names, bad = {}, []
+    for row in table.rows(paths, ("CUI", "Canonical name"), encoding=encoding):
+        if isinstance(row, Rejection):
+            bad.append(Rejection(f"row of names of concepts left out: {row.reason}"))
+        elif row.cells["Canonical name"]:
+            names[row.cells["CUI"]] = row.cells["Canonical name"]
+    return names, bad
 
 
 def _concepts(

@@ -16,7 +16,7 @@ from PIL import Image
 
 pytest.importorskip("imagehash", reason="the extra [inspect] is not installed")
 
-from input_pipeline.conversion.held_out import Pictures
+from input_pipeline.conversion.held_out import Pictures, path_of
 from input_pipeline.io.perceptual_hash import perceptual_hash
 from unimed_jax.evals.benchmark.spec import load_suite
 
@@ -122,6 +122,18 @@ def rsna_mapping(sets, pairs):
     ]
     name = "pneumonia-challenge-dataset-mappings_2018.json"
     (sets / name).write_text(json.dumps(entries))
+
+
+@pytest.mark.parametrize(
+    ("row_id", "path"),
+    [
+        ("nih/a/b.png", "a/b.png"),
+        ("nih/a/b.png#0123abcd", "a/b.png"),  # the same image with other texts
+        ("nih/a#1/b#2.png", "a#1/b#2.png"),
+    ],
+)
+def test_the_path_of_a_row_is_without_the_hash_of_its_texts(row_id, path):
+    assert path_of("nih", row_id) == path
 
 
 def test_rsna_leaves_nih_by_the_public_mapping(tmp_path, sets):

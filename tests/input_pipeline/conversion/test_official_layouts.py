@@ -715,11 +715,14 @@ def test_rocov2_is_read_without_concepts_and_with_bad_rows(run, tmp_path):
     concepts = raw / "ROCOv2/train_concepts.csv"
     concepts.write_text(concepts.read_text() + "ROCOv2_2023_train_000003,C1,x\n")
     (raw / "ROCOv2/valid_concepts.csv").unlink()
+    with (raw / "ROCOv2/cui_mapping.csv").open("a") as file:
+        file.write("C0000001,name,more,than,that\n")
     with (raw / "ROCOv2/train_captions.csv").open("a") as file:
         file.write(",no image\nx\nROCOv2_2023_train_000009,\n")
     out = run("rocov2", captions=False, raw=raw)
     assert corpora.report(out)["rejected_by_reason"] == {
         "row of concepts left out": 1,
+        "row of names of concepts left out": 1,
         "no image": 1,
         "wrong number of fields": 1,
         "neither text nor label": 1,

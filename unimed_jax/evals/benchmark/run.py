@@ -251,23 +251,17 @@ def evaluate_suite(
     texts = _encode_texts(model, [given.task for given in used.values()]) if specs else {}
     cache = cache / model.image_tower_digest()[:16] / protocol
     results = []
-    family: tuple[str, SetEmbeddings] | None = None  # the last one
+    embeddings: dict[str, SetEmbeddings | UserError] = {}  # of the last set or family
     for spec in specs:
         with failures.catching(spec.key):
-            images = opened[spec.key]
-            if family is None or not spec.family or family[0] != spec.family:
-                name = spec.family or spec.key
-                embedded = image_embeddings.embed(
-                    model, whole.get(name, images), cache / name, as_published=as_published
-                )
-                before = f", {embedded.num_cached:,} of them embedded before"
-                process.log(
-                    f"{name}: {len(embedded.vectors):,} images"
-                    f"{before if embedded.num_cached else ''}"
-                )
-                family = (spec.family, embedded)
+            images, name = opened[spec.key], spec.family or spec.key
+            if name not in embeddings:
+                embeddings = {name: _embed(model, name, whole.get(name, images), cache, protocol)}
+            embedded = embeddings[name]
+            if isinstance(embedded, UserError):
+                raise embedded
             if spec.family:
-                embedded = family[1].select(rows[spec.key])
+                embedded = embedded.select(rows[spec.key])
             results.append(
                 _score_set(
                     spec,
@@ -303,6 +297,21 @@ def _table(
     if isinstance(table, UserError):
         raise table
     return table
+
+
+def _embed(
+    model: Model, name: str, images: LabelledImages, cache: AnyPath, protocol: str
+) -> SetEmbeddings | UserError:
+    """The embeddings of a set or family, or what prevents them: for all its findings alike."""
+    try:
+        found = image_embeddings.embed(
+            model, images, cache / name, as_published=protocol == "paper"
+        )
+    except UserError as error:
+        return error
+    before = f", {found.num_cached:,} of them embedded before" if found.num_cached else ""
+    process.log(f"{name}: {len(found.vectors):,} images{before}")
+    return found
 
 
 def _check_same_on_all_hosts(opened: Mapping[str, LabelledImages], root: Path) -> None:
