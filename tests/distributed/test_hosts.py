@@ -64,9 +64,9 @@ def test_hosts_of_uneven_data_draw_every_record_equally_often(uneven_corpus):
     manifests = dataset.open_sources(sources)
     spec = dataset.StreamSpec(sources, manifests, seed=0, batch_size=16, block_size=8)
 
-    def decode(record, seed, source):
-        del seed, source
-        return tf.io.parse_single_example(record, {"id": tf.io.FixedLenFeature((), tf.string)})
+    def decode(serialized, seeds, sources):
+        del seeds, sources
+        return tf.io.parse_example(serialized, {"id": tf.io.FixedLenFeature((), tf.string)})
 
     draws = Counter()
     for rows in (range(8), range(8, 16)):
