@@ -39,7 +39,7 @@ def _show(args: argparse.Namespace) -> None:
     with tqdm(total=len(PARTS), unit=" parts", delay=1) as bar:
 
         def shown(key: str) -> None:
-            bar.set_description(key)
+            bar.set_description(key, refresh=False)
             bar.update()
 
         statuses = part_status.of_parts(args.raw, args.corpora, shown)
